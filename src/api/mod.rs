@@ -1,0 +1,1 @@
+//! HTTP: one folder an endpoint family, each with wire, convert and stream.

@@ -1,0 +1,60 @@
+//! Every environment variable that Sconce reads, and the only place that reads them.
+
+use std::path::PathBuf;
+
+/// One documented variable.
+pub struct Variable {
+    pub name: &'static str,
+    pub help: &'static str,
+}
+
+impl Variable {
+    /// Its value, when set to something that is not empty.
+    pub fn get(&self) -> Option<String> {
+        std::env::var(self.name).ok().filter(|value| !value.is_empty())
+    }
+
+    /// True when set to `1`, `true`, `yes` or `on` in any case, as huggingface_hub reads its flags.
+    pub fn is_on(&self) -> bool {
+        self.get().is_some_and(|value| matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on"))
+    }
+
+    pub fn path(&self) -> Option<PathBuf> {
+        self.get().map(PathBuf::from)
+    }
+}
+
+pub const HF_HOME: Variable =
+    Variable { name: "HF_HOME", help: "folder of the hub's token and cache (default ~/.cache/huggingface)" };
+pub const HF_HUB_CACHE: Variable =
+    Variable { name: "HF_HUB_CACHE", help: "folder of downloaded models (default $HF_HOME/hub)" };
+pub const HF_TOKEN: Variable = Variable { name: "HF_TOKEN", help: "access token for gated or private models" };
+pub const HF_TOKEN_PATH: Variable =
+    Variable { name: "HF_TOKEN_PATH", help: "file that holds the token (default $HF_HOME/token)" };
+pub const HF_HUB_OFFLINE: Variable =
+    Variable { name: "HF_HUB_OFFLINE", help: "1: use only what is already downloaded" };
+pub const HF_ENDPOINT: Variable = Variable { name: "HF_ENDPOINT", help: "address of the hub or of a mirror" };
+pub const XDG_CACHE_HOME: Variable = Variable { name: "XDG_CACHE_HOME", help: "folder for caches (default ~/.cache)" };
+pub const HOME: Variable = Variable { name: "HOME", help: "the user's folder" };
+pub const PATH: Variable = Variable { name: "PATH", help: "where programs such as pip are looked for" };
+pub const NO_COLOR: Variable = Variable { name: "NO_COLOR", help: "set: no colours in the terminal" };
+pub const SCONCE_LOG: Variable =
+    Variable { name: "SCONCE_LOG", help: "log filter, as tracing reads it (default info; e.g. sconce=debug)" };
+pub const SCONCE_API_KEY: Variable =
+    Variable { name: "SCONCE_API_KEY", help: "API key that clients must send, as --api-key" };
+
+/// All of them, in the order of the reference page.
+pub const ALL: &[&Variable] = &[
+    &HF_HOME,
+    &HF_HUB_CACHE,
+    &HF_TOKEN,
+    &HF_TOKEN_PATH,
+    &HF_HUB_OFFLINE,
+    &HF_ENDPOINT,
+    &XDG_CACHE_HOME,
+    &HOME,
+    &PATH,
+    &NO_COLOR,
+    &SCONCE_LOG,
+    &SCONCE_API_KEY,
+];

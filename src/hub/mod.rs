@@ -1,0 +1,1 @@
+//! From a model reference to files on this machine.

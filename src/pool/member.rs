@@ -1,0 +1,89 @@
+//! What the pool asks of whoever can answer: a local engine, later a hosted provider.
+
+use std::pin::Pin;
+
+use futures_util::Stream;
+use futures_util::future::BoxFuture;
+
+use crate::error::Result;
+use crate::request::{Chat, Event, Request};
+
+/// Events of one request. Ends after `Event::Done` or `Event::Failed`; dropping it cancels.
+pub type EventStream = Pin<Box<dyn Stream<Item = Event> + Send>>;
+
+/// One model behind one name.
+pub trait Member: Send + Sync {
+    fn card(&self) -> &ModelCard;
+    fn state(&self) -> MemberState;
+    /// Starts a request that has been admitted. Errors here are about the request (prompt too long, bad template).
+    fn start(&self, request: Request) -> BoxFuture<'_, Result<EventStream>>;
+    fn tokenize(&self, input: TokenizeInput) -> Result<Tokenized>;
+    fn detokenize(&self, tokens: &[u32]) -> Result<String>;
+    /// Figures for `/metrics`; taking them must not lock or wait for the engine.
+    fn snapshot(&self) -> EngineSnapshot;
+}
+
+/// What `/v1/models` says of a member.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelCard {
+    /// The client-visible name.
+    pub id: String,
+    /// Other names it answers to (`--served-model-name` may be given several times).
+    pub aliases: Vec<String>,
+    /// The model reference it was loaded from.
+    pub root: String,
+    pub max_model_len: u32,
+    /// Unix time when it was loaded.
+    pub created_s: u64,
+    /// A chat template exists, so `/v1/chat/completions` works.
+    pub chat: bool,
+}
+
+impl ModelCard {
+    pub fn answers_to(&self, model: &str) -> bool {
+        self.id == model || self.aliases.iter().any(|alias| alias == model)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemberState {
+    /// What is being done, for a person.
+    Loading(String),
+    Ready,
+    Failed(String),
+}
+
+#[derive(Debug, Clone)]
+pub enum TokenizeInput {
+    Text { text: String, add_special_tokens: bool },
+    Chat(Chat),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tokenized {
+    pub tokens: Vec<u32>,
+    /// Text of each token, when the endpoint asks for it.
+    pub texts: Vec<String>,
+}
+
+/// A plain copy of an engine's figures. Counters only grow.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EngineSnapshot {
+    pub running: u64,
+    pub waiting: u64,
+    /// Share of KV blocks owned by live sequences, 0..=1.
+    pub kv_usage: f64,
+    pub prompt_tokens: u64,
+    pub generation_tokens: u64,
+    pub cached_prompt_tokens: u64,
+    pub recomputed_prompt_tokens: u64,
+    pub prefix_queries: u64,
+    pub prefix_hits: u64,
+    pub preemptions: u64,
+    pub steps: u64,
+    pub blocks: u64,
+    pub block_size: u64,
+    /// Tokens a step: how many steps had at most `le` tokens, cumulative, and the sum. (`vllm:iteration_tokens_total`)
+    pub step_tokens_buckets: Vec<(f64, u64)>,
+    pub step_tokens_sum: f64,
+}

@@ -1,0 +1,126 @@
+//! The pool: members that can answer, bounded admission in front of them, one stream of events behind them.
+//!
+//! Local and remote members meet at [`Event`]: nothing above this room knows which one ran.
+
+mod admission;
+pub mod member;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::StreamExt;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::request::Request;
+
+pub use admission::{Admission, AdmissionLimits};
+pub use member::{EngineSnapshot, EventStream, Member, MemberState, ModelCard, TokenizeInput, Tokenized};
+
+/// Every model this server answers for.
+pub struct Pool {
+    members: Vec<Slot>,
+    draining: AtomicBool,
+}
+
+struct Slot {
+    member: Arc<dyn Member>,
+    admission: Admission,
+}
+
+/// Whether the server may be sent traffic, and if not, why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readiness {
+    pub ready: bool,
+    pub reasons: Vec<String>,
+}
+
+impl Pool {
+    pub fn new(members: Vec<(Arc<dyn Member>, AdmissionLimits)>) -> Self {
+        let members =
+            members.into_iter().map(|(member, limits)| Slot { member, admission: Admission::new(limits) }).collect();
+        Self { members, draining: AtomicBool::new(false) }
+    }
+
+    /// Admits the request or says at once why not; the returned stream ends with `Done` or `Failed`.
+    /// Dropping the stream cancels the request and gives its place back.
+    pub async fn submit(&self, request: Request) -> Result<EventStream> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Unavailable, "the server is shutting down and takes no new requests")
+                .with_code("server_draining")
+                .with_retry_after_s(1));
+        }
+        let slot = self.slot(&request.model)?;
+        if let MemberState::Loading(what) = slot.member.state() {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("model '{}' is not ready yet: {what}", request.model),
+            )
+            .with_code("model_not_ready")
+            .with_retry_after_s(2));
+        }
+        if let MemberState::Failed(why) = slot.member.state() {
+            return Err(Error::new(ErrorKind::Unavailable, format!("model '{}' has failed: {why}", request.model))
+                .with_code("model_failed"));
+        }
+        let permit = slot.admission.admit(request.params.n.max(1))?;
+        let mut events = slot.member.start(request).await?;
+        Ok(Box::pin(async_stream::stream! {
+            let mut permit = permit;
+            while let Some(event) = events.next().await {
+                if matches!(event, crate::request::Event::Done(_)) {
+                    permit.complete();
+                }
+                yield event;
+            }
+        }))
+    }
+
+    /// The member that answers for `model`: by id or alias; a pool of one also answers for an empty name.
+    pub fn member(&self, model: &str) -> Result<Arc<dyn Member>> {
+        self.slot(model).map(|slot| Arc::clone(&slot.member))
+    }
+
+    fn slot(&self, model: &str) -> Result<&Slot> {
+        if let (true, [only]) = (model.is_empty(), self.members.as_slice()) {
+            return Ok(only);
+        }
+        self.members.iter().find(|slot| slot.member.card().answers_to(model)).ok_or_else(|| {
+            let known: Vec<_> = self.members.iter().map(|slot| slot.member.card().id.clone()).collect();
+            Error::new(
+                ErrorKind::NotFound,
+                format!("the model '{model}' does not exist here; this server has: {}", known.join(", ")),
+            )
+            .with_param("model")
+            .with_code("model_not_found")
+        })
+    }
+
+    pub fn members(&self) -> impl Iterator<Item = &Arc<dyn Member>> {
+        self.members.iter().map(|slot| &slot.member)
+    }
+
+    pub fn readiness(&self) -> Readiness {
+        let mut reasons = Vec::new();
+        if self.draining.load(Ordering::Relaxed) {
+            reasons.push("draining".to_owned());
+        }
+        for member in self.members() {
+            match member.state() {
+                MemberState::Ready => {}
+                MemberState::Loading(what) => reasons.push(format!("{}: {what}", member.card().id)),
+                MemberState::Failed(why) => reasons.push(format!("{}: failed: {why}", member.card().id)),
+            }
+        }
+        Readiness { ready: reasons.is_empty(), reasons }
+    }
+
+    /// From now on every new request is refused; running ones go on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Requests that hold a place now, over all members.
+    pub fn live(&self) -> u32 {
+        self.members.iter().map(|slot| slot.admission.live()).sum()
+    }
+}

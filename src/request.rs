@@ -1,0 +1,175 @@
+//! The vocabulary that every room shares: a checked request going in, events coming out.
+//!
+//! Nothing here does I/O, knows a wire format or depends on another module of ours but `error`.
+
+use serde_json::{Map, Value};
+
+use crate::error::Error;
+
+/// A request that passed every check that needs no model: all numbers are in range, all unsupported fields refused.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Client-visible id (`chatcmpl-…`), also the name of its tracing span.
+    pub id: String,
+    /// The model name as the client sent it.
+    pub model: String,
+    pub prompt: Prompt,
+    pub params: Params,
+    pub tenant: Tenant,
+    /// Lower values are served earlier, as in vLLM; 0 is the default.
+    pub priority: i32,
+}
+
+/// Who asks. Prefix-cache entries are shared only inside one tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Tenant {
+    /// A name for logs and metrics; never the secret itself.
+    pub name: String,
+    /// Separates prefix-cache contents: hash of the API key and the request's `cache_salt`.
+    pub salt: [u8; 32],
+}
+
+#[derive(Debug, Clone)]
+pub enum Prompt {
+    Chat(Chat),
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+/// A conversation to be rendered by the model's chat template.
+#[derive(Debug, Clone, Default)]
+pub struct Chat {
+    pub messages: Vec<Message>,
+    /// Tool definitions exactly as the client sent them; templates read them as data.
+    pub tools: Vec<Value>,
+    /// Open the assistant's turn at the end. True unless the client says otherwise.
+    pub add_generation_prompt: bool,
+    /// Leave the last message's turn open so that the model continues it.
+    pub continue_final_message: bool,
+    /// Extra template variables (`chat_template_kwargs`).
+    pub template_kwargs: Map<String, Value>,
+}
+
+/// One message. `content` keeps the client's parts: some templates take a string, some take parts.
+#[derive(Debug, Clone, Default)]
+pub struct Message {
+    /// `system`, `developer`, `user`, `assistant` or `tool`.
+    pub role: String,
+    pub content: Content,
+    pub name: Option<String>,
+    /// Assistant's tool calls, with `function.arguments` already parsed from a string into an object where it parses.
+    pub tool_calls: Vec<Value>,
+    pub tool_call_id: Option<String>,
+    pub reasoning: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Content {
+    #[default]
+    None,
+    Text(String),
+    /// Text parts in order (`{"type": "text", "text": …}`).
+    Parts(Vec<String>),
+}
+
+/// How to generate. `None` means the model's own default (its generation_config.json), then OpenAI's default.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Params {
+    /// Most tokens to generate; `None` means up to the end of the context.
+    pub max_tokens: Option<u32>,
+    pub min_tokens: u32,
+    pub temperature: Option<f32>,
+    /// 0 means off.
+    pub top_k: Option<u32>,
+    pub top_p: Option<f32>,
+    pub min_p: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    /// Added to the logit of a token id before sampling, -100..=100.
+    pub logit_bias: Vec<(u32, f32)>,
+    pub seed: Option<u64>,
+    pub stop: Vec<String>,
+    pub stop_token_ids: Vec<u32>,
+    pub ignore_eos: bool,
+    pub include_stop_str_in_output: bool,
+    pub skip_special_tokens: bool,
+    /// Number of choices, at least 1.
+    pub n: u32,
+    /// Report the sampled token's logprob and this many alternatives.
+    pub logprobs: Option<u32>,
+    /// The same for each prompt token but the first.
+    pub prompt_logprobs: Option<u32>,
+    /// Return the prompt's text and token reports in `Event::Prompt` (completions with `echo`).
+    pub echo: bool,
+}
+
+/// A token with its log-probability, as text and as bytes (a token may be part of a character).
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    pub id: u32,
+    pub text: String,
+    pub bytes: Vec<u8>,
+    pub logprob: f32,
+}
+
+/// One token of a prompt or of an answer with the alternatives that were asked for, best first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenReport {
+    pub token: TokenLogprob,
+    pub top: Vec<TokenLogprob>,
+}
+
+/// What comes back. A request yields exactly one `Done` or `Failed`, and nothing after it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The prompt was computed. Once a request, before any text.
+    Prompt(PromptReport),
+    /// More text of one choice. `tokens` is filled when logprobs or token ids were asked for; text that is held back
+    /// because it may become a stop string comes with a later event.
+    Text { choice: u32, text: String, tokens: Vec<TokenReport>, token_ids: Vec<u32> },
+    /// One choice has ended.
+    Finished { choice: u32, reason: Finish },
+    /// All choices have ended.
+    Done(Usage),
+    /// The request ended without a full answer.
+    Failed(Error),
+}
+
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PromptReport {
+    pub prompt_tokens: u32,
+    pub cached_tokens: u32,
+    /// The prompt's own text, when `echo` was asked for.
+    pub text: Option<String>,
+    /// One entry a prompt token when prompt logprobs were asked for; the first token has none.
+    pub tokens: Vec<PromptToken>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptToken {
+    pub id: u32,
+    pub text: String,
+    pub report: Option<TokenReport>,
+}
+
+/// Why a choice ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finish {
+    /// An end-of-sequence token, or a stop string or token: which one, when the request named it.
+    Stop(Option<StopMatch>),
+    Length,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopMatch {
+    Text(String),
+    Token(u32),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    pub prompt_tokens: u32,
+    pub completion_tokens: u32,
+    pub cached_tokens: u32,
+}

@@ -1,0 +1,1 @@
+//! Tokenizers, chat templates, incremental detokenisation and stop strings: text in, ids out, and back. No I/O.
