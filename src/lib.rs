@@ -1,4 +1,57 @@
 //! Sconce serves open-weight models on your own hardware behind the OpenAI API.
+//!
+//! # One request, as data
+//!
+//! | hop | value | made in | runs on |
+//! |---|---|---|---|
+//! | 1 | HTTP bytes | axum | tokio |
+//! | 2 | wire struct, then [`request::Request`] or [`error::Error`] naming the field | `api/openai/*/convert.rs` | tokio |
+//! | 3 | a permit: one place in a bounded queue, held by the event stream | `pool/admission.rs` | tokio |
+//! | 4 | prompt token ids (rendered and tokenised once) and resolved parameters | `pool/local/prepare.rs` | tokio, or the blocking pool for long prompts |
+//! | 5 | [`engine::Submit`] through a bounded channel | `engine/handle.rs` | engine thread from here on |
+//! | 6 | a step: how many tokens of which sequence, in which blocks | `engine/scheduler` (pure) | engine |
+//! | 7 | `BatchInput`: flat arrays | `engine/batch.rs` (pure) | engine |
+//! | 8 | logits of the sampled rows | `models` on `kernels` | engine + device |
+//! | 9 | sampled tokens, then [`engine::Progress`] per sequence | `engine/sampler`, `scheduler.commit` | engine |
+//! | 10 | [`request::Event`]s: text, finish, usage | `pool/local/{choice,stream}.rs` on `text` | the request's task |
+//! | 11 | SSE or one JSON document | `api/openai/*` | tokio |
+//!
+//! Dropping the response drops the receivers; the engine sees it at its next step and frees the sequences. A full
+//! channel parks that sequence, never the step.
+//!
+//! # Rooms
+//!
+//! - [`request`], [`error`]: the vocabulary. They use nothing of ours.
+//! - [`config`]: flags, file and environment, checked.
+//! - [`cli`]: one file a command.
+//! - [`api`]: HTTP. Knows the pool and the vocabulary, not the engine.
+//! - [`pool`]: members that can answer, admission in front of them. `pool/local` joins engine and text.
+//! - [`text`]: tokenizers, chat templates, detokenisation, stop strings. No I/O, no clock.
+//! - [`engine`]: scheduler, blocks, sampler (pure), and the one thread that runs them.
+//! - [`hub`]: a model reference becomes local files.
+//! - [`device`]: what hardware is here; `device/fit.rs` says what fits, as a pure function.
+//! - [`launch`]: assembly. The only place where hub, models, engine and text meet.
+//! - [`telemetry`]: logs and metrics.
+//! - `sconce-models`: spec, weights, one file an architecture family. `sconce-kernels`: one function an operation.
+//!
+//! `tests/architecture.rs` enforces who may import whom.
+//!
+//! # Invariants
+//!
+//! 1. One OS thread owns all mutable inference state of a replica. Nothing of it is shared, so nothing of it is locked.
+//! 2. `schedule` and `commit` are pure: same inputs and seed, same outputs. A bug that the simulator finds replays from
+//!    its seed.
+//! 3. There are no prefill and decode phases, only "how many tokens of each sequence this step", under one token
+//!    budget. Chunked prefill, prefix hits and preemption are the same mechanism.
+//! 4. After each step every KV block is free, cached or owned, counted once; the scheduled tokens are within budget;
+//!    waiting + running + parked = live.
+//! 5. A request ends in exactly one terminal event, also on panic, cancel, timeout and shutdown.
+//! 6. No queue is unbounded; every limit is a named configuration value with its unit.
+//! 7. A field that is not implemented is refused by name when it would change the answer, never silently ignored.
+//! 8. On the CPU the greedy output of a sequence does not depend on its batch mates nor on how its prompt was chunked.
+//! 9. Tests need no network but the package registries, no GPU and no committed weights. A test that cannot run says
+//!    "skipped: why".
+//! 10. The server opens no accelerator that it was not told to use, and no secret reaches a log.
 
 pub mod api;
 pub mod cli;

@@ -72,6 +72,17 @@ pub enum Content {
     Parts(Vec<String>),
 }
 
+impl Content {
+    /// Bytes of text, for deciding where to do the work.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Text(text) => text.len(),
+            Self::Parts(parts) => parts.iter().map(String::len).sum(),
+        }
+    }
+}
+
 /// How to generate. `None` means the model's own default (its generation_config.json), then OpenAI's default.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Params {

@@ -1,1 +1,78 @@
-//! The command line: one file a command.
+//! The command line: one file a command. Data goes to stdout, logs and progress to stderr.
+//!
+//! Exit codes: 0 fine, 1 failed (one line on stderr says why and what to do), 2 wrong usage.
+
+mod catalogue;
+mod flags;
+mod models;
+mod output;
+mod pull;
+mod run;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::telemetry::{self, LogOptions};
+
+/// Serve open-weight models on your own hardware, behind the OpenAI API.
+#[derive(Parser)]
+#[command(name = "sconce", version, about, propagate_version = true, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Write logs as JSON lines (stderr)
+    #[arg(long, global = true)]
+    log_json: bool,
+    /// What to log, e.g. `debug` or `sconce=debug,info` [default: info for serve, warn otherwise]
+    #[arg(long, global = true, value_name = "FILTER", env = crate::config::env::SCONCE_LOG.name)]
+    log: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve models behind the OpenAI API
+    Serve(serve::ServeArgs),
+    /// Chat with a model in the terminal
+    Run(run::RunArgs),
+    /// Download a model without serving it
+    Pull(pull::PullArgs),
+    /// List downloaded models, or the built-in catalogue
+    #[command(visible_alias = "ls")]
+    List(models::ListArgs),
+    /// Remove a downloaded model
+    Rm(models::RemoveArgs),
+}
+
+/// Parses the command line, runs one command and turns its outcome into an exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let fallback = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
+    let filter = cli.log.unwrap_or_else(|| fallback.to_owned());
+    telemetry::start_logging(LogOptions { json: cli.log_json, filter: Some(filter) });
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(why) => return failed(&format!("cannot start the async runtime: {why}")),
+    };
+    let outcome = runtime.block_on(async {
+        match cli.command {
+            Command::Serve(args) => serve::serve(args).await,
+            Command::Run(args) => run::run(args).await,
+            Command::Pull(args) => pull::pull(args).await,
+            Command::List(args) => models::list(&args),
+            Command::Rm(args) => models::remove(&args),
+        }
+    });
+    // A download or a load that was interrupted may still sit in a blocking thread: the process does not wait for it.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error.message),
+    }
+}
+
+fn failed(message: &str) -> ExitCode {
+    eprintln!("error: {message}");
+    ExitCode::FAILURE
+}

@@ -1,3 +1,179 @@
-//! What the operator asked for: environment variables as documented constants, later the TOML file.
+//! What the operator asked for, checked: flags over environment over file over defaults.
 
 pub mod env;
+pub mod file;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// Everything `sconce serve` needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServeConfig {
+    pub host: String,
+    pub port: u16,
+    pub api_keys: Vec<String>,
+    pub shutdown_timeout: Duration,
+    pub models: Vec<ModelConfig>,
+}
+
+/// One model and its limits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// As the operator typed it: `smollm2:135m`, `org/name`, a path, `sim`.
+    pub reference: String,
+    /// Client-visible names, the first one reported; empty: a short name made from the reference.
+    pub served_names: Vec<String>,
+    pub device: DeviceChoice,
+    pub limits: ModelLimits,
+    /// A template file that replaces the model's own.
+    pub chat_template: Option<PathBuf>,
+}
+
+/// `None` means: choose what fits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelLimits {
+    pub max_model_len: Option<u32>,
+    pub max_num_seqs: u32,
+    pub max_num_batched_tokens: Option<u32>,
+    /// Sequences that may wait beyond the running ones before requests are refused.
+    pub max_queue: u32,
+    pub block_size: u32,
+    pub kv_cache_memory_bytes: Option<u64>,
+    /// Share of the available memory for weights and KV, in thousandths.
+    pub memory_share_permille: u32,
+    pub enable_prefix_caching: bool,
+}
+
+pub const HOST_DEFAULT: &str = "127.0.0.1";
+pub const PORT_DEFAULT: u16 = 8080;
+pub const MODEL_DEFAULT: &str = "smollm2:135m";
+pub const MAX_NUM_SEQS_DEFAULT: u32 = 64;
+pub const MAX_QUEUE_DEFAULT: u32 = 256;
+pub const BLOCK_SIZE_DEFAULT: u32 = 16;
+pub const SHUTDOWN_TIMEOUT_DEFAULT_S: u64 = 30;
+pub const MEMORY_UTILIZATION_DEFAULT: f64 = 0.9;
+
+impl Default for ModelLimits {
+    fn default() -> Self {
+        Self {
+            max_model_len: None,
+            max_num_seqs: MAX_NUM_SEQS_DEFAULT,
+            max_num_batched_tokens: None,
+            max_queue: MAX_QUEUE_DEFAULT,
+            block_size: BLOCK_SIZE_DEFAULT,
+            kv_cache_memory_bytes: None,
+            memory_share_permille: (MEMORY_UTILIZATION_DEFAULT * 1000.0) as u32,
+            enable_prefix_caching: true,
+        }
+    }
+}
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// The best device there is; today the CPU.
+    #[default]
+    Auto,
+    Cpu,
+    Cuda(u32),
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("'{text}' is not a device; give auto, cpu, cuda or cuda:N")),
+        }
+    }
+}
+
+/// Values that are possible at all; whether they fit is `device::fit`'s business.
+pub fn check_limits(limits: &ModelLimits) -> Result<()> {
+    let at_least_one = [
+        ("--max-num-seqs", limits.max_num_seqs),
+        ("--max-model-len", limits.max_model_len.unwrap_or(1)),
+        ("--max-num-batched-tokens", limits.max_num_batched_tokens.unwrap_or(1)),
+    ];
+    if let Some((flag, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
+        return Err(Error::invalid(*flag, format!("{flag} must be at least 1")));
+    }
+    if !(1..=256).contains(&limits.block_size) || !limits.block_size.is_power_of_two() {
+        return Err(Error::invalid(
+            "--block-size",
+            format!("--block-size {} is not a power of two from 1 to 256", limits.block_size),
+        ));
+    }
+    if !(1..=1000).contains(&limits.memory_share_permille) {
+        return Err(Error::invalid(
+            "--gpu-memory-utilization",
+            "--gpu-memory-utilization must be over 0 and at most 1",
+        ));
+    }
+    Ok(())
+}
+
+/// `4096`, `512MiB`, `4GiB`, `4GB`, `1.5g`: a byte count as people write it. Binary units unless spelt `KB`, `MB`, `GB`.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let trimmed = text.trim();
+    let split = trimmed.find(|symbol: char| !symbol.is_ascii_digit() && symbol != '.').unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(split);
+    let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024.0 * 1024.0,
+        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        _ => return Err(format!("'{text}' is not a size; write 4GiB, 512MiB or a number of bytes")),
+    };
+    let value: f64 =
+        number.parse().map_err(|_| format!("'{text}' is not a size; write 4GiB, 512MiB or a number of bytes"))?;
+    Ok((value * factor) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        let cases =
+            [("4096", 4096), ("1KiB", 1024), ("2g", 2 << 30), ("1.5 GiB", 3 << 29), ("4GB", 4_000_000_000), ("7b", 7)];
+        for (text, bytes) in cases {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        assert!(parse_bytes("lots").is_err() && parse_bytes("4XB").is_err() && parse_bytes("").is_err());
+    }
+
+    #[test]
+    fn devices_are_named_as_in_the_contract() {
+        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
+        assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
+        assert!("gpu".parse::<DeviceChoice>().is_err() && "cuda:x".parse::<DeviceChoice>().is_err());
+    }
+
+    #[test]
+    fn impossible_limits_name_their_flag() {
+        let cases = [
+            (ModelLimits { max_num_seqs: 0, ..ModelLimits::default() }, "--max-num-seqs"),
+            (ModelLimits { block_size: 12, ..ModelLimits::default() }, "--block-size"),
+            (ModelLimits { memory_share_permille: 0, ..ModelLimits::default() }, "--gpu-memory-utilization"),
+        ];
+        for (limits, flag) in cases {
+            let error = check_limits(&limits).expect_err(flag);
+            assert_eq!(error.param.as_deref(), Some(flag));
+        }
+        assert!(check_limits(&ModelLimits::default()).is_ok());
+    }
+}

@@ -1,1 +1,4 @@
 //! What hardware is here, and what fits on it.
+
+pub mod cpu;
+pub mod fit;

@@ -3,6 +3,7 @@
 //! Local and remote members meet at [`Event`]: nothing above this room knows which one ran.
 
 mod admission;
+pub mod local;
 pub mod member;
 
 use std::sync::Arc;

@@ -1,0 +1,92 @@
+//! Flags that several commands share, and how they become a checked configuration.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::config::file::ModelSection;
+use crate::config::{DeviceChoice, ModelConfig, ModelLimits, parse_bytes};
+use crate::error::{Error, Result};
+
+/// How a model is run. Flags that `vllm serve` has carry its names.
+#[derive(Args, Debug, Clone, Default)]
+pub struct ModelFlags {
+    /// Where to run: auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long)]
+    pub device: Option<DeviceChoice>,
+    /// CPU threads for the model [default: every core this process may use]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Longest prompt plus answer, in tokens [default: all the model supports]
+    #[arg(long, value_name = "TOKENS")]
+    pub max_model_len: Option<u32>,
+    /// Sequences computed at once [default: 64]
+    #[arg(long, value_name = "N")]
+    pub max_num_seqs: Option<u32>,
+    /// Tokens computed in one step, over all sequences [default: 256]
+    #[arg(long, value_name = "TOKENS")]
+    pub max_num_batched_tokens: Option<u32>,
+    /// Tokens in a KV block, a power of two [default: 16]
+    #[arg(long, value_name = "TOKENS")]
+    pub block_size: Option<u32>,
+    /// Share of the available memory that weights and KV cache may take, 0 to 1 [default: 0.9]
+    #[arg(long, value_name = "SHARE")]
+    pub gpu_memory_utilization: Option<f64>,
+    /// Size of the KV cache, e.g. 2GiB [default: what the sequences can fill, at most 4GiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub kv_cache_memory_bytes: Option<u64>,
+    /// Element type of the KV cache; only auto and f32 exist so far [default: auto]
+    #[arg(long, value_name = "TYPE", value_parser = ["auto", "f32"])]
+    pub kv_cache_dtype: Option<String>,
+    /// Reuse the KV of equal prompt beginnings (on by default)
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    pub enable_prefix_caching: bool,
+    /// Compute every prompt from its first token
+    #[arg(long)]
+    pub no_enable_prefix_caching: bool,
+    /// A Jinja chat template file that replaces the model's own
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+}
+
+impl ModelFlags {
+    /// One model: the file's section (or none), overridden by whatever flag was given.
+    pub fn resolve(&self, section: &ModelSection) -> Result<ModelConfig> {
+        let defaults = ModelLimits::default();
+        let utilization = self.gpu_memory_utilization.or(section.gpu_memory_utilization);
+        let in_file_kv = section.kv_cache_memory.as_deref().map(parse_bytes).transpose();
+        let in_file_kv = in_file_kv.map_err(|why| Error::invalid("kv_cache_memory", why))?;
+        let in_file_device = section.device.as_deref().map(str::parse::<DeviceChoice>).transpose();
+        let in_file_device = in_file_device.map_err(|why| Error::invalid("device", why))?;
+        let limits = ModelLimits {
+            max_model_len: self.max_model_len.or(section.max_model_len),
+            max_num_seqs: self.max_num_seqs.or(section.max_num_seqs).unwrap_or(defaults.max_num_seqs),
+            max_num_batched_tokens: self.max_num_batched_tokens.or(section.max_num_batched_tokens),
+            max_queue: section.max_queue.unwrap_or(defaults.max_queue),
+            block_size: self.block_size.or(section.block_size).unwrap_or(defaults.block_size),
+            kv_cache_memory_bytes: self.kv_cache_memory_bytes.or(in_file_kv),
+            memory_share_permille: utilization.map_or(defaults.memory_share_permille, permille),
+            enable_prefix_caching: !self.no_enable_prefix_caching
+                && (self.enable_prefix_caching || section.enable_prefix_caching.unwrap_or(true)),
+        };
+        Ok(ModelConfig {
+            reference: section.model.clone(),
+            served_names: section.served_model_names.clone(),
+            device: self.device.or(in_file_device).unwrap_or_default(),
+            limits,
+            chat_template: self.chat_template.clone().or_else(|| section.chat_template.clone()),
+        })
+    }
+
+    /// Sizes the compute threads; before the first model is loaded.
+    pub fn apply_threads(&self) {
+        if let Some(threads) = self.threads {
+            sconce_kernels::cpu::set_threads(usize::from(threads));
+        }
+    }
+}
+
+/// Out-of-range shares become 0 or over 1000, which the configuration check refuses by name.
+fn permille(share: f64) -> u32 {
+    (share * 1000.0).round().clamp(0.0, 1_000_000.0) as u32
+}

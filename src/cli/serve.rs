@@ -1,0 +1,177 @@
+//! `sconce serve`: bind, load, answer, drain.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::flags::ModelFlags;
+use super::output;
+use crate::api::{self, ApiConfig};
+use crate::config::file::{self, FileConfig, ModelSection};
+use crate::config::{self, ServeConfig};
+use crate::error::{Error, ErrorKind, Result};
+use crate::hub::progress;
+use crate::launch::{Launch, LoadReport};
+
+#[derive(Args)]
+pub struct ServeArgs {
+    /// What to serve: a catalogue name (smollm2:135m), org/name, org/name@rev, org/name:file.gguf, a folder, a .gguf
+    /// file, dummy:NAME or sim [default: smollm2:135m]
+    #[arg(value_name = "MODEL")]
+    models: Vec<String>,
+    /// Address to listen on; 0.0.0.0 for every interface [default: 127.0.0.1]
+    #[arg(long)]
+    host: Option<String>,
+    /// Port to listen on; 0 picks a free one [default: 8080]
+    #[arg(long)]
+    port: Option<u16>,
+    /// Configuration file (sconce.toml); flags win over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Names that clients use; the first is reported. Only with a single model
+    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',')]
+    served_model_name: Vec<String>,
+    /// Key that clients must send as `Authorization: Bearer KEY`; may be given several times [default: none needed]
+    #[arg(long, value_name = "KEY", env = crate::config::env::SCONCE_API_KEY.name, hide_env_values = true, value_delimiter = ',')]
+    api_key: Vec<String>,
+    /// Requests that may wait beyond the running ones before clients get 429 [default: 256]
+    #[arg(long, value_name = "N")]
+    max_queue: Option<u32>,
+    /// Seconds that running requests get to finish after SIGTERM [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    shutdown_timeout: Option<u64>,
+    #[command(flatten)]
+    model: ModelFlags,
+}
+
+pub async fn serve(args: ServeArgs) -> Result<()> {
+    let started = Instant::now();
+    args.model.apply_threads();
+    let config = resolve(&args)?;
+    let launch = Arc::new(Launch::plan(&config.models)?);
+    let listener = bind(&config).await?;
+    let address = listener.local_addr().map_err(|why| Error::internal(format!("no local address: {why}")))?;
+    let (stop, stopping) = watch::channel(false);
+    listen_for_signals(stop.clone())?;
+
+    let api_config = ApiConfig { api_keys: config.api_keys.clone(), ..ApiConfig::default() };
+    let router = api::router(Arc::clone(&launch.pool), Arc::clone(&launch.metrics), api_config);
+    let drain = stopped(stopping.clone());
+    let server = tokio::spawn(api::serve(listener, router, Arc::clone(&launch.pool), drain, config.shutdown_timeout));
+    tokio::select! {
+        loaded = launch.load(progress::for_stderr().into()) => {
+            banner(&config, address, &loaded?, started.elapsed());
+        }
+        () = stopped(stopping) => {}
+    }
+    let served = server.await.map_err(|panic| Error::internal(format!("the HTTP server failed: {panic}")))?;
+    launch.stop(Duration::ZERO).await;
+    served
+}
+
+async fn stopped(mut stopping: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is a stop as well.
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// The first SIGTERM or Ctrl-C drains; the second ends the process at once.
+fn listen_for_signals(stop: watch::Sender<bool>) -> Result<()> {
+    let broken = |why: std::io::Error| Error::internal(format!("cannot listen for signals: {why}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(broken)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(broken)?;
+    tokio::spawn(async move {
+        let mut signals = 0;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            signals += 1;
+            if signals > 1 {
+                std::process::exit(130);
+            }
+            tracing::info!("stopping: finishing running requests; send the signal again to stop at once");
+            stop.send_replace(true);
+        }
+    });
+    Ok(())
+}
+
+async fn bind(config: &ServeConfig) -> Result<TcpListener> {
+    TcpListener::bind((config.host.as_str(), config.port)).await.map_err(|why| {
+        let hint = match why.kind() {
+            std::io::ErrorKind::AddrInUse => "another program listens there; choose another --port or stop it",
+            std::io::ErrorKind::PermissionDenied => "ports below 1024 need privileges; choose a higher --port",
+            _ => "check --host and --port",
+        };
+        Error::new(ErrorKind::Unavailable, format!("cannot listen on {}:{}: {why}; {hint}", config.host, config.port))
+    })
+}
+
+/// Flags over environment (clap reads it) over file over defaults.
+fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
+    let file = args.config.as_deref().map_or_else(|| Ok(FileConfig::default()), file::read)?;
+    let mut sections = if args.models.is_empty() { file.models.clone() } else { named(&args.models) };
+    if sections.is_empty() {
+        sections = named(&[config::MODEL_DEFAULT.to_owned()]);
+    }
+    match (args.served_model_name.is_empty(), sections.as_mut_slice()) {
+        (true, _) => {}
+        (false, [only]) => only.served_model_names.clone_from(&args.served_model_name),
+        (false, _) => {
+            return Err(Error::invalid(
+                "--served-model-name",
+                "--served-model-name works with a single model; name several in sconce.toml (served_model_names)",
+            ));
+        }
+    }
+    let mut models = sections.iter().map(|section| args.model.resolve(section)).collect::<Result<Vec<_>>>()?;
+    for model in &mut models {
+        model.limits.max_queue = args.max_queue.unwrap_or(model.limits.max_queue);
+    }
+    let api_keys = if args.api_key.is_empty() { file.server.api_keys } else { args.api_key.clone() };
+    let timeout_s = args.shutdown_timeout.or(file.server.shutdown_timeout_s);
+    Ok(ServeConfig {
+        host: args.host.clone().or(file.server.host).unwrap_or_else(|| config::HOST_DEFAULT.to_owned()),
+        port: args.port.or(file.server.port).unwrap_or(config::PORT_DEFAULT),
+        api_keys,
+        shutdown_timeout: Duration::from_secs(timeout_s.unwrap_or(config::SHUTDOWN_TIMEOUT_DEFAULT_S)),
+        models,
+    })
+}
+
+fn named(references: &[String]) -> Vec<ModelSection> {
+    references.iter().map(|model| ModelSection { model: model.clone(), ..ModelSection::default() }).collect()
+}
+
+fn banner(config: &ServeConfig, address: SocketAddr, reports: &[LoadReport], elapsed: Duration) {
+    let mut text = String::new();
+    for report in reports {
+        text += &format!("\n{}  {}\n", report.id, report.what);
+        text += &format!("  device   {}\n", report.device);
+        for choice in &report.choices {
+            text += &format!("  chosen   {choice}\n");
+        }
+        text += &format!("  loaded   in {:.2} s\n", report.load_time.as_secs_f64());
+    }
+    let url = format!("http://{}", reachable(address));
+    let key = if config.api_keys.is_empty() { "" } else { " -H \"Authorization: Bearer $SCONCE_API_KEY\"" };
+    let model = reports.first().map_or("", |report| report.id.as_str());
+    text += &format!("\nready on {url} after {:.2} s (OpenAI API under {url}/v1). Try:\n\n", elapsed.as_secs_f64());
+    text += &format!(
+        "  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' \\\n    \
+         -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Why is the sky blue?\"}}]}}'\n"
+    );
+    output::print(&text);
+}
+
+/// An address that a client on this machine can use.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() { SocketAddr::new([127, 0, 0, 1].into(), address.port()) } else { address }
+}

@@ -1,0 +1,82 @@
+//! `sconce.toml` as typed. Unknown keys are refused, with the line they stand on.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The whole file. Every key is optional; flags win over it.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileConfig {
+    #[serde(default)]
+    pub server: ServerSection,
+    /// `[[models]]`, one table a model.
+    #[serde(default)]
+    pub models: Vec<ModelSection>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerSection {
+    pub host: Option<String>,
+    pub port: Option<u16>,
+    #[serde(default)]
+    pub api_keys: Vec<String>,
+    pub shutdown_timeout_s: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    pub model: String,
+    #[serde(default)]
+    pub served_model_names: Vec<String>,
+    pub device: Option<String>,
+    pub max_model_len: Option<u32>,
+    pub max_num_seqs: Option<u32>,
+    pub max_num_batched_tokens: Option<u32>,
+    pub max_queue: Option<u32>,
+    pub block_size: Option<u32>,
+    /// A size as `--kv-cache-memory-bytes` takes it: `"4GiB"`.
+    pub kv_cache_memory: Option<String>,
+    pub gpu_memory_utilization: Option<f64>,
+    pub enable_prefix_caching: Option<bool>,
+    pub chat_template: Option<PathBuf>,
+}
+
+pub fn read(path: &Path) -> Result<FileConfig> {
+    let text = std::fs::read_to_string(path).map_err(|why| {
+        Error::new(
+            ErrorKind::NotFound,
+            format!("cannot read the configuration {}: {why}; check --config", path.display()),
+        )
+    })?;
+    parse(&text).map_err(|why| Error::new(ErrorKind::InvalidRequest, format!("{} is not valid: {why}", path.display())))
+}
+
+fn parse(text: &str) -> Result<FileConfig, String> {
+    toml::from_str(text).map_err(|why| {
+        let line = why.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        format!("line {line}: {}", why.message())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_as_typed() {
+        let file = parse("[server]\nport = 9000\n[[models]]\nmodel = \"sim\"\nmax_num_seqs = 4\n").expect("valid");
+        assert_eq!(file.server.port, Some(9000));
+        assert_eq!((file.models[0].model.as_str(), file.models[0].max_num_seqs), ("sim", Some(4)));
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused_with_its_line() {
+        let error = parse("[server]\nport = 9000\nprot = 1\n").expect_err("unknown key");
+        assert!(error.starts_with("line ") && error.contains("prot"), "{error}");
+    }
+}

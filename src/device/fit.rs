@@ -1,0 +1,210 @@
+//! What fits, as a pure function: (model, memory, wishes) -> a plan with its reasons, or why not and what would.
+
+/// What the plan needs to know of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelSize {
+    /// Bytes that loading the weights will still take out of the available memory.
+    pub weight_bytes: u64,
+    pub kv_bytes_per_token: u64,
+    /// Longest context the model was made for.
+    pub context_max: u32,
+    /// Bytes of activations that one token of a step needs, logits included.
+    pub step_bytes_per_token: u64,
+}
+
+/// What the operator asked for; `None` means: choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wishes {
+    pub block_size: u32,
+    pub max_model_len: Option<u32>,
+    pub max_num_seqs: u32,
+    pub max_num_batched_tokens: Option<u32>,
+    pub kv_cache_bytes: Option<u64>,
+    /// Share of the available memory that weights and KV may take, in thousandths (`--gpu-memory-utilization`).
+    pub memory_share_permille: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    pub blocks: u32,
+    pub block_size: u32,
+    pub max_model_len: u32,
+    pub max_num_seqs: u32,
+    pub max_num_batched_tokens: u32,
+    pub kv_bytes: u64,
+    /// One line a choice, for the person who starts the server.
+    pub reasons: Vec<String>,
+}
+
+/// Chosen KV caches stop growing here: beyond it a CPU is too slow to use the room.
+const KV_BYTES_DEFAULT_MAX: u64 = 4 << 30;
+
+/// A step's token budget when none is given: prefill is as efficient as with more, and a decoding stream waits less.
+const BATCHED_TOKENS_DEFAULT: u32 = 256;
+
+/// Plans for `available_bytes` of memory (`None`: unknown, then only the default cap limits).
+pub fn plan(size: &ModelSize, wishes: &Wishes, available_bytes: Option<u64>) -> Result<Plan, String> {
+    let max_model_len = context(size, wishes)?;
+    let max_num_batched_tokens = wishes.max_num_batched_tokens.unwrap_or(BATCHED_TOKENS_DEFAULT).max(1);
+    let block_bytes = size.kv_bytes_per_token * u64::from(wishes.block_size);
+    let blocks_one_context = u64::from(max_model_len.div_ceil(wishes.block_size));
+    let needed_bytes = blocks_one_context * block_bytes;
+    let reserved = size.weight_bytes + size.step_bytes_per_token * u64::from(max_num_batched_tokens);
+    let room = available_bytes
+        .map(|bytes| (bytes / 1000).saturating_mul(u64::from(wishes.memory_share_permille)).saturating_sub(reserved));
+    let (kv_bytes, reason) = match wishes.kv_cache_bytes {
+        Some(bytes) => (bytes, "as given by --kv-cache-memory-bytes".to_owned()),
+        None => chosen_kv_bytes(size, wishes, max_model_len, room, needed_bytes),
+    };
+    check_room(size, kv_bytes, needed_bytes, room, max_model_len)?;
+    let blocks = u32::try_from(kv_bytes / block_bytes.max(1)).unwrap_or(u32::MAX);
+    let reasons = vec![
+        format!("context {max_model_len} tokens ({})", context_reason(wishes)),
+        format!(
+            "KV cache {} = {blocks} blocks of {} tokens ({reason})",
+            human_bytes(u64::from(blocks) * block_bytes),
+            wishes.block_size
+        ),
+        format!("up to {} sequences at once, {max_num_batched_tokens} tokens a step", wishes.max_num_seqs),
+    ];
+    Ok(Plan {
+        blocks,
+        block_size: wishes.block_size,
+        max_model_len,
+        max_num_seqs: wishes.max_num_seqs,
+        max_num_batched_tokens,
+        kv_bytes: u64::from(blocks) * block_bytes,
+        reasons,
+    })
+}
+
+fn context(size: &ModelSize, wishes: &Wishes) -> Result<u32, String> {
+    match wishes.max_model_len {
+        Some(wanted) if wanted > size.context_max => Err(format!(
+            "--max-model-len {wanted} is beyond the {} tokens that this model was made for; give at most that",
+            size.context_max
+        )),
+        Some(wanted) => Ok(wanted),
+        None => Ok(size.context_max),
+    }
+}
+
+fn context_reason(wishes: &Wishes) -> &'static str {
+    if wishes.max_model_len.is_some() { "as given by --max-model-len" } else { "all the model supports" }
+}
+
+fn chosen_kv_bytes(
+    size: &ModelSize,
+    wishes: &Wishes,
+    max_model_len: u32,
+    room: Option<u64>,
+    needed_bytes: u64,
+) -> (u64, String) {
+    let every_sequence =
+        size.kv_bytes_per_token.saturating_mul(u64::from(max_model_len)).saturating_mul(u64::from(wishes.max_num_seqs));
+    let cap = KV_BYTES_DEFAULT_MAX.max(needed_bytes);
+    let room_or_cap = room.unwrap_or(cap);
+    let chosen = every_sequence.min(cap).min(room_or_cap);
+    let reason = if chosen == every_sequence {
+        "every sequence may fill its context".to_owned()
+    } else if chosen == cap {
+        "the default; more with --kv-cache-memory-bytes".to_owned()
+    } else {
+        format!("{} % of the available memory, less the weights", wishes.memory_share_permille / 10)
+    };
+    (chosen, reason)
+}
+
+fn check_room(
+    size: &ModelSize,
+    kv_bytes: u64,
+    needed_bytes: u64,
+    room: Option<u64>,
+    max_model_len: u32,
+) -> Result<(), String> {
+    let tokens_that_fit = |bytes: u64| bytes / size.kv_bytes_per_token.max(1);
+    if kv_bytes < needed_bytes {
+        return Err(format!(
+            "no memory for the KV cache: one sequence of {max_model_len} tokens needs {}, there is {}; \
+             lower --max-model-len to {} or free memory",
+            human_bytes(needed_bytes),
+            human_bytes(kv_bytes),
+            tokens_that_fit(kv_bytes)
+        ));
+    }
+    match room {
+        Some(room) if kv_bytes > room => Err(format!(
+            "no memory for the KV cache: {} asked for, {} left after the weights; lower --kv-cache-memory-bytes or \
+             --max-model-len, or raise --gpu-memory-utilization",
+            human_bytes(kv_bytes),
+            human_bytes(room)
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// `1.5 GiB`, `360.0 MiB`, `12 B`.
+pub fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMOL: ModelSize = ModelSize {
+        weight_bytes: 98 << 20,
+        kv_bytes_per_token: 46_080,
+        context_max: 8192,
+        step_bytes_per_token: 16_384,
+    };
+    const WISHES: Wishes = Wishes {
+        block_size: 16,
+        max_model_len: None,
+        max_num_seqs: 64,
+        max_num_batched_tokens: None,
+        kv_cache_bytes: None,
+        memory_share_permille: 900,
+    };
+
+    #[test]
+    fn a_large_machine_gets_the_default_cap() {
+        let plan = plan(&SMOL, &WISHES, Some(24 << 30)).expect("fits");
+        assert_eq!(plan.max_model_len, 8192);
+        assert!(plan.kv_bytes <= KV_BYTES_DEFAULT_MAX);
+        assert_eq!(u64::from(plan.blocks), KV_BYTES_DEFAULT_MAX / (46_080 * 16));
+    }
+
+    #[test]
+    fn a_small_machine_gets_what_is_left() {
+        let plan = plan(&SMOL, &WISHES, Some(1 << 30)).expect("fits");
+        let room = (1_u64 << 30) / 1000 * 900 - SMOL.weight_bytes - SMOL.step_bytes_per_token * 256;
+        assert_eq!(u64::from(plan.blocks), room / (46_080 * 16));
+    }
+
+    #[test]
+    fn few_short_sequences_get_just_what_they_can_fill() {
+        let wishes = Wishes { max_model_len: Some(1024), max_num_seqs: 2, ..WISHES };
+        assert_eq!(plan(&SMOL, &wishes, Some(24 << 30)).expect("fits").blocks, 128);
+    }
+
+    #[test]
+    fn what_does_not_fit_says_what_would() {
+        let error = plan(&SMOL, &WISHES, Some(300 << 20)).expect_err("too small");
+        assert!(error.contains("--max-model-len to") && error.contains("8192 tokens needs 360.0 MiB"), "{error}");
+        let wishes = Wishes { kv_cache_bytes: Some(64 << 30), ..WISHES };
+        assert!(plan(&SMOL, &wishes, Some(24 << 30)).expect_err("too much").contains("--kv-cache-memory-bytes"));
+        let wishes = Wishes { max_model_len: Some(9000), ..WISHES };
+        assert!(plan(&SMOL, &wishes, None).expect_err("too long").contains("at most"));
+    }
+}

@@ -1,0 +1,233 @@
+//! One model: spec, plan, weights, engine, tokenizer, in that order, so that what cannot work fails early.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sconce_models::{LoadOptions, Source, Spec};
+
+use super::{synthetic, text};
+use crate::config::{ModelConfig, ModelLimits};
+use crate::device::{cpu, fit};
+use crate::engine::{EngineConfig, EngineHandle, Executor, ModelExecutor, SimExecutor};
+use crate::error::{Error, ErrorKind, Result};
+use crate::hub::{LocalFiles, LocalModel, Progress};
+use crate::pool::ModelCard;
+use crate::pool::local::Loaded;
+
+/// What was loaded and chosen, for the person who started it.
+#[derive(Debug, Clone)]
+pub struct LoadReport {
+    pub id: String,
+    /// `llama, 30 layers, 135 M parameters, Q4_1`.
+    pub what: String,
+    /// `CPU (name), 2 threads`.
+    pub device: String,
+    /// One line a choice, with its reason.
+    pub choices: Vec<String>,
+    pub load_time: Duration,
+}
+
+/// `--model sim`: context, vocabulary and time a step of a model that does not exist.
+const SIM_CONTEXT_TOKENS: u32 = 32_768;
+const SIM_STEP_TIME: Duration = Duration::from_millis(10);
+const SIM_TOKEN_TIME: Duration = Duration::from_micros(20);
+/// A sim token's "KV" is its id and position.
+const SIM_KV_BYTES_PER_TOKEN: u64 = 8;
+
+/// Loads on the calling thread; takes seconds.
+pub fn load(
+    config: &ModelConfig,
+    model: &LocalModel,
+    card: ModelCard,
+    progress: Arc<dyn Progress>,
+) -> Result<(Loaded, LoadReport)> {
+    let started = Instant::now();
+    let (mut loaded, mut report) = match &model.files {
+        LocalFiles::Gguf(path) => load_weights(config, Source::Gguf(path.clone()), card, progress),
+        LocalFiles::Folder(path) => load_weights(config, Source::Folder(path.clone()), card, progress),
+        LocalFiles::Dummy(name) => load_weights(config, Source::Dummy(name.clone()), card, progress),
+        LocalFiles::Sim => load_sim(config, card),
+    }?;
+    loaded.card.chat = loaded.template.is_some();
+    report.load_time = started.elapsed();
+    Ok((loaded, report))
+}
+
+fn load_weights(
+    config: &ModelConfig,
+    source: Source,
+    card: ModelCard,
+    progress: Arc<dyn Progress>,
+) -> Result<(Loaded, LoadReport)> {
+    let spec = sconce_models::read_spec(&source).map_err(|why| unusable(&why))?;
+    let machine = cpu::detect();
+    let plan = plan(&spec, &config.limits, machine.memory_available_bytes)?;
+    let parts = text::read(&source, &spec, config.chat_template.as_deref())?;
+    let engine = {
+        let source = source.clone();
+        let (blocks, block_size, model_name) = (plan.blocks, plan.block_size, card.id.clone());
+        EngineHandle::start(&card.id, engine_config(&plan, &config.limits), move || {
+            let shown = LoadingBar::new(progress, model_name);
+            let options = LoadOptions {
+                progress: Some(Box::new(move |done, total| shown.update(done, total))),
+                ..Default::default()
+            };
+            let model = sconce_models::load(&source, options).map_err(|why| why.to_string())?;
+            let executor = ModelExecutor::new(model, blocks, block_size)?;
+            Ok(Box::new(executor) as Box<dyn Executor>)
+        })
+        .map_err(|why| Error::new(ErrorKind::Unavailable, why))?
+    };
+    let report = LoadReport {
+        id: card.id.clone(),
+        what: describe(&spec),
+        device: format!(
+            "CPU ({}), {} threads",
+            machine.name.as_deref().unwrap_or("unknown"),
+            sconce_kernels::cpu::threads()
+        ),
+        choices: plan.reasons.clone(),
+        load_time: Duration::ZERO,
+    };
+    let card = ModelCard { max_model_len: plan.max_model_len, ..card };
+    let loaded = Loaded {
+        card,
+        engine,
+        eos_ids: parts.tokenizer.eos().to_vec(),
+        tokenizer: Arc::new(parts.tokenizer),
+        template: parts.template,
+        defaults: parts.defaults,
+        block_size: plan.block_size,
+        vocab_size: spec.vocab,
+    };
+    Ok((loaded, report))
+}
+
+fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport)> {
+    let vocab = synthetic::vocabulary(synthetic::SMALLEST_VOCABULARY)?;
+    let size = fit::ModelSize {
+        weight_bytes: 0,
+        kv_bytes_per_token: SIM_KV_BYTES_PER_TOKEN,
+        context_max: SIM_CONTEXT_TOKENS,
+        step_bytes_per_token: 0,
+    };
+    let plan = fit::plan(&size, &wishes(&config.limits), None).map_err(does_not_fit)?;
+    let (blocks, block_size, vocab_size) = (plan.blocks, plan.block_size, vocab.tokenizer.vocab_size());
+    let engine = EngineHandle::start(&card.id, engine_config(&plan, &config.limits), move || {
+        let executor = SimExecutor::new(vocab_size, blocks, block_size).with_delays(SIM_STEP_TIME, SIM_TOKEN_TIME);
+        Ok(Box::new(executor) as Box<dyn Executor>)
+    })
+    .map_err(|why| Error::new(ErrorKind::Unavailable, why))?;
+    let report = LoadReport {
+        id: card.id.clone(),
+        what: "simulated: no model, deterministic nonsense".to_owned(),
+        device: format!("timer ({} ms a step)", SIM_STEP_TIME.as_millis()),
+        choices: plan.reasons.clone(),
+        load_time: Duration::ZERO,
+    };
+    let loaded = Loaded {
+        card: ModelCard { max_model_len: plan.max_model_len, ..card },
+        engine,
+        eos_ids: vocab.tokenizer.eos().to_vec(),
+        block_size,
+        vocab_size,
+        tokenizer: Arc::new(vocab.tokenizer),
+        template: vocab.template,
+        defaults: vocab.defaults,
+    };
+    Ok((loaded, report))
+}
+
+fn plan(spec: &Spec, limits: &ModelLimits, available_bytes: Option<u64>) -> Result<fit::Plan> {
+    let size = fit::ModelSize {
+        // Weights are mapped from the file: what they take is page cache, which the system still counts as available.
+        weight_bytes: spec.weight_bytes,
+        kv_bytes_per_token: spec.kv_bytes_per_token(),
+        context_max: spec.context_max,
+        step_bytes_per_token: step_bytes_per_token(spec),
+    };
+    fit::plan(&size, &wishes(limits), available_bytes).map_err(does_not_fit)
+}
+
+/// Activations of one token: residual, normed, q, k, v, attention output, gate, up and their product, in f32.
+fn step_bytes_per_token(spec: &Spec) -> u64 {
+    let heads = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
+    4 * (4 * spec.hidden + 2 * heads + 3 * spec.ffn) as u64
+}
+
+fn wishes(limits: &ModelLimits) -> fit::Wishes {
+    fit::Wishes {
+        block_size: limits.block_size,
+        max_model_len: limits.max_model_len,
+        max_num_seqs: limits.max_num_seqs,
+        max_num_batched_tokens: limits.max_num_batched_tokens,
+        kv_cache_bytes: limits.kv_cache_memory_bytes,
+        memory_share_permille: limits.memory_share_permille,
+    }
+}
+
+fn engine_config(plan: &fit::Plan, limits: &ModelLimits) -> EngineConfig {
+    EngineConfig {
+        block_size: plan.block_size,
+        blocks: plan.blocks,
+        max_num_seqs: plan.max_num_seqs,
+        max_num_batched_tokens: plan.max_num_batched_tokens,
+        max_model_len: plan.max_model_len,
+        enable_prefix_caching: limits.enable_prefix_caching,
+        // The pool's admission is the bound that clients meet; a request with many choices may pass it when alone.
+        max_waiting: limits.max_queue.saturating_add(limits.max_num_seqs).saturating_mul(2),
+        ..EngineConfig::default()
+    }
+}
+
+fn describe(spec: &Spec) -> String {
+    let parameters = spec.parameters as f64;
+    let size =
+        if parameters < 1e9 { format!("{:.0} M", parameters / 1e6) } else { format!("{:.1} B", parameters / 1e9) };
+    format!(
+        "{}, {} layers, {size} parameters, {} ({})",
+        spec.architecture,
+        spec.layers,
+        spec.weight_format,
+        fit::human_bytes(spec.weight_bytes)
+    )
+}
+
+/// Shows the loading of weights once it has taken long enough to be asked about.
+struct LoadingBar {
+    progress: Arc<dyn Progress>,
+    label: String,
+    started: Instant,
+    shown: Cell<bool>,
+}
+
+impl LoadingBar {
+    const SHOWN_AFTER: Duration = Duration::from_millis(700);
+
+    fn new(progress: Arc<dyn Progress>, model: String) -> Self {
+        let label = format!("loading {model}");
+        Self { progress, label, started: Instant::now(), shown: Cell::new(false) }
+    }
+
+    fn update(&self, bytes_done: u64, bytes_total: u64) {
+        if bytes_done >= bytes_total {
+            if self.shown.get() {
+                self.progress.finished(&self.label);
+            }
+        } else if self.shown.get() {
+            self.progress.advanced(&self.label, bytes_done);
+        } else if self.started.elapsed() > Self::SHOWN_AFTER {
+            self.shown.set(true);
+            self.progress.started(&self.label, bytes_done, Some(bytes_total));
+        }
+    }
+}
+
+fn unusable(why: &sconce_models::Error) -> Error {
+    Error::new(ErrorKind::InvalidRequest, why.to_string())
+}
+
+fn does_not_fit(why: String) -> Error {
+    Error::new(ErrorKind::Unavailable, why)
+}

@@ -1,0 +1,225 @@
+//! A member backed by an engine in this process: request -> tokens -> engine -> text -> events.
+
+mod choice;
+mod prepare;
+mod stream;
+
+use std::sync::{Arc, OnceLock};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+
+use crate::engine::stats::STEP_TOKENS_BOUNDS;
+use crate::engine::{EngineHandle, StepTokens, Submit, SubmitError};
+use crate::error::{Error, ErrorKind, Result};
+use crate::pool::member::{EngineSnapshot, EventStream, Member, MemberState, ModelCard, TokenizeInput, Tokenized};
+use crate::request::{Prompt, Request};
+use crate::telemetry::ModelMetrics;
+use crate::text::{ChatTemplate, Tokenizer};
+
+/// Steps that a slow client may lag behind before its sequence is parked.
+const PROGRESS_CHANNEL_STEPS: usize = 64;
+
+/// A text shorter than this is rendered and tokenised on the async thread: a hand-over costs more than the work.
+const INLINE_PROMPT_BYTES_MAX: usize = 16 * 1024;
+
+/// Everything a loaded model needs to answer.
+pub struct Loaded {
+    pub card: ModelCard,
+    pub engine: EngineHandle,
+    pub tokenizer: Arc<Tokenizer>,
+    pub template: Option<ChatTemplate>,
+    pub defaults: SamplingDefaults,
+    /// Ids that end an answer unless the request ignores them.
+    pub eos_ids: Vec<u32>,
+    /// Tokens in a KV block.
+    pub block_size: u32,
+    /// Rows of the logits; tokenizers may know fewer ids.
+    pub vocab_size: usize,
+}
+
+/// A model's own sampling defaults (generation_config.json), else OpenAI's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SamplingDefaults {
+    pub temperature: f32,
+    pub top_k: u32,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub repetition_penalty: f32,
+}
+
+impl Default for SamplingDefaults {
+    fn default() -> Self {
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 }
+    }
+}
+
+/// A local model from the moment its name is known: loading, then ready or failed.
+pub struct LocalMember {
+    provisional: ModelCard,
+    loaded: OnceLock<Arc<Loaded>>,
+    failed: OnceLock<String>,
+    metrics: Arc<ModelMetrics>,
+}
+
+impl LocalMember {
+    pub fn loading(card: ModelCard, metrics: Arc<ModelMetrics>) -> Self {
+        Self { provisional: card, loaded: OnceLock::new(), failed: OnceLock::new(), metrics }
+    }
+
+    /// Called once, when the model can serve.
+    pub fn set_loaded(&self, loaded: Loaded) {
+        let first = self.loaded.set(Arc::new(loaded)).is_ok();
+        debug_assert!(first, "a member is loaded once");
+    }
+
+    pub fn set_failed(&self, why: String) {
+        // The first reason is the true one; later ones follow from it.
+        let _ = self.failed.set(why);
+    }
+
+    pub fn engine(&self) -> Option<&EngineHandle> {
+        self.loaded.get().map(|loaded| &loaded.engine)
+    }
+
+    fn ready(&self) -> Result<&Arc<Loaded>> {
+        self.loaded.get().ok_or_else(|| {
+            Error::new(ErrorKind::Unavailable, format!("model '{}' is still loading", self.provisional.id))
+                .with_code("model_not_ready")
+                .with_retry_after_s(2)
+        })
+    }
+}
+
+impl Member for LocalMember {
+    fn card(&self) -> &ModelCard {
+        self.loaded.get().map_or(&self.provisional, |loaded| &loaded.card)
+    }
+
+    fn state(&self) -> MemberState {
+        if let Some(why) = self.failed.get() {
+            return MemberState::Failed(why.clone());
+        }
+        match self.loaded.get() {
+            None => MemberState::Loading("loading".to_owned()),
+            Some(loaded) => match loaded.engine.failure() {
+                None => MemberState::Ready,
+                Some(why) => MemberState::Failed(format!("{why}; restart the server")),
+            },
+        }
+    }
+
+    fn start(&self, request: Request) -> BoxFuture<'_, Result<EventStream>> {
+        async move {
+            let loaded = Arc::clone(self.ready()?);
+            let (request, prompt) = prepared_off_thread(&loaded, request).await?;
+            self.submit(&loaded, request, prompt)
+        }
+        .boxed()
+    }
+
+    fn tokenize(&self, input: TokenizeInput) -> Result<Tokenized> {
+        let loaded = self.ready()?;
+        let tokens = match input {
+            TokenizeInput::Text { text, add_special_tokens } => loaded.tokenizer.encode(&text, add_special_tokens)?,
+            TokenizeInput::Chat(chat) => prepare::chat_tokens(loaded, &chat)?,
+        };
+        let texts = tokens.iter().map(|&id| loaded.tokenizer.token_text(id)).collect();
+        Ok(Tokenized { tokens, texts })
+    }
+
+    fn detokenize(&self, tokens: &[u32]) -> Result<String> {
+        let loaded = self.ready()?;
+        prepare::check_ids(loaded, tokens, "tokens")?;
+        loaded.tokenizer.decode(tokens, false)
+    }
+
+    fn snapshot(&self) -> EngineSnapshot {
+        let Some(loaded) = self.loaded.get() else { return EngineSnapshot::default() };
+        let stats = loaded.engine.stats();
+        EngineSnapshot {
+            running: stats.running,
+            waiting: stats.waiting + stats.parked,
+            kv_usage: stats.blocks_owned as f64 / (stats.blocks_total.max(1)) as f64,
+            prompt_tokens: stats.prompt_tokens,
+            generation_tokens: stats.generation_tokens,
+            cached_prompt_tokens: stats.cached_prompt_tokens,
+            recomputed_prompt_tokens: stats.recomputed_tokens,
+            prefix_queries: stats.prefix_queries,
+            prefix_hits: stats.prefix_hits,
+            preemptions: stats.preemptions,
+            steps: stats.steps,
+            blocks: stats.blocks_total,
+            block_size: u64::from(loaded.block_size),
+            step_tokens_buckets: cumulative(&stats.step_tokens),
+            step_tokens_sum: stats.step_tokens.sum as f64,
+        }
+    }
+}
+
+impl LocalMember {
+    fn submit(&self, loaded: &Arc<Loaded>, request: Request, prompt: Vec<u32>) -> Result<EventStream> {
+        let mut receivers = Vec::with_capacity(request.params.n as usize);
+        for choice in 0..request.params.n.max(1) {
+            let (progress, receiver) = mpsc::channel(PROGRESS_CHANNEL_STEPS);
+            let submit = Submit {
+                prompt: prompt.clone(),
+                params: prepare::sampling(loaded, &request.params, prompt.len(), choice),
+                priority: request.priority,
+                salt: request.tenant.salt,
+                progress,
+            };
+            // Choices that were submitted before a refusal are cancelled by dropping their receivers.
+            loaded.engine.submit(submit).map_err(refused)?;
+            receivers.push(receiver);
+        }
+        Ok(stream::events(Arc::clone(loaded), Arc::clone(&self.metrics), request, prompt, receivers))
+    }
+}
+
+/// Prometheus buckets count everything up to their bound; the last, unbounded one is the number of steps.
+fn cumulative(steps: &StepTokens) -> Vec<(f64, u64)> {
+    let bounds = STEP_TOKENS_BOUNDS.iter().map(|&bound| f64::from(bound)).chain([f64::INFINITY]);
+    let mut total = 0;
+    bounds
+        .zip(steps.counts)
+        .map(|(bound, count)| {
+            total += count;
+            (bound, total)
+        })
+        .collect()
+}
+
+fn refused(refusal: SubmitError) -> Error {
+    match refusal {
+        SubmitError::Full => Error::new(ErrorKind::QueueFull, "the engine's queue is full; retry in about 1 s")
+            .with_code("queue_full")
+            .with_retry_after_s(1),
+        SubmitError::Stopped => Error::new(ErrorKind::Unavailable, "the engine has stopped and takes no new requests")
+            .with_code("engine_stopped"),
+    }
+}
+
+/// Rendering and tokenising a long prompt takes milliseconds: that is done where it delays no other stream.
+async fn prepared_off_thread(loaded: &Arc<Loaded>, request: Request) -> Result<(Request, Vec<u32>)> {
+    if prompt_bytes(&request.prompt) <= INLINE_PROMPT_BYTES_MAX {
+        let prompt = prepare::prompt_tokens(loaded, &request)?;
+        return Ok((request, prompt));
+    }
+    let loaded = Arc::clone(loaded);
+    tokio::task::spawn_blocking(move || {
+        let prompt = prepare::prompt_tokens(&loaded, &request)?;
+        Ok((request, prompt))
+    })
+    .await
+    .map_err(|panic| Error::internal(format!("preparing the prompt failed: {panic}")))?
+}
+
+fn prompt_bytes(prompt: &Prompt) -> usize {
+    match prompt {
+        Prompt::Text(text) => text.len(),
+        Prompt::Tokens(ids) => ids.len(),
+        Prompt::Chat(chat) => chat.messages.iter().map(|message| message.content.bytes()).sum(),
+    }
+}

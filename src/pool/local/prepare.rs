@@ -1,0 +1,118 @@
+//! From a checked request to token ids and resolved sampling parameters.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::Loaded;
+use crate::engine::SamplingParams;
+use crate::error::{Error, Result};
+use crate::request::{Chat, Params, Prompt, Request};
+use crate::text::Now;
+
+/// Token ids of the prompt, checked against the vocabulary and the context length.
+pub fn prompt_tokens(loaded: &Loaded, request: &Request) -> Result<Vec<u32>> {
+    let tokens = match &request.prompt {
+        Prompt::Chat(chat) => chat_tokens(loaded, chat)?,
+        Prompt::Text(text) => loaded.tokenizer.encode(text, true)?,
+        Prompt::Tokens(ids) => {
+            check_ids(loaded, ids, "prompt")?;
+            ids.clone()
+        }
+    };
+    check_length(loaded, request, tokens.len())?;
+    check_vocabulary(loaded, &request.params)?;
+    Ok(tokens)
+}
+
+/// Renders the conversation once and tokenises it; the template itself writes the special tokens.
+pub fn chat_tokens(loaded: &Loaded, chat: &Chat) -> Result<Vec<u32>> {
+    let template = loaded.template.as_ref().ok_or_else(|| {
+        Error::invalid(
+            "messages",
+            format!(
+                "model '{}' has no chat template, so it cannot take messages; send /v1/completions a prompt instead",
+                loaded.card.id
+            ),
+        )
+        .with_code("no_chat_template")
+    })?;
+    let text = template.render(chat, now())?;
+    loaded.tokenizer.encode(&text, false)
+}
+
+/// The clock that templates see, in UTC: a server's own time zone means nothing to its clients.
+fn now() -> Now {
+    let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    Now { unix_s, utc_offset_s: 0 }
+}
+
+pub fn check_ids(loaded: &Loaded, ids: &[u32], param: &str) -> Result<()> {
+    let vocab = loaded.vocab_size as u64;
+    match ids.iter().find(|&&id| u64::from(id) >= vocab) {
+        None => Ok(()),
+        Some(id) => Err(Error::invalid(param, format!("token id {id} is outside the vocabulary of {vocab} tokens"))),
+    }
+}
+
+fn check_length(loaded: &Loaded, request: &Request, prompt_tokens: usize) -> Result<()> {
+    let param = if matches!(request.prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
+    if prompt_tokens == 0 {
+        return Err(Error::invalid(param, "the prompt has no tokens; send at least one"));
+    }
+    let context = u64::from(loaded.card.max_model_len);
+    let wanted = u64::from(request.params.max_tokens.unwrap_or(1));
+    let total = prompt_tokens as u64 + wanted;
+    if total <= context {
+        return Ok(());
+    }
+    let message = match request.params.max_tokens {
+        Some(max_tokens) if (prompt_tokens as u64) < context => format!(
+            "this model's context is {context} tokens, but {total} were asked for ({prompt_tokens} in the {param}, \
+             {max_tokens} to generate); shorten the {param} or lower max_tokens"
+        ),
+        _ => format!(
+            "this model's context is {context} tokens, but the {param} has {prompt_tokens}; shorten the {param}"
+        ),
+    };
+    Err(Error::invalid(param, message).with_code("context_length_exceeded"))
+}
+
+fn check_vocabulary(loaded: &Loaded, params: &Params) -> Result<()> {
+    check_ids(loaded, &params.stop_token_ids, "stop_token_ids")?;
+    let biased: Vec<u32> = params.logit_bias.iter().map(|&(id, _)| id).collect();
+    check_ids(loaded, &biased, "logit_bias")
+}
+
+/// Parameters of one of the request's choices, with the model's defaults filled in.
+pub fn sampling(loaded: &Loaded, params: &Params, prompt_tokens: usize, choice: u32) -> SamplingParams {
+    let room = (loaded.card.max_model_len as usize).saturating_sub(prompt_tokens) as u32;
+    let mut stop_token_ids = params.stop_token_ids.clone();
+    if !params.ignore_eos {
+        stop_token_ids.extend(&loaded.eos_ids);
+    }
+    let defaults = &loaded.defaults;
+    SamplingParams {
+        temperature: params.temperature.unwrap_or(defaults.temperature),
+        top_k: params.top_k.unwrap_or(defaults.top_k),
+        top_p: params.top_p.unwrap_or(defaults.top_p),
+        min_p: params.min_p.unwrap_or(defaults.min_p),
+        repetition_penalty: params.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+        presence_penalty: params.presence_penalty,
+        frequency_penalty: params.frequency_penalty,
+        logit_bias: params.logit_bias.clone(),
+        seed: params.seed.unwrap_or_else(fresh_seed).wrapping_add(u64::from(choice)),
+        max_tokens: params.max_tokens.map_or(room, |wanted| wanted.min(room)),
+        min_tokens: params.min_tokens,
+        stop_token_ids,
+        logprobs: params.logprobs,
+        // The prompt's own report is the same for every choice.
+        prompt_logprobs: params.prompt_logprobs.filter(|_| choice == 0),
+    }
+}
+
+/// A seed nobody asked to repeat. `RandomState` is keyed from the operating system's randomness.
+fn fresh_seed() -> u64 {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    RandomState::new().hash_one(COUNTER.fetch_add(1, Ordering::Relaxed))
+}

@@ -1,0 +1,210 @@
+//! One event stream from the progress of all choices of a request.
+
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use tokio::sync::mpsc::Receiver;
+
+use super::Loaded;
+use super::choice::{Advance, Choice, report};
+use crate::engine::{Progress, PromptDone};
+use crate::error::{Error, Result};
+use crate::pool::member::EventStream;
+use crate::request::{Event, Finish, PromptReport, PromptToken, Request, Usage};
+use crate::telemetry::{FinishLabel, ModelMetrics, RequestTimes};
+
+struct Running {
+    loaded: Arc<Loaded>,
+    metrics: Arc<ModelMetrics>,
+    request: Request,
+    prompt: Vec<u32>,
+    receivers: Vec<Option<Receiver<Progress>>>,
+    choices: Vec<Choice>,
+    usage: Usage,
+    clock: Clock,
+    last: Option<FinishLabel>,
+    recorded: bool,
+}
+
+/// When things happened, for the histograms.
+struct Clock {
+    submitted: Instant,
+    queue_s: f64,
+    prefill_s: f64,
+    first_token: Option<Instant>,
+    last_token: Vec<Option<Instant>>,
+}
+
+/// Dropping the stream drops every receiver, by which the engine frees the sequences at its next step.
+pub fn events(
+    loaded: Arc<Loaded>,
+    metrics: Arc<ModelMetrics>,
+    request: Request,
+    prompt: Vec<u32>,
+    receivers: Vec<Receiver<Progress>>,
+) -> EventStream {
+    let choices: Vec<_> = receivers.iter().map(|_| Choice::new(&loaded, &request.params, &prompt)).collect();
+    let clock = Clock {
+        submitted: Instant::now(),
+        queue_s: 0.0,
+        prefill_s: 0.0,
+        first_token: None,
+        last_token: vec![None; choices.len()],
+    };
+    let usage = Usage { prompt_tokens: prompt.len() as u32, ..Usage::default() };
+    let receivers = receivers.into_iter().map(Some).collect();
+    let mut running =
+        Running { loaded, metrics, request, prompt, receivers, choices, usage, clock, last: None, recorded: false };
+    Box::pin(async_stream::stream! {
+        let mut next = running.first_progress().await;
+        loop {
+            let (choice, progress) = match next {
+                Ok(Some(found)) => found,
+                Ok(None) => break,
+                Err(error) => {
+                    running.finished(FinishLabel::Error);
+                    yield Event::Failed(error);
+                    return;
+                }
+            };
+            for event in running.advance(choice, progress) {
+                let failed = matches!(event, Event::Failed(_));
+                yield event;
+                if failed {
+                    running.finished(FinishLabel::Error);
+                    return;
+                }
+            }
+            next = running.next_progress().await;
+        }
+        let last = running.last.unwrap_or(FinishLabel::Stop);
+        running.finished(last);
+        yield Event::Done(running.usage);
+    })
+}
+
+impl Running {
+    /// The first choice's progress comes first: it carries the report on the prompt.
+    async fn first_progress(&mut self) -> Result<Option<(usize, Progress)>> {
+        let Some(receiver) = self.receivers[0].as_mut() else { return Ok(None) };
+        let progress = receiver.recv().await;
+        progress.map(|progress| Some((0, progress))).ok_or_else(engine_gone)
+    }
+
+    /// The next progress of any choice that still runs; `None` when all have ended.
+    async fn next_progress(&mut self) -> Result<Option<(usize, Progress)>> {
+        if self.receivers.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let receivers = &mut self.receivers;
+        let (choice, progress) = std::future::poll_fn(|context| {
+            for (choice, receiver) in receivers.iter_mut().enumerate() {
+                let Some(open) = receiver else { continue };
+                if let Poll::Ready(progress) = open.poll_recv(context) {
+                    return Poll::Ready((choice, progress));
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+        progress.map(|progress| Some((choice, progress))).ok_or_else(engine_gone)
+    }
+
+    fn advance(&mut self, choice: usize, mut progress: Progress) -> Vec<Event> {
+        let mut events = Vec::with_capacity(2);
+        if let Some(done) = progress.prompt.take()
+            && choice == 0
+        {
+            events.push(Event::Prompt(self.prompt_report(done)));
+        }
+        self.observe_tokens(choice, progress.tokens.len());
+        let before = self.choices[choice].generated;
+        let Advance { text, tokens, token_ids, end } = self.choices[choice].advance(progress);
+        self.usage.completion_tokens += self.choices[choice].generated - before;
+        let index = choice as u32;
+        if !text.is_empty() || !token_ids.is_empty() {
+            events.push(Event::Text { choice: index, text, tokens, token_ids });
+        }
+        match end {
+            None => {}
+            Some(Ok(reason)) => {
+                // A stop string ends the choice before the engine knows: dropping the receiver tells it.
+                self.receivers[choice] = None;
+                self.last = Some(match reason {
+                    Finish::Stop(_) => FinishLabel::Stop,
+                    Finish::Length => FinishLabel::Length,
+                });
+                events.push(Event::Finished { choice: index, reason });
+            }
+            Some(Err(error)) => events.push(Event::Failed(error)),
+        }
+        events
+    }
+
+    fn prompt_report(&mut self, done: PromptDone) -> PromptReport {
+        self.usage.cached_tokens = done.cached_tokens;
+        self.clock.queue_s = done.queue_time.as_secs_f64();
+        self.clock.prefill_s = done.prefill_time.as_secs_f64();
+        let params = &self.request.params;
+        let tokenizer = &self.loaded.tokenizer;
+        let mut reports = done.logprobs.into_iter();
+        let tokens = if params.echo || params.prompt_logprobs.is_some() {
+            let described = self.prompt.iter().enumerate().map(|(at, &id)| PromptToken {
+                id,
+                text: tokenizer.token_text(id),
+                report: if at == 0 { None } else { reports.next().map(|logprobs| report(tokenizer, id, &logprobs)) },
+            });
+            described.collect()
+        } else {
+            Vec::new()
+        };
+        let text = params.echo.then(|| tokenizer.decode(&self.prompt, params.skip_special_tokens).unwrap_or_default());
+        PromptReport { prompt_tokens: self.prompt.len() as u32, cached_tokens: done.cached_tokens, text, tokens }
+    }
+
+    fn observe_tokens(&mut self, choice: usize, tokens: usize) {
+        if tokens == 0 {
+            return;
+        }
+        let now = Instant::now();
+        if self.clock.first_token.is_none() {
+            self.clock.first_token = Some(now);
+            self.metrics.time_to_first_token((now - self.clock.submitted).as_secs_f64());
+        }
+        if let Some(last) = self.clock.last_token[choice].replace(now) {
+            self.metrics.inter_token((now - last).as_secs_f64() / tokens as f64);
+        }
+    }
+
+    fn finished(&mut self, label: FinishLabel) {
+        self.recorded = true;
+        let now = Instant::now();
+        let decode_s = self.clock.first_token.map_or(0.0, |first| (now - first).as_secs_f64());
+        self.metrics.finished(
+            label,
+            &RequestTimes {
+                queue_s: self.clock.queue_s,
+                prefill_s: self.clock.prefill_s,
+                decode_s,
+                e2e_s: (now - self.clock.submitted).as_secs_f64(),
+                prompt_tokens: self.usage.prompt_tokens,
+                generation_tokens: self.usage.completion_tokens,
+                max_tokens: self.request.params.max_tokens,
+                n: self.request.params.n,
+            },
+        );
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.recorded {
+            self.finished(FinishLabel::Abort);
+        }
+    }
+}
+
+fn engine_gone() -> Error {
+    Error::internal("the engine stopped before the answer was complete; send the request again")
+}

@@ -1,0 +1,65 @@
+"""Starts the server that SCONCE_BIN names, once a model, and hands out its address."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+API_KEY = "sk-test-only"
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Server:
+    def __init__(self, model, *flags):
+        self.port = free_port()
+        self.model = model
+        self.url = f"http://127.0.0.1:{self.port}"
+        command = [os.environ["SCONCE_BIN"], "serve", model, "--port", str(self.port), "--api-key", API_KEY]
+        self.process = subprocess.Popen([*command, "--served-model-name", "test-model", *flags])
+
+    def wait_ready(self, seconds):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with exit code {self.process.returncode}")
+            try:
+                with urllib.request.urlopen(f"{self.url}/ready", timeout=2) as answer:
+                    if answer.status == 200:
+                        return
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.05)
+        raise RuntimeError(f"the server was not ready after {seconds} s")
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout=40)
+        finally:
+            self.process.kill()
+
+
+@pytest.fixture(scope="session", params=["sim", "real"])
+def server(request):
+    model = "sim"
+    if request.param == "real":
+        model = os.environ.get("SCONCE_REAL_MODEL_GGUF")
+        if not model:
+            pytest.skip("skipped: SCONCE_REAL_MODEL_GGUF names no model file")
+    running = Server(model)
+    try:
+        running.wait_ready(60)
+        running.kind = request.param
+        yield running
+    finally:
+        code = running.stop()
+    assert code == 0, f"after SIGTERM the server ended with exit code {code}"
