@@ -1,1 +1,14 @@
-//! Tokenizers, chat templates, incremental detokenisation and stop strings: text in, ids out, and back. No I/O.
+//! Tokenizers, chat templates, incremental detokenisation and stop strings: text in, ids out, and back.
+//!
+//! No I/O and no clock here: the caller reads files and passes the time. Everything of a model (`Tokenizer`,
+//! `ChatTemplate`) is immutable and shared; everything of a choice (`Detokenizer`, `StopMatcher`) is owned by it.
+
+pub mod detok;
+pub mod stop;
+pub mod template;
+pub mod tokenizer;
+
+pub use detok::Detokenizer;
+pub use stop::{StopMatcher, Stopped};
+pub use template::{ChatTemplate, NamedTemplate, Now, TemplateSource};
+pub use tokenizer::{GgufVocab, SpecialTokens, Tokenizer};
