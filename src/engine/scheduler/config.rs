@@ -1,4 +1,4 @@
-//! Decides how many tokens of which sequence the next step computes, in which blocks.
+//! What bounds the scheduler: the sizes of one engine, and what its executor can do.
 
 /// What an executor asks of the scheduler. Plain data: a new device is a new record, not a new branch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,17 @@ impl Capabilities {
             max_prefills_per_step: u32::MAX,
             max_tokens_per_step: u32::MAX,
         }
+    }
+
+    /// Refuses a record under which no step could have a row.
+    pub fn check(&self) -> Result<(), String> {
+        if self.static_buckets.contains(&0) {
+            return Err("executor capabilities: a bucket of 0 rows in `static_buckets`".into());
+        }
+        if self.max_prefills_per_step == 0 || self.max_tokens_per_step == 0 {
+            return Err("executor capabilities: no prefill or no token a step is allowed".into());
+        }
+        Ok(())
     }
 }
 
