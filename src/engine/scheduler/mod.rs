@@ -44,7 +44,7 @@ pub struct Row {
     /// Position of the first token of the row.
     pub start: usize,
     pub count: usize,
-    /// One token that this engine generated; else a part of a prompt, or of a preempted sequence.
+    /// One token after those computed in earlier steps; else a part of a prompt, or of a sequence that resumes.
     pub decode: bool,
     /// The last token's logits are sampled from.
     pub sample: bool,

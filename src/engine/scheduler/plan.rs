@@ -99,7 +99,8 @@ impl Scheduler {
     fn plan_decode(&mut self, slot: usize, step: &mut Step, room: &mut Room) {
         let target = self.at(slot).computed() + 1;
         if self.grow(slot, target) == target {
-            self.put(slot, 1, step, room);
+            self.put(slot, 1, true, step);
+            room.tokens -= 1;
         }
     }
 
@@ -160,7 +161,10 @@ impl Scheduler {
             self.undo_take_cached(slot, computed_before, cached_before);
             return false;
         }
-        self.put(slot, covered - computed, step, room);
+        let count = covered - computed;
+        self.put(slot, count, false, step);
+        room.tokens -= count;
+        room.prefills -= 1;
         true
     }
 
@@ -273,7 +277,7 @@ impl Scheduler {
     }
 
     /// Makes the next `count` tokens of a running sequence part of the step, and registers the blocks they fill.
-    fn put(&mut self, slot: usize, count: usize, step: &mut Step, room: &mut Room) {
+    fn put(&mut self, slot: usize, count: usize, decode: bool, step: &mut Step) {
         let block_size = self.config.block_size;
         let size = block_size as usize;
         let sequence = self.slots[slot].as_mut().expect("a queued slot holds a live sequence");
@@ -282,7 +286,6 @@ impl Scheduler {
             sequence.blocks()[start / size..].iter().all(|block| self.pool.is_private(*block)),
             "a step writes into no shared block"
         );
-        let decode = sequence.is_decode();
         let first = sequence.is_new();
         let scores = sequence.score_next().map_or(0..0, |next| next..end.min(sequence.prompt_len() - 1).max(next));
         sequence.schedule(count, block_size);
@@ -294,10 +297,6 @@ impl Scheduler {
             }
         }
         debug_assert_eq!(sequence.state(), State::Running, "only running sequences are part of a step");
-        room.tokens -= count;
-        if !decode {
-            room.prefills -= 1;
-        }
         step.tokens += count;
         step.rows.push(Row {
             slot,
