@@ -1,0 +1,34 @@
+// performance-critical: no allocation per token, no lock, no log, no format
+//! A step as flat arrays. The arrays keep their memory from step to step.
+
+use sconce_models::BatchInput;
+
+use super::scheduler::{Scheduler, Step};
+
+/// Writes `step` into `batch`: tokens, positions and slots of every row, its block table, and which logits are wanted.
+pub fn fill(scheduler: &Scheduler, step: &Step, batch: &mut BatchInput) {
+    batch.clear();
+    let block_size = scheduler.block_size() as usize;
+    for row in &step.rows {
+        let sequence = scheduler.sequence(row);
+        let first = batch.tokens.len();
+        let end = row.start + row.count;
+        assert!(sequence.blocks().len() * block_size >= end, "the blocks of a row cover its context");
+        batch.tokens.extend_from_slice(&sequence.tokens()[row.start..end]);
+        for position in row.start..end {
+            let block = sequence.blocks()[position / block_size].0 as usize;
+            batch.positions.push(position as u32);
+            batch.slots.push((block * block_size + position % block_size) as u32);
+        }
+        batch.row_ends.push(batch.tokens.len() as u32);
+        batch.context_lens.push(end as u32);
+        batch.block_tables.extend(sequence.blocks().iter().map(|block| block.0));
+        batch.block_table_ends.push(batch.block_tables.len() as u32);
+        // Logits for prompt scores come first, then the one that is sampled: ascending, as positions are.
+        batch.sample_rows.extend(row.scored().map(|position| (first + position - row.start) as u32));
+        if row.sample {
+            batch.sample_rows.push(batch.tokens.len() as u32 - 1);
+        }
+    }
+    assert_eq!(batch.tokens.len(), step.tokens, "a batch has the tokens of its step");
+}

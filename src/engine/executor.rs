@@ -1,0 +1,22 @@
+//! What turns a batch into logits: the seam between the engine and a device.
+//!
+//! An executor owns its weights and its KV cache. It is built on the engine thread and never leaves it.
+
+use sconce_models::{BatchInput, Logits};
+
+use super::scheduler::Capabilities;
+
+/// Runs one ragged step. Called by one thread only, one step at a time.
+pub trait Executor: Send {
+    /// What the scheduler must respect. Asked once, when the engine starts.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Number of logits a row; every token id must be below it.
+    fn vocab(&self) -> usize;
+
+    /// Writes the K and V of every token of `batch`, then leaves the logits of `batch.sample_rows` in `logits`.
+    ///
+    /// All writes of a layer must happen before its attention reads: two sequences of one step may share a block that
+    /// this very step fills. An error (or a panic) fails every sequence of the step and nothing else.
+    fn execute(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), String>;
+}

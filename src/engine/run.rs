@@ -1,0 +1,372 @@
+// performance-critical: no lock, no log; allocates a token's message and nothing else, formats only a failure
+//! The engine thread: owns scheduler, executor and sampler, and joins them to channels and the clock.
+//!
+//! Invariants: every sequence that came through the queue gets exactly one terminal progress, whatever happens; one place
+//! of each progress channel is kept for it, so delivering it never waits for a client. A client that does not read parks
+//! its own sequence and nothing else. The thread blocks when it has nothing to do.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use sconce_models::{BatchInput, Logits};
+use tokio::sync::mpsc::Sender;
+
+use super::batch;
+use super::executor::Executor;
+use super::handle::{Arrival, Board, Command, Gate, Progress, PromptDone};
+use super::sampler::Sampler;
+use super::scheduler::{EngineConfig, Outcome, Scheduler, Step, StepResults};
+use super::sequence::{FinishReason, NewSequence, SeqId};
+
+/// Steps that fail one after the other before the engine gives up.
+const FAILED_STEPS_MAX: u32 = 3;
+/// How long to wait before looking again whether a slow client has read, when nothing else is to be done.
+const PARKED_WAIT_FIRST: Duration = Duration::from_millis(1);
+const PARKED_WAIT_MAX: Duration = Duration::from_millis(20);
+
+/// The engine thread's ends of what it shares with the handles.
+pub(super) struct ThreadSide {
+    pub commands: Receiver<Command>,
+    pub gate: Weak<Gate>,
+    pub board: Arc<Board>,
+}
+
+/// The way back to one client, and what it has not taken yet.
+struct Delivery {
+    progress: Sender<Progress>,
+    submitted_at: Instant,
+    started_at: Option<Instant>,
+    /// Of a parked sequence: what its full channel did not take.
+    unsent: Option<Progress>,
+}
+
+/// Everything the engine thread owns.
+struct Engine {
+    scheduler: Scheduler,
+    executor: Box<dyn Executor>,
+    sampler: Sampler,
+    deliveries: HashMap<SeqId, Delivery>,
+    board: Arc<Board>,
+    step: Step,
+    batch: BatchInput,
+    logits: Logits,
+    results: StepResults,
+    outcomes: Vec<Outcome>,
+    cancelled: Vec<SeqId>,
+    failed_steps: u32,
+    parked_wait: Duration,
+    /// Set by a shutdown: what is live at this moment is cancelled.
+    deadline: Option<Instant>,
+    /// No handle is left, or a shutdown has begun: ends when nothing is live.
+    draining: bool,
+}
+
+/// The whole life of the engine thread. The outcome of `build` goes to `ready` first.
+pub(super) fn engine_thread(
+    config: EngineConfig,
+    build: impl FnOnce() -> Result<Box<dyn Executor>, String>,
+    ready: &SyncSender<Result<(), String>>,
+    side: ThreadSide,
+) {
+    let built = catch_unwind(AssertUnwindSafe(build)).unwrap_or_else(|panic| Err(panic_text(&*panic)));
+    let engine = built.and_then(|executor| Engine::new(config, executor, Arc::clone(&side.board)));
+    let mut engine = match engine {
+        Ok(engine) => engine,
+        Err(reason) => {
+            let _ = ready.send(Err(reason));
+            return;
+        }
+    };
+    if ready.send(Ok(())).is_err() {
+        return;
+    }
+    let ended = catch_unwind(AssertUnwindSafe(|| engine.run(&side.commands)));
+    let failure = match ended {
+        Ok(Ok(())) => None,
+        Ok(Err(reason)) => Some(reason),
+        Err(panic) => {
+            engine.scheduler.abandon();
+            Some(format!("the engine has a fault: {}", panic_text(&*panic)))
+        }
+    };
+    if let Some(reason) = &failure {
+        let _ = side.board.failure.set(reason.clone());
+    }
+    // From here on no submit can enter, and those that did are in the queue.
+    if let Some(gate) = side.gate.upgrade() {
+        drop(gate.close());
+    }
+    let finish = failure.map_or(FinishReason::Cancelled, FinishReason::Failed);
+    engine.end_all(&finish);
+    while let Ok(command) = side.commands.recv() {
+        if let Command::Submit(arrival) = command {
+            engine.refuse(&arrival.submit.progress, finish.clone());
+        }
+    }
+    engine.publish();
+}
+
+impl Engine {
+    fn new(config: EngineConfig, executor: Box<dyn Executor>, board: Arc<Board>) -> Result<Self, String> {
+        let scheduler = Scheduler::new(config, &executor.capabilities(), executor.vocab())?;
+        let mut engine = Self {
+            scheduler,
+            executor,
+            sampler: Sampler::default(),
+            deliveries: HashMap::new(),
+            board,
+            step: Step::default(),
+            batch: BatchInput::default(),
+            logits: Logits::default(),
+            results: StepResults::default(),
+            outcomes: Vec::new(),
+            cancelled: Vec::new(),
+            failed_steps: 0,
+            parked_wait: PARKED_WAIT_FIRST,
+            deadline: None,
+            draining: false,
+        };
+        engine.publish();
+        Ok(engine)
+    }
+
+    /// Steps until a drain is complete. Fails when the executor does so repeatedly.
+    fn run(&mut self, commands: &Receiver<Command>) -> Result<(), String> {
+        loop {
+            self.receive(commands);
+            self.look_after_clients();
+            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                self.end_all(&FinishReason::Cancelled);
+            }
+            if self.deliveries.is_empty() && self.draining {
+                return Ok(());
+            }
+            self.run_step()?;
+            self.publish();
+        }
+    }
+
+    /// Takes in everything that waits in the queue; blocks when there is nothing else to do.
+    fn receive(&mut self, commands: &Receiver<Command>) {
+        if !self.draining && self.deliveries.is_empty() {
+            match commands.recv() {
+                Ok(command) => self.obey(command),
+                Err(_) => self.draining = true,
+            }
+        } else if !self.scheduler.has_work() && !self.deliveries.is_empty() {
+            self.wait_for_readers(commands);
+        }
+        loop {
+            match commands.try_recv() {
+                Ok(command) => self.obey(command),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    self.draining = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Everything live is parked: waits a little for a command, and a little longer the next time.
+    fn wait_for_readers(&mut self, commands: &Receiver<Command>) {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let wait = left.map_or(self.parked_wait, |left| left.min(self.parked_wait));
+        self.parked_wait = (self.parked_wait * 2).min(PARKED_WAIT_MAX);
+        match commands.recv_timeout(wait) {
+            Ok(command) => self.obey(command),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                self.draining = true;
+                // Nobody can send any more, so the queue no longer waits; the clients still read.
+                std::thread::sleep(wait);
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit(arrival) => self.accept(*arrival),
+            Command::Shutdown(deadline) => {
+                self.draining = true;
+                self.deadline = Some(deadline);
+            }
+        }
+    }
+
+    fn accept(&mut self, arrival: Arrival) {
+        let Arrival { id, submit, submitted_at } = arrival;
+        let new = NewSequence {
+            id,
+            prompt: submit.prompt,
+            params: submit.params,
+            priority: submit.priority,
+            salt: submit.salt,
+        };
+        match self.scheduler.add(new) {
+            Ok(()) => {
+                let delivery = Delivery { progress: submit.progress, submitted_at, started_at: None, unsent: None };
+                self.deliveries.insert(id, delivery);
+            }
+            Err(finish) => self.refuse(&submit.progress, finish),
+        }
+    }
+
+    /// The terminal progress of a sequence that never reached the scheduler.
+    fn refuse(&self, progress: &Sender<Progress>, finish: FinishReason) {
+        let _ = progress.try_send(Progress { prompt: None, tokens: Vec::new(), finish: Some(finish) });
+        self.board.stats.leave();
+    }
+
+    /// Cancels the sequences whose clients have gone, and unparks those whose clients have read.
+    fn look_after_clients(&mut self) {
+        self.cancelled.clear();
+        for (id, delivery) in &mut self.deliveries {
+            if delivery.progress.is_closed() {
+                self.cancelled.push(*id);
+            } else if delivery.unsent.is_some()
+                && let Some(progress) = delivery.unsent.take()
+            {
+                delivery.unsent = try_deliver(&delivery.progress, progress);
+                if delivery.unsent.is_none() {
+                    self.parked_wait = PARKED_WAIT_FIRST;
+                    self.scheduler.unpark(*id);
+                }
+            }
+        }
+        for index in 0..self.cancelled.len() {
+            let id = self.cancelled[index];
+            self.scheduler.cancel(id);
+            self.end(id, FinishReason::Cancelled);
+        }
+    }
+
+    fn run_step(&mut self) -> Result<(), String> {
+        self.scheduler.schedule(&mut self.step);
+        if self.step.rows.is_empty() {
+            assert!(!self.scheduler.has_work(), "a step computes something whenever a sequence is not parked");
+            return Ok(());
+        }
+        self.stamp_starts();
+        batch::fill(&self.scheduler, &self.step, &mut self.batch);
+        match self.execute() {
+            Ok(()) => {
+                self.failed_steps = 0;
+                self.sampler.sample_step(&self.scheduler, &self.step, &self.logits, &mut self.results);
+                self.scheduler.commit(&self.step, &mut self.results, &mut self.outcomes);
+                self.deliver();
+                Ok(())
+            }
+            Err(reason) => {
+                self.failed_steps += 1;
+                self.scheduler.fail_step(&self.step, &reason, &mut self.outcomes);
+                self.deliver();
+                if self.failed_steps < FAILED_STEPS_MAX {
+                    return Ok(());
+                }
+                Err(format!("{FAILED_STEPS_MAX} steps failed one after the other; the last: {reason}"))
+            }
+        }
+    }
+
+    fn stamp_starts(&mut self) {
+        let mut now = None;
+        for row in self.step.rows.iter().filter(|row| row.first) {
+            let delivery = self.deliveries.get_mut(&row.id).expect("every live sequence has a delivery");
+            delivery.started_at = Some(*now.get_or_insert_with(Instant::now));
+        }
+    }
+
+    /// Runs the batch. A panic of the executor is an error like any other.
+    fn execute(&mut self) -> Result<(), String> {
+        let run = || self.executor.execute(&self.batch, &mut self.logits);
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(panic_text(&*panic)))?;
+        let (rows, vocab) = (self.batch.sample_rows.len(), self.executor.vocab());
+        if self.logits.vocab != vocab || self.logits.values.len() != rows * vocab {
+            let (found, found_vocab) = (self.logits.values.len(), self.logits.vocab);
+            return Err(format!("the executor left {found} logits of {found_vocab}, not {rows} rows of {vocab}"));
+        }
+        Ok(())
+    }
+
+    /// Hands every outcome to its client; parks the sequence of a client that does not read.
+    fn deliver(&mut self) {
+        let mut now = None;
+        let mut outcomes = std::mem::take(&mut self.outcomes);
+        for outcome in outcomes.drain(..) {
+            let delivery = self.deliveries.get_mut(&outcome.id).expect("every live sequence has a delivery");
+            let prompt = outcome.prompt.map(|prompt| {
+                let started_at = delivery.started_at.expect("a computed prompt was started");
+                PromptDone {
+                    cached_tokens: prompt.cached_tokens,
+                    logprobs: prompt.logprobs,
+                    queue_time: started_at.duration_since(delivery.submitted_at),
+                    prefill_time: now.get_or_insert_with(Instant::now).duration_since(started_at),
+                }
+            });
+            let tokens = outcome.token.into_iter().collect();
+            let progress = Progress { prompt, tokens, finish: None };
+            match outcome.finish {
+                Some(finish) => {
+                    delivery.unsent = Some(merge(delivery.unsent.take(), progress));
+                    self.end(outcome.id, finish);
+                }
+                None => {
+                    delivery.unsent = try_deliver(&delivery.progress, progress);
+                    if delivery.unsent.is_some() {
+                        self.scheduler.park(outcome.id);
+                    }
+                }
+            }
+        }
+        self.outcomes = outcomes;
+    }
+
+    /// Sends the terminal progress of a sequence that the scheduler no longer has, with whatever was not sent yet.
+    fn end(&mut self, id: SeqId, finish: FinishReason) {
+        let Some(delivery) = self.deliveries.remove(&id) else { return };
+        let nothing = Progress { prompt: None, tokens: Vec::new(), finish: None };
+        let last = Progress { finish: Some(finish), ..delivery.unsent.unwrap_or(nothing) };
+        // One place is always free for it; a client that has gone needs no answer.
+        let _ = delivery.progress.try_send(last);
+        self.board.stats.leave();
+    }
+
+    fn end_all(&mut self, finish: &FinishReason) {
+        let ids: Vec<SeqId> = self.deliveries.keys().copied().collect();
+        for id in ids {
+            self.scheduler.remove(id, finish);
+            self.end(id, finish.clone());
+        }
+    }
+
+    fn publish(&mut self) {
+        self.board.stats.publish(self.scheduler.stats());
+    }
+}
+
+/// Sends unless that would take the place kept for the terminal progress; then gives it back.
+fn try_deliver(sender: &Sender<Progress>, progress: Progress) -> Option<Progress> {
+    if sender.capacity() < 2 {
+        // Closed or full. A closed one is found out by the next look at the clients.
+        return Some(progress);
+    }
+    let _ = sender.try_send(progress);
+    None
+}
+
+/// What was not sent yet, then what is new.
+fn merge(unsent: Option<Progress>, new: Progress) -> Progress {
+    let Some(mut unsent) = unsent else { return new };
+    unsent.prompt = unsent.prompt.or(new.prompt);
+    unsent.tokens.extend(new.tokens);
+    unsent
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("panic: {}", text.unwrap_or("without a message"))
+}

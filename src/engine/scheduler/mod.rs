@@ -1,0 +1,477 @@
+// performance-critical: no lock, no log, no format except for a refusal; work per step is linear in the running sequences
+//! Decides how many tokens of which sequence the next step computes, in which blocks.
+//!
+//! Pure: no clock, no randomness, no I/O. Verbs: `add`, `schedule`, `commit` (or `fail_step`), `park`, `unpark`, `cancel`.
+//!
+//! Order. Every sequence has a fixed key: the step it arrived at, plus a head start for each level of priority. The lower
+//! key goes first, so within one priority it is first come first served, and no priority waits for ever.
+//!
+//! Progress. The first in order goes first in every step, before the decodes, and may take the blocks of those behind
+//! it; nobody is admitted past a waiting sequence that does not fit yet. So in every step (every other step where prefills
+//! and decodes may not mix) the first in order computes at least one token, and a wait is bounded by the tokens of those
+//! before it.
+//!
+//! Memory. Blocks are allocated for the step only, and a sequence is admitted only when all it knows fits beside what the
+//! running ones still need, with a small reserve. When blocks run out all the same, a parked sequence, else the
+//! last in order that is not part of this step yet, gives its blocks back and is recomputed later. One that finds no such
+//! victim stands still for a step and keeps its blocks. A sequence alone never exhausts the pool: the pool bounds its length.
+//!
+//! Blocks are registered in the prefix cache when they are scheduled, so that two sequences with one prefix that
+//! arrive together share it in the same step. A step that fails takes the whole cache with it.
+
+mod config;
+mod plan;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+pub use config::{Capabilities, EngineConfig};
+
+use super::blocks::BlockPool;
+use super::sequence::{FinishReason, NewSequence, OrderKey, SeqId, Sequence, State, Token, TokenLogprobs};
+use super::stats::EngineStats;
+
+/// How many steps earlier a sequence counts as arrived for each level of priority.
+pub const PRIORITY_HEAD_START_STEPS: i64 = 1024;
+/// Levels beyond this one give no further head start.
+const PRIORITY_LEVEL_MAX: i32 = 1000;
+
+/// One sequence's part of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    slot: usize,
+    pub id: SeqId,
+    /// Position of the first token of the row.
+    pub start: usize,
+    pub count: usize,
+    /// One token after those computed in earlier steps; else a part of a prompt, or of a sequence that resumes.
+    pub decode: bool,
+    /// The last token's logits are sampled from.
+    pub sample: bool,
+    /// The sequence was never part of a step before.
+    pub first: bool,
+    score_start: usize,
+    score_end: usize,
+}
+
+impl Row {
+    /// Positions whose logits score the prompt token that follows.
+    pub fn scored(&self) -> Range<usize> {
+        self.score_start..self.score_end
+    }
+}
+
+/// What one step computes. The rows keep their memory from step to step.
+#[derive(Debug, Default)]
+pub struct Step {
+    pub rows: Vec<Row>,
+    /// Sum of the rows' counts.
+    pub tokens: usize,
+}
+
+/// What sampling made of one row.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Sampled {
+    /// Nothing was asked of the row, or only prompt scores.
+    #[default]
+    Nothing,
+    Token(Token),
+    /// The row's logits are useless; says why.
+    Failed(String),
+}
+
+/// What sampling made of a step.
+#[derive(Debug, Default)]
+pub struct StepResults {
+    /// One a row, in the order of the rows.
+    pub sampled: Vec<Sampled>,
+    /// One for each scored position of all rows that did not fail, in their order.
+    pub scores: Vec<TokenLogprobs>,
+}
+
+/// The news about one sequence after a step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    pub id: SeqId,
+    /// Once, when the whole prompt has been computed.
+    pub prompt: Option<PromptOutcome>,
+    pub token: Option<Token>,
+    /// The sequence is gone from the scheduler.
+    pub finish: Option<FinishReason>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptOutcome {
+    pub cached_tokens: u32,
+    /// For `prompt[1..]` when asked for, else empty.
+    pub logprobs: Vec<TokenLogprobs>,
+}
+
+/// All live sequences of one engine, and its blocks.
+pub struct Scheduler {
+    config: EngineConfig,
+    vocab: usize,
+    mixed_batch: bool,
+    prefills_per_step_max: usize,
+    tokens_per_step_max: usize,
+    running_max: usize,
+    /// Blocks that an admission leaves alone while others run.
+    watermark: usize,
+    pool: BlockPool,
+    slots: Vec<Option<Sequence>>,
+    vacant: Vec<usize>,
+    by_id: HashMap<SeqId, usize>,
+    waiting: BTreeMap<OrderKey, usize>,
+    /// In order of their keys.
+    running: Vec<usize>,
+    parked: BTreeMap<OrderKey, usize>,
+    step_number: u64,
+    arrivals: u64,
+    /// Where kinds alternate: the latest step was one of prefills.
+    prefilled_last: bool,
+    in_flight: bool,
+    stats: EngineStats,
+}
+
+impl Scheduler {
+    /// `vocab` bounds the token ids of prompts. Fails on limits under which nothing could run.
+    pub fn new(config: EngineConfig, capabilities: &Capabilities, vocab: usize) -> Result<Self, String> {
+        config.check()?;
+        capabilities.check()?;
+        let bucket_max = capabilities.static_buckets.iter().copied().max().unwrap_or(u32::MAX);
+        Ok(Self {
+            vocab,
+            mixed_batch: capabilities.mixed_batch,
+            prefills_per_step_max: capabilities.max_prefills_per_step as usize,
+            tokens_per_step_max: config.max_num_batched_tokens.min(capabilities.max_tokens_per_step) as usize,
+            running_max: config.max_num_seqs.min(bucket_max) as usize,
+            watermark: (config.blocks / 100).max(1) as usize,
+            pool: BlockPool::new(config.blocks, config.block_size, config.enable_prefix_caching),
+            config,
+            slots: Vec::new(),
+            vacant: Vec::new(),
+            by_id: HashMap::new(),
+            waiting: BTreeMap::new(),
+            running: Vec::new(),
+            parked: BTreeMap::new(),
+            step_number: 0,
+            arrivals: 0,
+            prefilled_last: false,
+            in_flight: false,
+            stats: EngineStats::default(),
+        })
+    }
+
+    /// Makes a sequence wait for its turn, or says why it never can run.
+    pub fn add(&mut self, new: NewSequence) -> Result<(), FinishReason> {
+        let admissible = self.tokens_max(&new);
+        let tokens_max = match admissible {
+            Ok(tokens_max) => tokens_max,
+            Err(reason) => {
+                self.stats.finished_failed += 1;
+                return Err(FinishReason::Failed(reason));
+            }
+        };
+        let level = i64::from(new.priority.clamp(-PRIORITY_LEVEL_MAX, PRIORITY_LEVEL_MAX));
+        let start_step = self.step_number as i64 + level * PRIORITY_HEAD_START_STEPS;
+        let key = OrderKey { start_step, arrival: self.arrivals };
+        self.arrivals += 1;
+        let id = new.id;
+        let sequence = Some(Sequence::new(new, key, tokens_max));
+        let slot = match self.vacant.pop() {
+            Some(slot) => {
+                self.slots[slot] = sequence;
+                slot
+            }
+            None => {
+                self.slots.push(sequence);
+                self.slots.len() - 1
+            }
+        };
+        let before = self.by_id.insert(id, slot);
+        assert!(before.is_none(), "sequence ids are unique");
+        self.waiting.insert(key, slot);
+        Ok(())
+    }
+
+    /// The most tokens that prompt and output may have together.
+    fn tokens_max(&self, new: &NewSequence) -> Result<usize, String> {
+        let prompt = new.prompt.len();
+        if prompt == 0 {
+            return Err("the prompt has no tokens; send at least one".into());
+        }
+        if let Some(id) = new.prompt.iter().find(|id| **id as usize >= self.vocab) {
+            return Err(format!("prompt token id {id} is outside the vocabulary of {}", self.vocab));
+        }
+        let slots = self.pool.total() * self.pool.block_size() as usize;
+        let needed = prompt + usize::from(new.params.max_tokens > 0);
+        if needed > slots {
+            return Err(format!(
+                "the prompt has {prompt} tokens and the KV cache holds {slots} ({} blocks of {}); shorten the prompt or \
+                 give the engine more KV memory",
+                self.pool.total(),
+                self.pool.block_size()
+            ));
+        }
+        let context = self.config.max_model_len as usize;
+        if needed > context {
+            return Err(format!("the prompt has {prompt} tokens and the context is {context}; shorten the prompt"));
+        }
+        Ok((prompt + new.params.max_tokens as usize).min(context).min(slots))
+    }
+
+    /// Takes a sequence out, wherever it is, and frees its blocks. False when it is not there.
+    pub fn cancel(&mut self, id: SeqId) -> bool {
+        self.remove(id, &FinishReason::Cancelled)
+    }
+
+    /// Like `cancel`, for another reason.
+    pub fn remove(&mut self, id: SeqId, reason: &FinishReason) -> bool {
+        assert!(!self.in_flight, "a sequence is removed between steps");
+        let Some(slot) = self.by_id.get(&id).copied() else { return false };
+        self.finish(slot, reason);
+        true
+    }
+
+    /// Takes a sequence out of the steps: its client does not read. It keeps its blocks as long as there are enough.
+    pub fn park(&mut self, id: SeqId) {
+        assert!(!self.in_flight, "a sequence is parked between steps");
+        let Some(slot) = self.by_id.get(&id).copied() else { return };
+        let (key, state) = (self.at(slot).key, self.at(slot).state());
+        match state {
+            State::Parked => return,
+            State::Waiting => _ = self.waiting.remove(&key),
+            State::Running => self.leave_running(slot),
+        }
+        self.at_mut(slot).set_state(State::Parked);
+        self.parked.insert(key, slot);
+    }
+
+    /// The client reads again. The sequence keeps its old place in the order.
+    pub fn unpark(&mut self, id: SeqId) {
+        assert!(!self.in_flight, "a sequence is unparked between steps");
+        let Some(slot) = self.by_id.get(&id).copied() else { return };
+        if self.at(slot).state() != State::Parked {
+            return;
+        }
+        let key = self.at(slot).key;
+        self.parked.remove(&key);
+        if !self.at(slot).blocks().is_empty() && self.running.len() < self.running_max {
+            self.at_mut(slot).set_state(State::Running);
+            self.enter_running(slot);
+            return;
+        }
+        if !self.at(slot).blocks().is_empty() {
+            self.release_blocks(slot);
+            self.stats.preemptions += 1;
+        }
+        self.at_mut(slot).set_state(State::Waiting);
+        self.waiting.insert(key, slot);
+    }
+
+    /// Takes in what a step computed, and says what that means for each sequence. Empties `results`.
+    pub fn commit(&mut self, step: &Step, results: &mut StepResults, outcomes: &mut Vec<Outcome>) {
+        assert!(self.in_flight || step.rows.is_empty(), "only a scheduled step is committed, once");
+        assert_eq!(step.rows.len(), results.sampled.len(), "every row has a result");
+        self.in_flight = false;
+        let mut scores = results.scores.drain(..);
+        for (row, sampled) in step.rows.iter().zip(results.sampled.drain(..)) {
+            let sequence = self.slots[row.slot].as_mut().expect("a scheduled sequence is live until its step ends");
+            self.stats.recomputed_tokens += sequence.advance(self.config.block_size) as u64;
+            if let Sampled::Failed(reason) = sampled {
+                self.pool.forget(sequence.blocks());
+                let finish = FinishReason::Failed(reason);
+                self.finish(row.slot, &finish);
+                outcomes.push(Outcome { id: row.id, prompt: None, token: None, finish: Some(finish) });
+                continue;
+            }
+            for _ in row.scored() {
+                sequence.push_score(scores.next().expect("every scored position has a score"));
+            }
+            let prompt = sequence.complete_prompt().map(|logprobs| {
+                self.stats.prompt_tokens += sequence.prompt_len() as u64;
+                self.stats.cached_prompt_tokens += sequence.cached_tokens() as u64;
+                if self.pool.caching() {
+                    self.stats.prefix_queries += sequence.prompt_len() as u64;
+                    self.stats.prefix_hits += sequence.cached_tokens() as u64;
+                }
+                PromptOutcome { cached_tokens: sequence.cached_tokens() as u32, logprobs }
+            });
+            assert_eq!(row.sample, matches!(sampled, Sampled::Token(_)), "exactly the rows that sample have a token");
+            let (token, finish) = match sampled {
+                Sampled::Token(token) => {
+                    self.stats.generation_tokens += 1;
+                    let finish = sequence.push(token.id);
+                    (Some(token), finish)
+                }
+                _ => (None, (sequence.uncomputed() == 0).then_some(FinishReason::Length)),
+            };
+            if let Some(reason) = &finish {
+                self.finish(row.slot, reason);
+            }
+            if prompt.is_some() || token.is_some() || finish.is_some() {
+                outcomes.push(Outcome { id: row.id, prompt, token, finish });
+            }
+        }
+        assert!(scores.next().is_none(), "no score without its position");
+    }
+
+    /// The executor failed: every sequence of the step ends, and nothing that the KV cache holds is trusted any more.
+    /// The other sequences recompute.
+    pub fn fail_step(&mut self, step: &Step, reason: &str, outcomes: &mut Vec<Outcome>) {
+        assert!(self.in_flight, "only a scheduled step fails");
+        self.in_flight = false;
+        self.stats.failed_steps += 1;
+        for row in &step.rows {
+            let finish = FinishReason::Failed(reason.to_owned());
+            self.finish(row.slot, &finish);
+            outcomes.push(Outcome { id: row.id, prompt: None, token: None, finish: Some(finish) });
+        }
+        while let Some(slot) = self.running.last().copied() {
+            self.preempt(slot);
+        }
+        let parked: Vec<usize> = self.parked.values().copied().collect();
+        for slot in parked {
+            if !self.at(slot).blocks().is_empty() {
+                self.preempt(slot);
+            }
+        }
+        self.pool.reset_cache();
+        assert_eq!(self.pool.free(), self.pool.total(), "after a failed step every block is free");
+    }
+
+    /// Drops every sequence and starts over with an empty cache, whatever state a broken invariant left behind.
+    pub fn abandon(&mut self) {
+        self.in_flight = false;
+        self.stats.finished_failed += self.by_id.len() as u64;
+        self.pool = BlockPool::new(self.config.blocks, self.config.block_size, self.config.enable_prefix_caching);
+        self.slots.clear();
+        self.vacant.clear();
+        self.by_id.clear();
+        self.waiting.clear();
+        self.running.clear();
+        self.parked.clear();
+    }
+
+    /// Gives a sequence's blocks back; its tokens stay, and it is computed again later.
+    fn preempt(&mut self, slot: usize) {
+        let key = self.at(slot).key;
+        assert_eq!(self.at(slot).scheduled(), 0, "no sequence of the step in flight is preempted");
+        self.stats.preemptions += 1;
+        self.release_blocks(slot);
+        if self.at(slot).state() == State::Running {
+            self.leave_running(slot);
+            self.at_mut(slot).set_state(State::Waiting);
+            self.waiting.insert(key, slot);
+        }
+    }
+
+    fn release_blocks(&mut self, slot: usize) {
+        let mut blocks = self.at_mut(slot).take_blocks();
+        self.pool.release_all(&mut blocks);
+    }
+
+    fn finish(&mut self, slot: usize, reason: &FinishReason) {
+        self.release_blocks(slot);
+        let (id, key, state) = (self.at(slot).id, self.at(slot).key, self.at(slot).state());
+        match state {
+            State::Waiting => _ = self.waiting.remove(&key),
+            State::Running => self.leave_running(slot),
+            State::Parked => _ = self.parked.remove(&key),
+        }
+        self.by_id.remove(&id);
+        self.slots[slot] = None;
+        self.vacant.push(slot);
+        match reason {
+            FinishReason::StopToken(_) => self.stats.finished_stop += 1,
+            FinishReason::Length => self.stats.finished_length += 1,
+            FinishReason::Cancelled => self.stats.finished_cancelled += 1,
+            FinishReason::Failed(_) => self.stats.finished_failed += 1,
+        }
+    }
+
+    fn enter_running(&mut self, slot: usize) -> usize {
+        let place = self.place_of(self.at(slot).key);
+        self.running.insert(place, slot);
+        assert!(self.running.len() <= self.running_max, "no more run than may");
+        place
+    }
+
+    fn leave_running(&mut self, slot: usize) {
+        let removed = self.running.remove(self.place_of(self.at(slot).key));
+        assert_eq!(removed, slot, "the running list is in the order of its keys");
+    }
+
+    /// Where in the running list a sequence with this key is, or would be.
+    fn place_of(&self, key: OrderKey) -> usize {
+        self.running.partition_point(|slot| self.at(*slot).key < key)
+    }
+
+    fn at(&self, slot: usize) -> &Sequence {
+        self.slots[slot].as_ref().expect("a queued slot holds a live sequence")
+    }
+
+    fn at_mut(&mut self, slot: usize) -> &mut Sequence {
+        self.slots[slot].as_mut().expect("a queued slot holds a live sequence")
+    }
+
+    /// The sequence of a row of the step in flight.
+    pub fn sequence(&self, row: &Row) -> &Sequence {
+        self.at(row.slot)
+    }
+
+    pub fn block_size(&self) -> u32 {
+        self.config.block_size
+    }
+
+    /// Live sequences, in no order.
+    pub fn sequences(&self) -> impl Iterator<Item = &Sequence> {
+        self.slots.iter().flatten()
+    }
+
+    pub fn live(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Whether a step could compute anything.
+    pub fn has_work(&self) -> bool {
+        !self.running.is_empty() || !self.waiting.is_empty()
+    }
+
+    /// Gauges of now, and counters since the start.
+    pub fn stats(&mut self) -> &EngineStats {
+        self.stats.running = self.running.len() as u64;
+        self.stats.waiting = self.waiting.len() as u64;
+        self.stats.parked = self.parked.len() as u64;
+        self.stats.blocks_total = self.pool.total() as u64;
+        self.stats.blocks_free = self.pool.free() as u64;
+        self.stats.blocks_cached = self.pool.cached() as u64;
+        self.stats.blocks_owned = self.pool.owned() as u64;
+        &self.stats
+    }
+
+    /// Checks the invariants that hold between steps. For tests: linear in blocks and sequences.
+    pub fn audit(&self) -> Result<(), String> {
+        self.pool.audit(self.sequences().map(Sequence::blocks))?;
+        let queued = self.waiting.len() + self.running.len() + self.parked.len();
+        if queued != self.live() || self.sequences().count() != self.live() {
+            return Err(format!("{queued} sequences in queues, {} live", self.live()));
+        }
+        for (state, slots) in [
+            (State::Waiting, self.waiting.values().copied().collect::<Vec<_>>()),
+            (State::Running, self.running.clone()),
+            (State::Parked, self.parked.values().copied().collect()),
+        ] {
+            if !slots.is_sorted_by_key(|slot| self.at(*slot).key) {
+                return Err(format!("{state:?} sequences are out of order"));
+            }
+            if let Some(slot) = slots.iter().find(|slot| self.at(**slot).state() != state) {
+                return Err(format!("sequence {:?} is in the queue of {state:?}", self.at(*slot).id));
+            }
+        }
+        if self.running.len() > self.running_max {
+            return Err(format!("{} run, {} may", self.running.len(), self.running_max));
+        }
+        Ok(())
+    }
+}

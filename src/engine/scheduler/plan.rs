@@ -1,0 +1,313 @@
+// performance-critical: no lock, no log, no format
+//! The planning of one step: who takes part, with how many tokens, and who gives up blocks for it.
+
+use super::{Row, Scheduler, Step};
+use crate::engine::blocks::blocks_for;
+use crate::engine::sequence::{OrderKey, Sequence, State};
+
+/// Prompt positions scored a step and sequence: each needs a row of logits in memory.
+const SCORED_PER_STEP_MAX: usize = 64;
+
+/// What may still be put into the step being planned.
+struct Room {
+    tokens: usize,
+    prefills: usize,
+    decodes_allowed: bool,
+    prefills_allowed: bool,
+}
+
+impl Scheduler {
+    /// Plans the next step into `step`, which is empty when nothing can run. `commit` or `fail_step` must follow a step
+    /// with rows.
+    pub fn schedule(&mut self, step: &mut Step) {
+        assert!(!self.in_flight, "the step before is committed or failed first");
+        step.rows.clear();
+        step.tokens = 0;
+        self.step_number += 1;
+        if self.mixed_batch {
+            self.plan(step, true, true);
+        } else {
+            // Strict turns, so that neither a stream of prompts nor a crowd of decodes holds up the other kind.
+            let prefills_first = !self.prefilled_last;
+            self.plan(step, !prefills_first, prefills_first);
+            if step.rows.is_empty() {
+                self.plan(step, prefills_first, !prefills_first);
+            }
+            self.prefilled_last = step.rows.iter().any(|row| !row.decode);
+        }
+        self.in_flight = !step.rows.is_empty();
+        if self.in_flight {
+            self.stats.steps += 1;
+            self.stats.step_tokens.observe(step.tokens as u32);
+        }
+        assert!(step.tokens <= self.tokens_per_step_max, "a step stays within its token budget");
+    }
+
+    fn plan(&mut self, step: &mut Step, decodes_allowed: bool, prefills_allowed: bool) {
+        let mut room = Room {
+            tokens: self.tokens_per_step_max,
+            prefills: if prefills_allowed { self.prefills_per_step_max } else { 0 },
+            decodes_allowed,
+            prefills_allowed,
+        };
+        self.plan_first(step, &mut room);
+        if decodes_allowed {
+            self.plan_decodes(step, &mut room);
+        }
+        self.plan_prefills(step, &mut room);
+    }
+
+    /// The first in order goes first, whatever it needs: this is what bounds every wait.
+    fn plan_first(&mut self, step: &mut Step, room: &mut Room) {
+        let decodes = if room.decodes_allowed {
+            self.running.iter().filter(|slot| self.at(**slot).is_decode()).count()
+        } else {
+            0
+        };
+        let share = room.tokens.saturating_sub(decodes).max(1);
+        let first_running = self.running.first().map(|slot| self.at(*slot).key);
+        if let Some((key, slot)) = self.waiting.first_key_value()
+            && room.prefills_allowed
+            && first_running.is_none_or(|running| *key < running)
+        {
+            let slot = *slot;
+            if self.admit(slot) {
+                self.plan_prefill(slot, share, step, room);
+                return;
+            }
+        }
+        let Some(slot) = self.running.first().copied() else { return };
+        if !self.at(slot).is_decode() && room.prefills_allowed {
+            self.plan_prefill(slot, share, step, room);
+        } else if self.at(slot).is_decode() && room.decodes_allowed {
+            self.plan_decode(slot, step, room);
+        }
+    }
+
+    fn plan_decodes(&mut self, step: &mut Step, room: &mut Room) {
+        // A victim is always behind the one it makes room for, so the places before `place` do not move.
+        let mut place = 0;
+        while place < self.running.len() && room.tokens > 0 {
+            let slot = self.running[place];
+            if self.at(slot).scheduled() == 0 && self.at(slot).is_decode() {
+                self.plan_decode(slot, step, room);
+            }
+            place += 1;
+        }
+    }
+
+    fn plan_decode(&mut self, slot: usize, step: &mut Step, room: &mut Room) {
+        let target = self.at(slot).computed() + 1;
+        if self.grow(slot, target) == target {
+            self.put(slot, 1, true, step);
+            room.tokens -= 1;
+        }
+    }
+
+    /// Running prefills and admissions, merged in order.
+    fn plan_prefills(&mut self, step: &mut Step, room: &mut Room) {
+        let mut place = 0;
+        let mut admitting = true;
+        while room.tokens > 0 && room.prefills > 0 {
+            while place < self.running.len() && !self.is_open_prefill(self.running[place]) {
+                place += 1;
+            }
+            let running = self.running.get(place).map(|slot| (self.at(*slot).key, *slot));
+            let waiting = self.waiting.first_key_value().map(|(key, slot)| (*key, *slot));
+            match (running, waiting.filter(|_| admitting)) {
+                (Some((running_key, slot)), waiting) if waiting.is_none_or(|(key, _)| running_key < key) => {
+                    place += 1;
+                    // Who stands still for want of blocks lets nobody new in.
+                    admitting &= self.plan_prefill(slot, room.tokens, step, room);
+                }
+                (_, Some((_, slot))) => {
+                    admitting = self.admit(slot);
+                    if admitting {
+                        self.plan_prefill(slot, room.tokens, step, room);
+                    }
+                }
+                _ => return,
+            }
+        }
+    }
+
+    fn is_open_prefill(&self, slot: usize) -> bool {
+        let sequence = self.at(slot);
+        sequence.scheduled() == 0 && !sequence.is_decode()
+    }
+
+    /// Puts the next chunk of a running sequence into the step: at most `share` tokens, less what others need of it.
+    /// False when there is no block for it.
+    fn plan_prefill(&mut self, slot: usize, share: usize, step: &mut Step, room: &mut Room) -> bool {
+        let (computed_before, cached_before) = (self.at(slot).computed(), self.at(slot).cached_tokens());
+        self.take_cached(slot);
+        let share = share - self.left_to_others(slot, share, room);
+        let sequence = self.at(slot);
+        let computed = sequence.computed();
+        let mut count = sequence.uncomputed().min(share);
+        if let Some(next) = sequence.score_next() {
+            count = count.min(next - computed + SCORED_PER_STEP_MAX);
+        }
+        if count < sequence.uncomputed() {
+            // End at a block's border where possible: others can share that block, and this sequence theirs.
+            let size = self.config.block_size as usize;
+            let aligned = (computed + count) / size * size;
+            if aligned > computed {
+                count = aligned - computed;
+            }
+        }
+        let covered = self.grow(slot, computed + count);
+        if covered == computed {
+            self.undo_take_cached(slot, computed_before, cached_before);
+            return false;
+        }
+        let count = covered - computed;
+        self.put(slot, count, false, step);
+        room.tokens -= count;
+        room.prefills -= 1;
+        true
+    }
+
+    /// Part of `share` that the first in order leaves, so that short prompts behind a long one move on too: at most a
+    /// quarter, and no more than they need.
+    fn left_to_others(&self, slot: usize, share: usize, room: &Room) -> usize {
+        let left_max = share / 4;
+        if room.prefills <= 1 || left_max == 0 {
+            return 0;
+        }
+        let mut needed = 0;
+        let admission_possible = self.running.len() < self.running_max && self.pool.available() > self.watermark;
+        if admission_possible && let Some(first) = self.waiting.values().next() {
+            needed += self.at(*first).uncomputed();
+        }
+        for other in &self.running {
+            if needed >= left_max {
+                break;
+            }
+            if *other != slot && self.is_open_prefill(*other) {
+                needed += self.at(*other).uncomputed();
+            }
+        }
+        needed.min(left_max)
+    }
+
+    /// Lets a waiting sequence run if everything it knows fits beside what the running ones still need.
+    /// For it, parked sequences and running ones of a lower priority give way.
+    fn admit(&mut self, slot: usize) -> bool {
+        let cached_before = self.at(slot).cached_tokens();
+        self.take_cached(slot);
+        let (key, priority) = (self.at(slot).key, self.at(slot).priority);
+        loop {
+            let reserve = if self.running.is_empty() { 0 } else { self.promised() + self.watermark };
+            let needed = self.at(slot).blocks_missing(self.config.block_size) + reserve;
+            let seat_free = self.running.len() < self.running_max;
+            if seat_free && self.pool.available() >= needed {
+                break;
+            }
+            let parked = if seat_free { self.parked_victim() } else { None };
+            match parked.or_else(|| self.running_victim(key, |other| other.priority > priority)) {
+                Some(victim) => self.preempt(victim),
+                None => {
+                    self.undo_take_cached(slot, 0, cached_before);
+                    return false;
+                }
+            }
+        }
+        self.waiting.remove(&key);
+        self.at_mut(slot).admit();
+        self.enter_running(slot);
+        true
+    }
+
+    /// Blocks that the running sequences still need for the tokens they have.
+    fn promised(&self) -> usize {
+        self.running.iter().map(|slot| self.at(*slot).blocks_missing(self.config.block_size)).sum()
+    }
+
+    /// Takes over the blocks that already hold what comes next in a sequence.
+    fn take_cached(&mut self, slot: usize) {
+        if !self.pool.caching() {
+            return;
+        }
+        let block_size = self.config.block_size;
+        let size = block_size as usize;
+        let sequence = self.slots[slot].as_mut().expect("a queued slot holds a live sequence");
+        if !sequence.computed().is_multiple_of(size) {
+            return;
+        }
+        while sequence.computed() + size <= sequence.shareable() {
+            let (parent, hash, tokens) = sequence.content(sequence.computed() / size, block_size);
+            let Some(block) = self.pool.find(hash, parent, tokens) else { return };
+            self.pool.share(block);
+            sequence.take_cached(block, block_size);
+        }
+    }
+
+    fn undo_take_cached(&mut self, slot: usize, computed: usize, cached_tokens: usize) {
+        let block_size = self.config.block_size;
+        let mut blocks = self.at_mut(slot).drop_cached(computed, cached_tokens, block_size);
+        self.pool.release_all(&mut blocks);
+    }
+
+    /// Allocates blocks up to `target` tokens, as far as there are any, and preempts only when there is none at all.
+    /// Returns how many tokens are covered.
+    fn grow(&mut self, slot: usize, target: usize) -> usize {
+        let block_size = self.config.block_size;
+        let key = self.at(slot).key;
+        let missing = blocks_for(target, block_size).saturating_sub(self.at(slot).blocks().len());
+        while missing > 0 && self.pool.available() == 0 {
+            let Some(victim) = self.parked_victim().or_else(|| self.running_victim(key, |_| true)) else { break };
+            self.preempt(victim);
+        }
+        for _ in 0..missing {
+            let Some(block) = self.pool.allocate() else { break };
+            self.at_mut(slot).add_block(block);
+        }
+        target.min(self.at(slot).blocks().len() * block_size as usize)
+    }
+
+    fn parked_victim(&self) -> Option<usize> {
+        self.parked.values().rev().copied().find(|slot| !self.at(*slot).blocks().is_empty())
+    }
+
+    /// The last in order behind `key` that is not part of the step yet.
+    fn running_victim(&self, key: OrderKey, also: impl Fn(&Sequence) -> bool) -> Option<usize> {
+        let behind = self.running.iter().rev().copied().take_while(|slot| self.at(*slot).key > key);
+        behind.into_iter().find(|slot| self.at(*slot).scheduled() == 0 && also(self.at(*slot)))
+    }
+
+    /// Makes the next `count` tokens of a running sequence part of the step, and registers the blocks they fill.
+    fn put(&mut self, slot: usize, count: usize, decode: bool, step: &mut Step) {
+        let block_size = self.config.block_size;
+        let size = block_size as usize;
+        let sequence = self.slots[slot].as_mut().expect("a queued slot holds a live sequence");
+        let (start, end) = (sequence.computed(), sequence.computed() + count);
+        assert!(
+            sequence.blocks()[start / size..].iter().all(|block| self.pool.is_private(*block)),
+            "a step writes into no shared block"
+        );
+        let first = sequence.is_new();
+        let scores = sequence.score_next().map_or(0..0, |next| next..end.min(sequence.prompt_len() - 1).max(next));
+        sequence.schedule(count, block_size);
+        if self.pool.caching() {
+            for index in start / size..end / size {
+                let block = sequence.blocks()[index];
+                let (parent, hash, tokens) = sequence.content(index, block_size);
+                self.pool.register(block, hash, parent, tokens);
+            }
+        }
+        debug_assert_eq!(sequence.state(), State::Running, "only running sequences are part of a step");
+        step.tokens += count;
+        step.rows.push(Row {
+            slot,
+            id: sequence.id,
+            start,
+            count,
+            decode,
+            sample: end == sequence.tokens().len() && sequence.params.max_tokens > 0,
+            first,
+            score_start: scores.start,
+            score_end: scores.end,
+        });
+    }
+}

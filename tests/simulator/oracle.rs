@@ -1,0 +1,46 @@
+//! What a sequence must produce: computed alone, from its tokens only, without blocks, batches or a scheduler.
+
+use sconce::engine::sampler::{History, Sampler};
+use sconce::engine::sim::ContextHash;
+use sconce::engine::{FinishReason, SamplingParams, Token, TokenLogprobs};
+
+/// The whole life of one sequence that nothing interrupts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Expected {
+    pub tokens: Vec<Token>,
+    pub prompt_scores: Vec<TokenLogprobs>,
+    pub finish: FinishReason,
+}
+
+/// Runs `prompt` alone until it ends; prompt and output together have at most `tokens_max` tokens.
+pub fn expect(vocab: usize, prompt: &[u32], params: &SamplingParams, tokens_max: usize) -> Expected {
+    let mut sampler = Sampler::default();
+    let mut logits = vec![0.0; vocab];
+    let mut hash = ContextHash::EMPTY;
+    let mut prompt_scores = Vec::new();
+    for (position, token) in prompt.iter().enumerate() {
+        hash = hash.extend(*token, position as u32);
+        if let (Some(top), Some(next)) = (params.prompt_logprobs, prompt.get(position + 1)) {
+            hash.logits(&[], &mut logits);
+            prompt_scores.push(sampler.score(&logits, *next, top).expect("the simulated logits are finite"));
+        }
+    }
+    let mut tokens: Vec<Token> = Vec::new();
+    let mut output: Vec<u32> = Vec::new();
+    let finish = loop {
+        if output.len() >= params.max_tokens as usize || prompt.len() + output.len() >= tokens_max {
+            break FinishReason::Length;
+        }
+        hash.logits(&[], &mut logits);
+        let history = History { prompt, output: &output };
+        let token = sampler.sample(params, history, &logits).expect("the simulated logits are finite");
+        hash = hash.extend(token.id, (prompt.len() + output.len()) as u32);
+        output.push(token.id);
+        let id = token.id;
+        tokens.push(token);
+        if params.stop_token_ids.contains(&id) {
+            break FinishReason::StopToken(id);
+        }
+    };
+    Expected { tokens, prompt_scores, finish }
+}
