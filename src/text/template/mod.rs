@@ -1,63 +1,210 @@
 //! Chat templates: a conversation becomes the prompt text, exactly as transformers renders it.
+//!
+//! Templates are untrusted programs. They see plain data, cannot load other templates, and run on a limited number of
+//! instructions. They are compiled once a model and rendered once a request.
+
+mod clock;
+mod json;
+mod messages;
+mod methods;
+mod source;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Serde, ValueKind};
+use minijinja::{AutoEscape, Environment, ErrorKind, Value, context};
+
+pub use clock::Now;
+pub use source::{NamedTemplate, TemplateSource};
 
 use super::tokenizer::SpecialTokens;
-use crate::error::Result;
-use crate::request::Chat;
+use crate::error::{Error, Result};
+use crate::request::{Chat, Content, Message};
+use messages::Abilities;
 
-/// One template of a model.
-#[derive(Debug, Clone, PartialEq)]
-pub struct NamedTemplate {
-    /// `default`, `tool_use`, …
-    pub name: String,
-    /// Jinja source.
-    pub source: String,
-}
-
-/// Everything that a model brings to its chat template.
-#[derive(Debug, Clone, Default)]
-pub struct TemplateSource {
-    pub templates: Vec<NamedTemplate>,
-    /// `bos_token`, `eos_token`, … of the template (`Tokenizer::special_tokens`).
-    pub special: SpecialTokens,
-}
-
-impl TemplateSource {
-    /// One template: `chat_template.jinja`, GGUF's `tokenizer.chat_template` or `--chat-template`.
-    pub fn new(source: impl Into<String>, special: SpecialTokens) -> Self {
-        let templates = vec![NamedTemplate { name: "default".to_owned(), source: source.into() }];
-        Self { templates, special }
-    }
-
-    /// The `chat_template` field of `tokenizer_config.json` or `chat_template.json`: a string, or a list of named
-    /// templates. `None` when the file has no such field.
-    pub fn from_json(file: &[u8], special: SpecialTokens) -> Result<Option<Self>> {
-        let _ = (file, special);
-        unimplemented!()
-    }
-}
-
-/// The caller's clock, for templates that print the date.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Now {
-    /// Seconds since 1970-01-01 UTC.
-    pub unix_s: i64,
-    /// Local time minus UTC.
-    pub utc_offset_s: i32,
-}
+/// Instructions that one rendering may take. A thousand messages with tools take about a million.
+const FUEL: u64 = 50_000_000;
+/// Calls of macros inside macros.
+const RECURSION_MAX: usize = 100;
 
 /// A compiled chat template. Immutable; shared by all requests of a model.
-pub struct ChatTemplate {}
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    special: SpecialTokens,
+    /// By template name.
+    abilities: Vec<(String, Abilities)>,
+}
 
 impl ChatTemplate {
     /// Once a model.
     pub fn compile(source: TemplateSource) -> Result<Self> {
-        let _ = source;
-        unimplemented!()
+        let mut environment = environment();
+        for template in &source.templates {
+            let text = source::without_generation_marks(&template.source).into_owned();
+            environment.add_template_owned(template.name.clone(), text).map_err(|error| {
+                let name = &template.name;
+                let line = error.line().map_or_else(String::new, |line| format!(" line {line}"));
+                let reason = describe(&error);
+                Error::internal(format!("chat template `{name}`{line} does not compile: {reason}; give another one"))
+            })?;
+        }
+        if source.templates.is_empty() {
+            return Err(Error::internal("the model has no chat template; give one"));
+        }
+        let mut compiled = Self { environment, special: source.special, abilities: Vec::new() };
+        for template in source.templates {
+            let abilities = compiled.probe(&template)?;
+            compiled.abilities.push((template.name, abilities));
+        }
+        Ok(compiled)
     }
 
     /// Once a request. What the template refuses is an invalid request naming `messages`.
     pub fn render(&self, chat: &Chat, now: Now) -> Result<String> {
-        let _ = (chat, now);
-        unimplemented!()
+        let (name, abilities) = self.choose(!chat.tools.is_empty())?;
+        if !chat.continue_final_message {
+            return self.render_named(name, chat, *abilities, now);
+        }
+        if chat.add_generation_prompt {
+            let message = "continue_final_message leaves the last message open, so add_generation_prompt must be false";
+            return Err(Error::invalid("continue_final_message", message));
+        }
+        let final_text = messages::continued_text(chat)?;
+        messages::cut_at_mark(self.render_named(name, chat, *abilities, now)?, final_text)
     }
+
+    /// With tools the template `tool_use` where there is one, else `default`, else the only one.
+    fn choose(&self, has_tools: bool) -> Result<&(String, Abilities)> {
+        let by_name = |wanted: &str| self.abilities.iter().find(|(name, _)| name == wanted);
+        let only = || self.abilities.first().filter(|_| self.abilities.len() == 1);
+        let chosen = by_name("tool_use").filter(|_| has_tools).or_else(|| by_name("default")).or_else(only);
+        chosen.ok_or_else(|| {
+            let names: Vec<&str> = self.abilities.iter().map(|(name, _)| name.as_str()).collect();
+            Error::internal(format!("none of the model's chat templates ({}) is named `default`", names.join(", ")))
+        })
+    }
+
+    fn render_named(&self, name: &str, chat: &Chat, abilities: Abilities, now: Now) -> Result<String> {
+        for reserved in ["messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template"] {
+            if chat.template_kwargs.contains_key(reserved) {
+                let message = format!("chat_template_kwargs cannot set `{reserved}`; use the request's own field");
+                return Err(Error::invalid("chat_template_kwargs", message));
+            }
+        }
+        let template = self.environment.get_template(name).map_err(|error| Error::internal(describe(&error)))?;
+        let clock = Value::from_function(move |format: &str| clock::strftime(format, now));
+        let tools = if chat.tools.is_empty() { Value::from(()) } else { Value::from(Serde(&chat.tools)) };
+        let base = context! {
+            messages => messages::messages(chat, abilities)?,
+            tools => tools,
+            documents => chat.template_kwargs.get("documents").map_or(Value::from(()), |documents| Value::from(Serde(documents))),
+            add_generation_prompt => chat.add_generation_prompt,
+            strftime_now => clock,
+        };
+        let variables = context! { ..base, ..Value::from(Serde(&chat.template_kwargs)), ..self.special_variables() };
+        template.render(variables).map_err(|error| refusal(&error))
+    }
+
+    /// Tokens that the model lacks are undefined, as in transformers.
+    fn special_variables(&self) -> Value {
+        let special = &self.special;
+        let named = [
+            ("bos_token", &special.bos),
+            ("eos_token", &special.eos),
+            ("unk_token", &special.unk),
+            ("pad_token", &special.pad),
+        ];
+        Value::from_pairs(named.into_iter().filter_map(|(name, token)| Some((name, token.as_deref()?))))
+    }
+
+    /// Finds out which content the template takes, by rendering a text in either form.
+    fn probe(&self, template: &NamedTemplate) -> Result<Abilities> {
+        const TEXT: &str = "sconceprobe";
+        let now = Now { unix_s: 0, utc_offset_s: 0 };
+        let developer = template.source.contains("developer");
+        let all = Abilities { strings: true, parts: true, developer };
+        let prints = |content: &Content| {
+            let user = || Message { role: "user".to_owned(), content: content.clone(), ..Message::default() };
+            let system = || Message { role: "system".to_owned(), ..user() };
+            [vec![user()], vec![system(), user()]].into_iter().any(|messages| {
+                let chat = Chat { messages, ..Chat::default() };
+                let rendered = self.render_named(&template.name, &chat, all, now).unwrap_or_default();
+                // A template that prints the list itself shows the text in quotes.
+                let is_quoted = |at: usize| rendered[..at].ends_with(['\'', '"']);
+                rendered.match_indices(TEXT).any(|(at, _)| !is_quoted(at))
+            })
+        };
+        let parts = prints(&Content::Parts(vec![TEXT.to_owned()]));
+        // A template that prints neither form is left to answer for itself when it is used.
+        let strings = !parts || prints(&Content::Text(TEXT.to_owned()));
+        Ok(Abilities { strings, parts, developer })
+    }
+}
+
+/// Marks errors that the template itself raised.
+#[derive(Debug)]
+struct Raised(String);
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Raised {}
+
+/// The environment of transformers: an immutable sandbox with `trim_blocks`, `lstrip_blocks` and loop controls.
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.expect("the default delimiters are valid"));
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_fuel(Some(FUEL));
+    environment.set_recursion_limit(RECURSION_MAX);
+    environment.set_unknown_method_callback(methods::call);
+    environment.set_formatter(|out, state, value| match f64::try_from(value.clone()) {
+        Ok(float) if value.kind() == ValueKind::Number && !value.is_integer() && float.is_finite() => {
+            Ok(out.write_str(&json::python_float(float))?)
+        }
+        _ => minijinja::escape_formatter(out, state, value),
+    });
+    environment.add_filter("tojson", json::tojson);
+    environment.add_filter("trim", methods::trim);
+    environment.add_test("sequence", methods::is_sequence);
+    environment.add_test("iterable", methods::is_iterable);
+    environment.add_function("raise_exception", |message: String| -> std::result::Result<Value, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
+    });
+    environment
+}
+
+/// What went wrong in a rendering, in the client's terms.
+fn refusal(error: &minijinja::Error) -> Error {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(current) = cause {
+        if let Some(Raised(message)) = current.downcast_ref() {
+            return Error::invalid(
+                "messages",
+                format!("the model's chat template refuses the conversation: {message}"),
+            );
+        }
+        cause = current.source();
+    }
+    let line = error.line().map_or_else(String::new, |line| format!(" at line {line}"));
+    let message = match error.kind() {
+        ErrorKind::OutOfFuel => format!("the model's chat template took more than {FUEL} instructions"),
+        _ => format!("the model's chat template failed{line}: {}", describe(error)),
+    };
+    Error::invalid("messages", message)
+}
+
+fn describe(error: &minijinja::Error) -> String {
+    let text = match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    };
+    text.replace('\n', " ")
 }

@@ -1,0 +1,1 @@
+//! Quirks of Jinja2 and Python that chat templates rely on, one line each.

@@ -1,0 +1,1 @@
+//! Text that arrives in pieces equals text that arrives at once.

@@ -1,0 +1,107 @@
+//! Ids and text equal the tokenizers library's, from tokenizer.json and from GGUF metadata alike.
+
+use std::sync::Arc;
+
+use sconce::text::{GgufVocab, SpecialTokens, Tokenizer};
+use serde_json::Value;
+
+use crate::{fixture, read_json};
+
+pub const NAMES: [&str; 7] = ["gpt-2", "smollm", "llama-bpe", "qwen2", "spm", "spm-no-prefix", "wordpiece"];
+
+pub fn gguf_vocab(json: &Value) -> GgufVocab {
+    let strings = |name: &str| -> Vec<String> {
+        json[name].as_array().unwrap().iter().map(|token| token.as_str().unwrap().to_owned()).collect()
+    };
+    let numbers =
+        |name: &str| -> Vec<f64> { json[name].as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect() };
+    let id = |name: &str| json[name].as_u64().map(|id| id as u32);
+    GgufVocab {
+        model: json["model"].as_str().unwrap().to_owned(),
+        pre: json["pre"].as_str().map(str::to_owned),
+        tokens: strings("tokens"),
+        scores: numbers("scores").into_iter().map(|score| score as f32).collect(),
+        types: numbers("types").into_iter().map(|kind| kind as i32).collect(),
+        merges: strings("merges"),
+        bos: id("bos"),
+        eos: id("eos"),
+        unk: id("unk"),
+        pad: id("pad"),
+        eot: id("eot"),
+        add_bos: json["add_bos"].as_bool(),
+        add_eos: json["add_eos"].as_bool(),
+        add_space_prefix: json["add_space_prefix"].as_bool(),
+    }
+}
+
+/// The same tokenizer from both kinds of files.
+pub fn both(golden: &Value) -> [(&'static str, Arc<Tokenizer>); 2] {
+    let json = serde_json::to_vec(&golden["tokenizer"]).unwrap();
+    let from_json = Tokenizer::from_json(&json, &SpecialTokens::default()).unwrap();
+    let from_gguf = Tokenizer::from_gguf(gguf_vocab(&golden["gguf"])).unwrap();
+    [("json", Arc::new(from_json)), ("gguf", Arc::new(from_gguf))]
+}
+
+pub fn ids(json: &Value) -> Vec<u32> {
+    json.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn check(name: &str, tokenizer: &Tokenizer, goldens: &Value) -> (usize, Vec<String>) {
+    let (mut checks, mut wrong) = (0, Vec::new());
+    let mut compare = |what: &str, text: &Value, ours: Value, theirs: &Value| {
+        checks += 1;
+        if ours != *theirs {
+            wrong.push(format!("{name}: {what} of {text}\n  ours   {ours}\n  theirs {theirs}"));
+        }
+    };
+    for row in goldens["texts"].as_array().unwrap() {
+        let text = row["text"].as_str().unwrap();
+        compare("ids", &row["text"], tokenizer.encode(text, false).unwrap().into(), &row["ids"]);
+        if let Some(expected) = row.get("ids_special") {
+            compare("ids with specials", &row["text"], tokenizer.encode(text, true).unwrap().into(), expected);
+        }
+    }
+    let rows = ["texts", "sequences"].iter().flat_map(|kind| goldens[kind].as_array().unwrap());
+    for row in rows.filter(|row| row.get("decoded").is_some()) {
+        let sequence = ids(&row["ids"]);
+        compare("text", &row["ids"], tokenizer.decode(&sequence, false).unwrap().into(), &row["decoded"]);
+        compare("skipping text", &row["ids"], tokenizer.decode(&sequence, true).unwrap().into(), &row["decoded_skip"]);
+    }
+    (checks, wrong)
+}
+
+#[test]
+fn tokenizers_equal_the_library() {
+    let (mut checks, mut wrong) = (0, Vec::new());
+    for name in NAMES {
+        let golden = fixture(&format!("tokenizers/{name}.json"));
+        for (kind, tokenizer) in both(&golden) {
+            let (more, differences) = check(&format!("{name} from {kind}"), &tokenizer, &golden["goldens"]);
+            checks += more;
+            wrong.extend(differences);
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {checks} differ:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(checks > 1_000, "only {checks} checks ran");
+}
+
+/// Real vocabularies, which are too large to commit: `make_text.py vocab` says how to run this.
+#[test]
+fn extra_vocab() {
+    let Some(path) = std::env::var_os("SCONCE_EXTRA_VOCAB") else {
+        println!("skipped: SCONCE_EXTRA_VOCAB is not set");
+        return;
+    };
+    let golden = read_json(path.as_ref());
+    let vocab = gguf_vocab(&golden["gguf"]);
+    let start = std::time::Instant::now();
+    let tokenizer = Tokenizer::from_gguf(vocab).unwrap();
+    println!("loaded {} tokens in {:?}, end tokens {:?}", tokenizer.vocab_size(), start.elapsed(), tokenizer.eos());
+    let long = "The quick brown fox, in 2024, jumped over 13 lazy dogs. 日本語 naïve\n".repeat(15_000);
+    let start = std::time::Instant::now();
+    let count = tokenizer.encode(&long, false).unwrap().len();
+    println!("encoded {} bytes into {count} tokens in {:?}", long.len(), start.elapsed());
+    let (checks, wrong) = check("extra", &tokenizer, &golden["goldens"]);
+    assert!(wrong.is_empty(), "{} of {checks} differ:\n{}", wrong.len(), wrong.join("\n"));
+    println!("{checks} checks are equal");
+}
