@@ -1,1 +1,128 @@
 //! HTTP: one folder an endpoint family, each with wire, convert and stream.
+//!
+//! A request is checked completely before it reaches the pool; whatever goes wrong, on any path, is answered with
+//! OpenAI's error envelope. Dropping a response drops its events, which cancels the request in the engine.
+
+mod auth;
+mod body;
+mod error;
+mod ids;
+mod json;
+mod middleware;
+mod openai;
+mod ops;
+mod serve;
+mod sse;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+use tokio::sync::Semaphore;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::pool::Pool;
+use crate::telemetry::Metrics;
+
+pub use serve::{ServeOptions, serve};
+
+/// Every limit of the HTTP side. All are applied before a request reaches a model.
+#[derive(Debug, Clone)]
+pub struct ApiConfig {
+    /// Keys that clients may send as `Authorization: Bearer …`. Empty: anyone may ask.
+    pub api_keys: Vec<String>,
+    /// Largest request body.
+    pub body_bytes_max: usize,
+    /// Longest time from the head of a request until the end of its body.
+    pub body_read_timeout: Duration,
+    /// Deepest nesting of arrays and objects in a body.
+    pub json_depth_max: usize,
+    /// Most values (numbers, strings, objects, …) in a body: bounds the memory that parsing takes.
+    pub json_values_max: usize,
+    /// Longest time a request may wait and run; `None` means no limit.
+    pub request_timeout: Option<Duration>,
+    /// A comment is sent on an event stream that was silent for this long, so that proxies keep it open.
+    pub keep_alive_interval: Duration,
+    /// Most messages of a conversation.
+    pub messages_max: usize,
+    /// Most prompts of one `/v1/completions` request.
+    pub prompts_max: usize,
+    /// Most choices (`n`) a prompt.
+    pub choices_max: u32,
+    /// Most stop strings, and most stop token ids.
+    pub stops_max: usize,
+    /// Longest single stop string.
+    pub stop_bytes_max: usize,
+    /// Most entries of `logit_bias`.
+    pub logit_bias_max: usize,
+    /// Calls of `/tokenize` and `/detokenize` that run at once; more wait.
+    pub tokenize_parallel_max: usize,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self {
+            api_keys: Vec::new(),
+            body_bytes_max: 32 * 1024 * 1024,
+            body_read_timeout: Duration::from_secs(60),
+            json_depth_max: 64,
+            json_values_max: 1_000_000,
+            request_timeout: None,
+            keep_alive_interval: Duration::from_secs(15),
+            messages_max: 16_384,
+            prompts_max: 256,
+            choices_max: 128,
+            stops_max: 128,
+            stop_bytes_max: 4096,
+            logit_bias_max: 1024,
+            tokenize_parallel_max: 4,
+        }
+    }
+}
+
+/// What every handler can reach.
+#[derive(Clone)]
+pub(crate) struct AppState {
+    pool: Arc<Pool>,
+    metrics: Arc<Metrics>,
+    config: Arc<ApiConfig>,
+    keys: Arc<auth::Keys>,
+    tokenizing: Arc<Semaphore>,
+}
+
+/// Every endpoint of the server.
+pub fn router(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfig) -> Router {
+    let state = AppState {
+        pool,
+        metrics,
+        keys: Arc::new(auth::Keys::new(&config.api_keys)),
+        tokenizing: Arc::new(Semaphore::new(config.tokenize_parallel_max.max(1))),
+        config: Arc::new(config),
+    };
+    let guarded = Router::new()
+        .route("/v1/chat/completions", post(openai::chat::create))
+        .route("/v1/completions", post(openai::completions::create))
+        .route("/v1/models", get(openai::models::list))
+        .route("/v1/models/{*id}", get(openai::models::retrieve))
+        .route("/tokenize", post(openai::tokenize::tokenize))
+        .route("/detokenize", post(openai::tokenize::detokenize))
+        .route_layer(axum::middleware::from_fn_with_state(state.clone(), auth::require_key));
+    let open = Router::new()
+        .route("/", get(ops::index))
+        .route("/health", get(ops::health))
+        .route("/ready", get(ops::ready))
+        .route("/metrics", get(ops::metrics))
+        .route("/version", get(ops::version))
+        .route("/openapi.json", get(ops::openapi));
+    guarded
+        .merge(open)
+        .fallback(error::unknown_path)
+        .method_not_allowed_fallback(error::wrong_method)
+        .layer(CatchPanicLayer::custom(error::panicked))
+        .layer(axum::middleware::from_fn_with_state(state.clone(), middleware::observe))
+        // Bodies are read by `body::read` under `body_bytes_max`.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(state)
+}

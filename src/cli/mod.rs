@@ -50,7 +50,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let fallback = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
     let filter = cli.log.unwrap_or_else(|| fallback.to_owned());
-    telemetry::start_logging(LogOptions { json: cli.log_json, filter: Some(filter) });
+    if let Err(error) = telemetry::start_logging(LogOptions { json: cli.log_json, filter: Some(filter) }) {
+        return failed(&error.message);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(why) => return failed(&format!("cannot start the async runtime: {why}")),

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::flags::ModelFlags;
 use super::output;
-use crate::api::{self, ApiConfig};
+use crate::api::{self, ApiConfig, ServeOptions};
 use crate::config::file::{self, FileConfig, ModelSection};
 use crate::config::{self, ServeConfig};
 use crate::error::{Error, ErrorKind, Result};
@@ -62,8 +62,9 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
 
     let api_config = ApiConfig { api_keys: config.api_keys.clone(), ..ApiConfig::default() };
     let router = api::router(Arc::clone(&launch.pool), Arc::clone(&launch.metrics), api_config);
+    let options = ServeOptions { drain_timeout: config.shutdown_timeout, ..ServeOptions::default() };
     let drain = stopped(stopping.clone());
-    let server = tokio::spawn(api::serve(listener, router, Arc::clone(&launch.pool), drain, config.shutdown_timeout));
+    let server = tokio::spawn(api::serve(listener, router, Arc::clone(&launch.pool), drain, options));
     tokio::select! {
         loaded = launch.load(progress::for_stderr().into()) => {
             banner(&config, address, &loaded?, started.elapsed());

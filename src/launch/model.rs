@@ -9,7 +9,7 @@ use sconce_models::{LoadOptions, Source, Spec};
 use super::{synthetic, text};
 use crate::config::{ModelConfig, ModelLimits};
 use crate::device::{cpu, fit};
-use crate::engine::{EngineConfig, EngineHandle, Executor, ModelExecutor, SimExecutor};
+use crate::engine::{EngineConfig, EngineHandle, Executor, ModelExecutor, SimExecutor, SimOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{LocalFiles, LocalModel, Progress};
 use crate::pool::ModelCard;
@@ -115,7 +115,13 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport
     let plan = fit::plan(&size, &wishes(&config.limits), None).map_err(does_not_fit)?;
     let (blocks, block_size, vocab_size) = (plan.blocks, plan.block_size, vocab.tokenizer.vocab_size());
     let engine = EngineHandle::start(&card.id, engine_config(&plan, &config.limits), move || {
-        let executor = SimExecutor::new(vocab_size, blocks, block_size).with_delays(SIM_STEP_TIME, SIM_TOKEN_TIME);
+        let options = SimOptions {
+            step_delay: SIM_STEP_TIME,
+            token_delay: SIM_TOKEN_TIME,
+            favoured: (u32::from(b'a')..=u32::from(b'z')).chain([u32::from(b' ')]).collect(),
+            ..SimOptions::new(vocab_size as u32, blocks, block_size)
+        };
+        let executor = SimExecutor::new(options);
         Ok(Box::new(executor) as Box<dyn Executor>)
     })
     .map_err(|why| Error::new(ErrorKind::Unavailable, why))?;
@@ -177,7 +183,6 @@ fn engine_config(plan: &fit::Plan, limits: &ModelLimits) -> EngineConfig {
         enable_prefix_caching: limits.enable_prefix_caching,
         // The pool's admission is the bound that clients meet; a request with many choices may pass it when alone.
         max_waiting: limits.max_queue.saturating_add(limits.max_num_seqs).saturating_mul(2),
-        ..EngineConfig::default()
     }
 }
 

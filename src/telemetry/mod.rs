@@ -1,1 +1,10 @@
 //! Logs, traces and metrics.
+
+pub mod access;
+mod exposition;
+mod logging;
+mod metrics;
+mod process;
+
+pub use logging::{LogOptions, start_logging};
+pub use metrics::{FinishLabel, Metrics, ModelMetrics, RequestTimes};

@@ -183,13 +183,14 @@ impl Running {
         let decode_s = self.clock.first_token.map_or(0.0, |first| (now - first).as_secs_f64());
         self.metrics.finished(
             label,
-            &RequestTimes {
+            RequestTimes {
                 queue_s: self.clock.queue_s,
                 prefill_s: self.clock.prefill_s,
                 decode_s,
                 e2e_s: (now - self.clock.submitted).as_secs_f64(),
                 prompt_tokens: self.usage.prompt_tokens,
                 generation_tokens: self.usage.completion_tokens,
+                generation_tokens_longest: self.choices.iter().map(|choice| choice.generated).max().unwrap_or(0),
                 max_tokens: self.request.params.max_tokens,
                 n: self.request.params.n,
             },

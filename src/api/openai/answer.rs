@@ -1,0 +1,137 @@
+//! The events of one HTTP request, over all its prompts, under its time limit.
+//!
+//! Dropping an [`Answer`] drops every stream in it, which cancels what still runs. Exactly one end comes out: the
+//! summed usage, or the first error, after which the other prompts are cancelled.
+
+use std::pin::Pin;
+
+use futures_util::stream::{self, Stream, StreamExt};
+use tokio::time::Instant;
+
+use crate::api::AppState;
+use crate::api::error::finish_word;
+use crate::error::{Error, ErrorKind, Result};
+use crate::request::{Event, Request, Usage};
+use crate::telemetry::access::RequestLog;
+
+use super::wire::finish_reason;
+
+/// At most this many events are handled between two writes to the client.
+const BATCH_EVENTS_MAX: usize = 128;
+
+/// An event and the index of the prompt it belongs to.
+type Indexed = (usize, Event);
+
+/// A running request.
+pub(in crate::api) struct Answer {
+    batches: Pin<Box<dyn Stream<Item = Vec<Indexed>> + Send>>,
+    /// Prompts that have not ended.
+    open: usize,
+    usage: Usage,
+    deadline: Option<(Instant, f32)>,
+    log: RequestLog,
+    first_token_seen: bool,
+    finish: &'static str,
+}
+
+/// What was ready at once.
+#[derive(Debug)]
+pub(in crate::api) struct Batch {
+    /// `Prompt`, `Text` and `Finished` events only.
+    pub events: Vec<Indexed>,
+    /// Set on the last batch.
+    pub end: Option<Result<Usage>>,
+}
+
+impl Answer {
+    /// Admits every prompt or none: an error drops, and so cancels, those already admitted.
+    pub async fn start(state: &AppState, requests: Vec<Request>, log: RequestLog) -> Result<Self> {
+        let deadline =
+            state.config.request_timeout.map(|limit| (Instant::from_std(log.started()) + limit, limit.as_secs_f32()));
+        let open = requests.len();
+        let submitted =
+            futures_util::future::try_join_all(requests.into_iter().map(|request| state.pool.submit(request)));
+        let streams = match deadline {
+            None => submitted.await?,
+            Some((at, limit_s)) => {
+                tokio::time::timeout_at(at, submitted).await.unwrap_or_else(|_| Err(too_slow(limit_s)))?
+            }
+        };
+        let indexed = streams.into_iter().enumerate().map(|(prompt, events)| events.map(move |event| (prompt, event)));
+        let batches = Box::pin(stream::select_all(indexed).ready_chunks(BATCH_EVENTS_MAX));
+        Ok(Self { batches, open, usage: Usage::default(), deadline, log, first_token_seen: false, finish: "done" })
+    }
+
+    /// The next events, waiting until there are some. Not to be called again after an end. May be dropped and called
+    /// again without losing an event.
+    pub async fn next(&mut self) -> Batch {
+        let next = match self.deadline {
+            None => self.batches.next().await,
+            Some((at, limit_s)) => match tokio::time::timeout_at(at, self.batches.next()).await {
+                Ok(next) => next,
+                Err(_) => return self.ended(Vec::new(), Err(too_slow(limit_s))),
+            },
+        };
+        let Some(ready) = next else {
+            let error = Error::internal("the answer broke off without a final event");
+            return self.ended(Vec::new(), Err(error));
+        };
+        let mut events = Vec::with_capacity(ready.len());
+        for (prompt, event) in ready {
+            match event {
+                Event::Failed(error) => return self.ended(events, Err(error)),
+                Event::Done(usage) => {
+                    self.usage.prompt_tokens = self.usage.prompt_tokens.saturating_add(usage.prompt_tokens);
+                    self.usage.completion_tokens = self.usage.completion_tokens.saturating_add(usage.completion_tokens);
+                    self.usage.cached_tokens = self.usage.cached_tokens.saturating_add(usage.cached_tokens);
+                    self.open = self.open.saturating_sub(1);
+                }
+                event => {
+                    self.note(&event);
+                    events.push((prompt, event));
+                }
+            }
+        }
+        if self.open == 0 {
+            return self.ended(events, Ok(self.usage));
+        }
+        Batch { events, end: None }
+    }
+
+    /// Gives every event to `take` and returns the usage, for answers that are sent as one document.
+    pub async fn fold(mut self, mut take: impl FnMut(usize, Event)) -> Result<Usage> {
+        loop {
+            let batch = self.next().await;
+            for (prompt, event) in batch.events {
+                take(prompt, event);
+            }
+            if let Some(end) = batch.end {
+                return end;
+            }
+        }
+    }
+
+    fn note(&mut self, event: &Event) {
+        match event {
+            Event::Text { .. } if !self.first_token_seen => {
+                self.first_token_seen = true;
+                self.log.first_token();
+            }
+            Event::Finished { reason, .. } => self.finish = finish_reason(reason),
+            _ => {}
+        }
+    }
+
+    fn ended(&mut self, events: Vec<Indexed>, end: Result<Usage>) -> Batch {
+        let word = end.as_ref().map_or_else(|error| finish_word(error.kind), |_| self.finish);
+        self.log.finish(word, self.usage);
+        // Whatever still runs is cancelled now, not when the client has read the error.
+        self.batches = Box::pin(stream::empty());
+        Batch { events, end: Some(end) }
+    }
+}
+
+fn too_slow(limit_s: f32) -> Error {
+    let message = format!("the request took longer than its limit of {limit_s} s; ask for fewer tokens or retry later");
+    Error::new(ErrorKind::Timeout, message).with_code("request_timeout")
+}

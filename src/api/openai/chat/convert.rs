@@ -1,0 +1,59 @@
+//! From a chat body to a checked request. Pure: same body and limits, same result.
+
+use crate::api::ApiConfig;
+use crate::api::openai::sampling::{Call, LOGPROBS_MAX};
+use crate::error::{Error, Result};
+use crate::request::Chat;
+
+use super::messages;
+use super::wire::{ChatBody, ChatFields};
+
+pub(in crate::api) fn checked(body: ChatBody, config: &ApiConfig) -> Result<(Call, Chat)> {
+    let (chat, mut sampling) = body.checked("")?;
+    if chat.max_completion_tokens == Some(0) || (chat.max_completion_tokens.is_none() && sampling.max_tokens == Some(0))
+    {
+        let param = if chat.max_completion_tokens.is_some() { "max_completion_tokens" } else { "max_tokens" };
+        return Err(Error::invalid(param, format!("{param} is 0; it must be at least 1")));
+    }
+    // The newer name wins, as in vLLM.
+    sampling.max_tokens = chat.max_completion_tokens.or(sampling.max_tokens);
+    let logprobs = logprobs(&chat)?;
+    let mut call = sampling.checked(config)?;
+    call.logprobs_wanted = logprobs.is_some();
+    call.params.logprobs = logprobs.or(call.params.logprobs);
+    let (add_generation_prompt, continue_final_message) =
+        turn_ends(chat.add_generation_prompt, chat.continue_final_message)?;
+    let chat = Chat {
+        messages: messages::checked(chat.messages, config.messages_max)?,
+        tools: Vec::new(),
+        add_generation_prompt,
+        continue_final_message,
+        template_kwargs: chat.chat_template_kwargs.unwrap_or_default(),
+    };
+    Ok((call, chat))
+}
+
+/// How many alternatives to report, `None` for no logprobs at all.
+fn logprobs(chat: &ChatFields) -> Result<Option<u32>> {
+    let wanted = chat.logprobs.unwrap_or(false);
+    let Some(top) = chat.top_logprobs else { return Ok(wanted.then_some(0)) };
+    let count = u32::try_from(top).ok().filter(|&count| count <= LOGPROBS_MAX).ok_or_else(|| {
+        Error::invalid("top_logprobs", format!("top_logprobs is {top}; it must be from 0 to {LOGPROBS_MAX}"))
+    })?;
+    if !wanted && count > 0 {
+        return Err(Error::invalid("top_logprobs", "top_logprobs needs logprobs; set logprobs to true"));
+    }
+    Ok(wanted.then_some(count))
+}
+
+/// Whether the assistant's turn is opened and whether the last turn stays open: not both.
+pub(in crate::api) fn turn_ends(add: Option<bool>, continue_final: Option<bool>) -> Result<(bool, bool)> {
+    let continue_final = continue_final.unwrap_or(false);
+    match (add, continue_final) {
+        (Some(true), true) => Err(Error::invalid(
+            "continue_final_message",
+            "continue_final_message and add_generation_prompt exclude each other; set add_generation_prompt to false",
+        )),
+        (add, _) => Ok((add.unwrap_or(!continue_final), continue_final)),
+    }
+}

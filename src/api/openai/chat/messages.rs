@@ -1,0 +1,242 @@
+//! Messages: from the shapes clients send to the ones templates read.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
+use serde_json::Value;
+
+use crate::api::error::shortened;
+use crate::api::json::{Policy, Wire, fields};
+use crate::error::{Error, Result};
+use crate::request::{Content, Message};
+
+fields! {
+    /// One message as the client sent it.
+    MessageFields {
+        role: String,
+        content: ContentValue,
+        name: String,
+        tool_calls: Vec<Value>,
+        tool_call_id: String,
+        reasoning: String,
+        reasoning_content: String,
+        refusal: String,
+    }
+    policy = message_policy
+}
+
+fn message_policy(key: &str) -> Policy {
+    match key {
+        "function_call" => Policy::Refused { neutral: &[], instead: "send tool_calls" },
+        "audio" => Policy::Refused { neutral: &[], instead: "only text is understood" },
+        // Citations of an earlier answer: no template reads them.
+        "annotations" => Policy::Inert,
+        _ => Policy::Unknown,
+    }
+}
+
+fields! {
+    /// One part of a message's content.
+    PartFields {
+        r#type: String,
+        text: String,
+        refusal: String,
+    }
+    policy = part_policy
+}
+
+fn part_policy(key: &str) -> Policy {
+    match key {
+        // A hint about caching; prefixes are cached here in any case.
+        "cache_control" => Policy::Inert,
+        "image_url" | "input_audio" | "audio_url" | "video_url" | "image" | "audio" | "video" | "file"
+        | "image_embeds" | "image_pil" | "uuid" | "min_pixels" | "max_pixels" => {
+            Policy::Refused { neutral: &[], instead: "only text parts are understood" }
+        }
+        _ => Policy::Unknown,
+    }
+}
+
+/// A string or an array of parts.
+#[derive(Debug, Clone)]
+pub(in crate::api) enum ContentValue {
+    Text(String),
+    Parts(Vec<PartValue>),
+}
+
+/// A part; OpenAI's newer endpoints and some templates also write plain strings.
+#[derive(Debug, Clone)]
+pub(in crate::api) enum PartValue {
+    Text(String),
+    Object(Wire<PartFields>),
+}
+
+impl<'de> Deserialize<'de> for ContentValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Shape;
+        impl<'de> Visitor<'de> for Shape {
+            type Value = ContentValue;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or an array of content parts")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<ContentValue, E> {
+                Ok(ContentValue::Text(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<ContentValue, A::Error> {
+                let mut parts = Vec::new();
+                while let Some(part) = items.next_element()? {
+                    parts.push(part);
+                }
+                Ok(ContentValue::Parts(parts))
+            }
+        }
+        deserializer.deserialize_any(Shape)
+    }
+}
+
+impl<'de> Deserialize<'de> for PartValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Shape;
+        impl<'de> Visitor<'de> for Shape {
+            type Value = PartValue;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a content part (an object with a type)")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<PartValue, E> {
+                Ok(PartValue::Text(text.to_owned()))
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<PartValue, A::Error> {
+                Wire::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(PartValue::Object)
+            }
+        }
+        deserializer.deserialize_any(Shape)
+    }
+}
+
+/// Checks a conversation. Every error names the message and, where it is one, the part.
+pub(in crate::api) fn checked(messages: Option<Vec<Wire<MessageFields>>>, messages_max: usize) -> Result<Vec<Message>> {
+    let messages =
+        messages.ok_or_else(|| Error::invalid("messages", "messages is missing; send an array of messages"))?;
+    if messages.is_empty() {
+        return Err(Error::invalid("messages", "messages is empty; send at least one message"));
+    }
+    if messages.len() > messages_max {
+        let message = format!("messages has {} entries, the limit is {messages_max}; send fewer", messages.len());
+        return Err(Error::invalid("messages", message));
+    }
+    messages.into_iter().enumerate().map(|(index, wire)| message(index, wire)).collect()
+}
+
+fn message(index: usize, wire: Wire<MessageFields>) -> Result<Message> {
+    let path = format!("messages[{index}]");
+    let fields = wire.checked(&path)?;
+    let role = fields.role.ok_or_else(|| {
+        Error::invalid(format!("{path}.role"), format!("{path}.role is missing; send system, user, assistant or tool"))
+    })?;
+    if !matches!(role.as_str(), "system" | "developer" | "user" | "assistant" | "tool" | "function") {
+        let message = format!(
+            "{path}.role is '{}'; it must be system, developer, user, assistant, tool or function",
+            shortened(&role)
+        );
+        return Err(Error::invalid(format!("{path}.role"), message));
+    }
+    let assistant = role == "assistant";
+    let tool_calls = fields.tool_calls.unwrap_or_default();
+    if !assistant && !tool_calls.is_empty() {
+        let param = format!("{path}.tool_calls");
+        let message = format!("{param} is only allowed in assistant messages");
+        return Err(Error::invalid(param, message));
+    }
+    let tool_calls = tool_calls
+        .into_iter()
+        .enumerate()
+        .map(|(call, value)| tool_call(&format!("{path}.tool_calls[{call}]"), value))
+        .collect::<Result<Vec<_>>>()?;
+    let content = content(&path, fields.content.or(fields.refusal.map(ContentValue::Text)))?;
+    let reasoning = fields.reasoning.or(fields.reasoning_content);
+    let may_be_empty = assistant && (!tool_calls.is_empty() || reasoning.is_some());
+    if content == Content::None && !may_be_empty {
+        let param = format!("{path}.content");
+        let message = format!("{param} is missing; send a string or an array of text parts");
+        return Err(Error::invalid(param, message));
+    }
+    Ok(Message { role, content, name: fields.name, tool_calls, tool_call_id: fields.tool_call_id, reasoning })
+}
+
+fn content(path: &str, value: Option<ContentValue>) -> Result<Content> {
+    let parts = match value {
+        None => return Ok(Content::None),
+        Some(ContentValue::Text(text)) => return Ok(Content::Text(text)),
+        Some(ContentValue::Parts(parts)) => parts,
+    };
+    if parts.is_empty() {
+        let param = format!("{path}.content");
+        return Err(Error::invalid(&param, format!("{param} is an empty array; send at least one part")));
+    }
+    let texts = parts.into_iter().enumerate().map(|(index, part)| match part {
+        PartValue::Text(text) => Ok(text),
+        PartValue::Object(wire) => part_text(&format!("{path}.content[{index}]"), wire),
+    });
+    texts.collect::<Result<Vec<_>>>().map(Content::Parts)
+}
+
+fn part_text(path: &str, wire: Wire<PartFields>) -> Result<String> {
+    let fields = wire.checked_as_part(path)?;
+    match fields.r#type.as_deref() {
+        Some("text" | "input_text" | "output_text") => fields
+            .text
+            .ok_or_else(|| Error::invalid(format!("{path}.text"), format!("{path}.text is missing in a text part"))),
+        Some("refusal") => fields.refusal.or(fields.text).ok_or_else(|| {
+            Error::invalid(format!("{path}.refusal"), format!("{path}.refusal is missing in a refusal part"))
+        }),
+        Some(other) => Err(unsupported_part(path, other)),
+        None => Err(Error::invalid(format!("{path}.type"), format!("{path}.type is missing; send \"type\": \"text\""))),
+    }
+}
+
+fn unsupported_part(path: &str, kind: &str) -> Error {
+    let kind = shortened(kind);
+    Error::invalid(path, format!("{path} is a part of type '{kind}', which is not supported: only text is understood"))
+        .with_code("unsupported_content_part")
+}
+
+impl Wire<PartFields> {
+    /// As `checked`, but a part of a foreign type is named by its place and type, not by the field that carries it.
+    fn checked_as_part(self, path: &str) -> Result<PartFields> {
+        let kind = self.peek().r#type.clone();
+        self.checked(path).map_err(|error| match kind.as_deref() {
+            None | Some("text" | "input_text" | "output_text" | "refusal") => error,
+            Some(other) => unsupported_part(path, other),
+        })
+    }
+}
+
+/// A tool call of the history: `function.arguments` becomes an object where it parses, as templates expect.
+fn tool_call(path: &str, mut call: Value) -> Result<Value> {
+    let wrong = |what: &str| {
+        let param = format!("{path}.{what}");
+        let message =
+            format!("{param} is missing or of a wrong type; send {{\"type\": \"function\", \"function\": …}}");
+        Error::invalid(param, message)
+    };
+    let function = call.get_mut("function").and_then(Value::as_object_mut).ok_or_else(|| wrong("function"))?;
+    if !function.get("name").is_some_and(Value::is_string) {
+        return Err(wrong("function.name"));
+    }
+    match function.get("arguments") {
+        None | Some(Value::Object(_)) => {}
+        Some(Value::String(text)) => {
+            if let Ok(object @ Value::Object(_)) = serde_json::from_str(text) {
+                function.insert("arguments".to_owned(), object);
+            }
+        }
+        Some(_) => return Err(wrong("function.arguments")),
+    }
+    Ok(call)
+}

@@ -1,0 +1,64 @@
+//! `POST /v1/chat/completions`
+
+mod convert;
+pub(in crate::api) use convert::turn_ends;
+mod fold;
+pub(in crate::api) mod messages;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+
+use super::answer::Answer;
+use super::logprobs::TokenStyle;
+use super::origin::Origin;
+use super::wire::Head;
+use crate::api::error::Failure;
+use crate::api::{AppState, body, ids, sse};
+use crate::error::Error;
+use crate::request::{Prompt, Request};
+
+pub(in crate::api) async fn create(
+    State(state): State<AppState>,
+    origin: Origin,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Failure> {
+    let wire = body::read::<wire::ChatBody>(&headers, body, &state.config).await?;
+    let (call, chat) = convert::checked(wire, &state.config)?;
+    let member = state.pool.member(&call.model)?;
+    let card = member.card();
+    origin.log.model(&card.id);
+    if !card.chat {
+        let message = format!("the model '{}' has no chat template; use /v1/completions", card.id);
+        return Err(Error::invalid("model", message).with_code("no_chat_template").into());
+    }
+    let id = format!("chatcmpl-{}", origin.unique);
+    let model = if call.model.is_empty() { card.id.clone() } else { call.model.clone() };
+    let head = Head { id: id.clone(), created: ids::unix_time_s(), model };
+    let style = TokenStyle { as_ids: call.delivery.tokens_as_ids, top: call.params.logprobs.unwrap_or(0) as usize };
+    let form = wire::Form { logprobs: call.logprobs_wanted, style, n: call.params.n };
+    let prompt_top = call.prompt_logprobs_wanted;
+    let request = Request {
+        id,
+        model: call.model,
+        prompt: Prompt::Chat(chat),
+        params: call.params,
+        tenant: origin.caller.tenant(call.cache_salt.as_deref()),
+        priority: call.priority,
+    };
+    let answer = Answer::start(&state, vec![request], origin.log).await?;
+    if call.delivery.stream {
+        let writer = stream::ChatWriter::new(head, form, call.delivery);
+        return sse::respond(answer, writer, state.config.keep_alive_interval).await;
+    }
+    let mut fold = fold::ChatFold::new(form);
+    let usage = answer.fold(|_, event| fold.event(event)).await?;
+    Ok(Json(fold.completion(&head, usage, prompt_top)).into_response())
+}

@@ -1,0 +1,31 @@
+//! What the layers before a handler found out about a request.
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+
+use crate::api::auth::Caller;
+use crate::api::error::Failure;
+use crate::api::middleware::UniqueId;
+use crate::error::Error;
+use crate::telemetry::access::RequestLog;
+
+/// Who asks, under which name, and where to note what becomes of it.
+pub(in crate::api) struct Origin {
+    pub caller: Caller,
+    /// Unique over processes; endpoints put their prefix before it.
+    pub unique: String,
+    pub log: RequestLog,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Origin {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Failure> {
+        let extensions = &parts.extensions;
+        let found = (extensions.get::<Caller>(), extensions.get::<UniqueId>(), extensions.get::<RequestLog>());
+        let (Some(caller), Some(unique), Some(log)) = found else {
+            return Err(Error::internal("a route lacks the key or the observing layer").into());
+        };
+        Ok(Self { caller: caller.clone(), unique: unique.0.clone(), log: log.clone() })
+    }
+}

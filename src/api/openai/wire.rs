@@ -1,0 +1,70 @@
+//! Answer parts that chat and text completions share.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::request::{Finish, StopMatch, Usage};
+
+/// Changes only with the server's version: the same fingerprint and seed give the same answer on the same machine.
+pub(in crate::api) const SYSTEM_FINGERPRINT: &str = concat!("fp_sconce_", env!("CARGO_PKG_VERSION"));
+
+/// The fields that every chunk of an answer repeats.
+#[derive(Debug, Clone)]
+pub(in crate::api) struct Head {
+    pub id: String,
+    pub created: u64,
+    pub model: String,
+}
+
+/// `usage`
+#[derive(Debug, Clone, Copy, Serialize, PartialEq, Eq)]
+pub(in crate::api) struct UsageWire {
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    total_tokens: u32,
+    prompt_tokens_details: PromptDetails,
+    completion_tokens_details: CompletionDetails,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, PartialEq, Eq)]
+struct PromptDetails {
+    cached_tokens: u32,
+    audio_tokens: u32,
+}
+
+/// Nothing here reasons apart, speaks or predicts yet, so these are true zeros.
+#[derive(Debug, Clone, Copy, Serialize, PartialEq, Eq, Default)]
+struct CompletionDetails {
+    reasoning_tokens: u32,
+    audio_tokens: u32,
+    accepted_prediction_tokens: u32,
+    rejected_prediction_tokens: u32,
+}
+
+impl From<Usage> for UsageWire {
+    fn from(usage: Usage) -> Self {
+        Self {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            total_tokens: usage.prompt_tokens.saturating_add(usage.completion_tokens),
+            prompt_tokens_details: PromptDetails { cached_tokens: usage.cached_tokens, audio_tokens: 0 },
+            completion_tokens_details: CompletionDetails::default(),
+        }
+    }
+}
+
+pub(in crate::api) fn finish_reason(finish: &Finish) -> &'static str {
+    match finish {
+        Finish::Stop(_) => "stop",
+        Finish::Length => "length",
+    }
+}
+
+/// vLLM's `stop_reason`: the stop string or token id that matched, null for the model's own end.
+pub(in crate::api) fn stop_reason(finish: &Finish) -> Value {
+    match finish {
+        Finish::Stop(Some(StopMatch::Text(text))) => Value::from(text.as_str()),
+        Finish::Stop(Some(StopMatch::Token(id))) => Value::from(*id),
+        Finish::Stop(None) | Finish::Length => Value::Null,
+    }
+}

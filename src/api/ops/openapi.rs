@@ -1,0 +1,148 @@
+//! `/openapi.json`: what exists, kept by hand beside the routes and tested against them.
+
+use serde_json::{Map, Value, json};
+
+use super::VERSION;
+
+struct Operation {
+    path: &'static str,
+    method: &'static str,
+    summary: &'static str,
+    body: Option<&'static str>,
+    guarded: bool,
+}
+
+const fn get(path: &'static str, summary: &'static str, guarded: bool) -> Operation {
+    Operation { path, method: "get", summary, body: None, guarded }
+}
+
+const fn post(path: &'static str, summary: &'static str, body: &'static str) -> Operation {
+    Operation { path, method: "post", summary, body: Some(body), guarded: true }
+}
+
+const OPERATIONS: &[Operation] = &[
+    post("/v1/chat/completions", "answer a conversation", "ChatCompletionRequest"),
+    post("/v1/completions", "continue a text or token ids", "CompletionRequest"),
+    get("/v1/models", "the models and their aliases", true),
+    get("/v1/models/{id}", "one model; the id may hold slashes", true),
+    post("/tokenize", "text or a conversation to token ids", "TokenizeRequest"),
+    post("/detokenize", "token ids to text", "DetokenizeRequest"),
+    get("/health", "200 while the process can answer", false),
+    get("/ready", "200 while every model can serve, 503 with reasons otherwise", false),
+    get("/metrics", "figures in Prometheus' text format", false),
+    get("/version", "the version of the server", false),
+    get("/openapi.json", "this document", false),
+    get("/", "where to look next", false),
+];
+
+pub(super) fn document() -> Value {
+    let mut paths = Map::new();
+    for operation in OPERATIONS {
+        let mut described = json!({
+            "summary": operation.summary,
+            "responses": {
+                "200": {"description": "the answer"},
+                "default": {
+                    "description": "an error",
+                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+                },
+            },
+        });
+        if let Some(body) = operation.body {
+            let schema = json!({"$ref": format!("#/components/schemas/{body}")});
+            described["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": schema}}});
+        }
+        if operation.path.contains("{id}") {
+            described["parameters"] =
+                json!([{"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}]);
+        }
+        if operation.guarded {
+            described["security"] = json!([{"key": []}, {}]);
+        }
+        paths.insert(operation.path.to_owned(), json!({operation.method: described}));
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {"title": "Sconce", "version": VERSION, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": schemas(),
+        },
+    })
+}
+
+fn schemas() -> Value {
+    let sampling = sampling();
+    json!({
+        "Error": {
+            "type": "object",
+            "properties": {"error": {"type": "object", "properties": {
+                "message": {"type": "string"}, "type": {"type": "string"},
+                "param": {"type": ["string", "null"]}, "code": {"type": ["string", "null"]},
+            }, "required": ["message", "type", "param", "code"]}},
+            "required": ["error"],
+        },
+        "ChatCompletionRequest": {"allOf": [sampling.clone(), {"type": "object", "required": ["messages"], "properties": {
+            "messages": {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["role"], "properties": {
+                "role": {"enum": ["system", "developer", "user", "assistant", "tool", "function"]},
+                "content": {"type": ["string", "array", "null"]},
+                "name": {"type": "string"}, "tool_calls": {"type": "array"}, "tool_call_id": {"type": "string"},
+                "reasoning": {"type": "string"},
+            }}},
+            "max_completion_tokens": {"type": "integer", "minimum": 1},
+            "logprobs": {"type": "boolean"},
+            "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
+            "add_generation_prompt": {"type": "boolean"},
+            "continue_final_message": {"type": "boolean"},
+            "chat_template_kwargs": {"type": "object"},
+        }}]},
+        "CompletionRequest": {"allOf": [sampling, {"type": "object", "required": ["prompt"], "properties": {
+            "prompt": {"type": ["string", "array"]},
+            "echo": {"type": "boolean"},
+            "logprobs": {"type": "integer", "minimum": 0, "maximum": 5},
+            "best_of": {"type": "integer"},
+        }}]},
+        "TokenizeRequest": {"type": "object", "properties": {
+            "model": {"type": "string"}, "prompt": {"type": "string"}, "add_special_tokens": {"type": "boolean"},
+            "return_token_strs": {"type": "boolean"}, "messages": {"type": "array"},
+            "add_generation_prompt": {"type": "boolean"}, "continue_final_message": {"type": "boolean"},
+            "chat_template_kwargs": {"type": "object"}, "tools": {"type": "array"},
+        }},
+        "DetokenizeRequest": {"type": "object", "required": ["tokens"], "properties": {
+            "model": {"type": "string"}, "tokens": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        }},
+    })
+}
+
+fn sampling() -> Value {
+    let number = |low: f64, high: f64| json!({"type": "number", "minimum": low, "maximum": high});
+    json!({"type": "object", "properties": {
+        "model": {"type": "string"},
+        "max_tokens": {"type": "integer", "minimum": 0},
+        "min_tokens": {"type": "integer", "minimum": 0},
+        "temperature": number(0.0, 2.0),
+        "top_p": number(0.0, 1.0),
+        "top_k": {"type": "integer", "minimum": -1},
+        "min_p": number(0.0, 1.0),
+        "repetition_penalty": number(0.0, 100.0),
+        "presence_penalty": number(-2.0, 2.0),
+        "frequency_penalty": number(-2.0, 2.0),
+        "logit_bias": {"type": "object", "additionalProperties": number(-100.0, 100.0)},
+        "seed": {"type": "integer"},
+        "n": {"type": "integer", "minimum": 1},
+        "stop": {"type": ["string", "array"]},
+        "stop_token_ids": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "ignore_eos": {"type": "boolean"},
+        "include_stop_str_in_output": {"type": "boolean"},
+        "skip_special_tokens": {"type": "boolean"},
+        "prompt_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
+        "stream": {"type": "boolean"},
+        "stream_options": {"type": "object", "properties": {
+            "include_usage": {"type": "boolean"}, "continuous_usage_stats": {"type": "boolean"},
+        }},
+        "priority": {"type": "integer"},
+        "cache_salt": {"type": "string"},
+        "return_tokens_as_token_ids": {"type": "boolean"},
+    }})
+}

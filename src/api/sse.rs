@@ -1,0 +1,96 @@
+//! Answers as server-sent events.
+//!
+//! The status is sent only when the first event is known, so that a request that fails at once has a true status. All
+//! events that are ready together are written together. Silence is filled with comments.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderName, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::error::{Envelope, Failure};
+use super::openai::answer::{Answer, Batch};
+use crate::request::{Event, Usage};
+
+const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
+const DONE: &[u8] = b"data: [DONE]\n\n";
+
+/// Turns events into an endpoint's chunks.
+pub(super) trait ChunkWriter: Send + 'static {
+    /// Writes what `event` means to the client: one chunk, several, or nothing.
+    fn event(&mut self, prompt: usize, event: Event, out: &mut Vec<u8>);
+
+    /// Writes what comes after the last event, when the request went well.
+    fn end(&mut self, usage: Usage, out: &mut Vec<u8>);
+}
+
+/// Writes one `data:` event.
+pub(super) fn write_data(value: &impl Serialize, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"data: ");
+    // JSON escapes line breaks, so a value is one line.
+    serde_json::to_writer(&mut *out, value).expect("our own structs serialise into memory");
+    out.extend_from_slice(b"\n\n");
+}
+
+/// The event stream of `answer`, or the error it began with.
+pub(super) async fn respond(
+    mut answer: Answer,
+    mut writer: impl ChunkWriter,
+    keep_alive: Duration,
+) -> Result<Response, Failure> {
+    // A proxy between us and the client gives up on silence, so the wait for a true status has an end.
+    let first = tokio::time::timeout(keep_alive, answer.next()).await.ok();
+    if let Some(Batch { end: Some(Err(error)), .. }) = first {
+        return Err(error.into());
+    }
+    let events = async_stream::stream! {
+        let mut next = first;
+        loop {
+            let Some(batch) = next else {
+                yield Ok::<_, Infallible>(Bytes::from_static(KEEP_ALIVE));
+                next = tokio::time::timeout(keep_alive, answer.next()).await.ok();
+                continue;
+            };
+            let (out, ended) = written(&mut writer, batch);
+            if !out.is_empty() {
+                yield Ok(Bytes::from(out));
+            }
+            if ended {
+                break;
+            }
+            next = tokio::time::timeout(keep_alive, answer.next()).await.ok();
+        }
+    };
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-cache"),
+        // Asks nginx to pass events on at once.
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    Ok((headers, Body::from_stream(events)).into_response())
+}
+
+/// The bytes of one batch and whether it was the last.
+fn written(writer: &mut impl ChunkWriter, batch: Batch) -> (Vec<u8>, bool) {
+    let mut out = Vec::with_capacity(512);
+    for (prompt, event) in batch.events {
+        writer.event(prompt, event, &mut out);
+    }
+    let ended = batch.end.is_some();
+    match batch.end {
+        None => {}
+        Some(Ok(usage)) => {
+            writer.end(usage, &mut out);
+            out.extend_from_slice(DONE);
+        }
+        Some(Err(error)) => {
+            write_data(&Envelope::new(&error), &mut out);
+            out.extend_from_slice(DONE);
+        }
+    }
+    (out, ended)
+}

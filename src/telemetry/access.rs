@@ -1,0 +1,139 @@
+//! One span and one log line a request.
+//!
+//! The line is written when the answer's last byte was handed over or when the request was dropped, whichever comes
+//! first, and exactly once: [`AccessLine`] writes it on drop.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tracing::Span;
+
+use crate::request::Usage;
+
+/// Status logged when the client went away before an answer was begun (as nginx does).
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// What is known of a request so far. Handlers fill it in; the middleware that made it logs it.
+#[derive(Debug, Default)]
+struct Details {
+    model: String,
+    tenant: String,
+    finish: Option<&'static str>,
+    usage: Usage,
+    time_to_first_token_ms: Option<u64>,
+}
+
+/// A shared handle on a request's details.
+#[derive(Debug, Clone)]
+pub struct RequestLog {
+    started: Instant,
+    // Taken a handful of times a request, never a token.
+    details: Arc<Mutex<Details>>,
+}
+
+impl RequestLog {
+    pub fn start() -> Self {
+        Self { started: Instant::now(), details: Arc::default() }
+    }
+
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    pub fn model(&self, model: &str) {
+        self.with(|details| model.clone_into(&mut details.model));
+    }
+
+    pub fn tenant(&self, tenant: &str) {
+        self.with(|details| tenant.clone_into(&mut details.tenant));
+    }
+
+    /// The first text of the answer exists.
+    pub fn first_token(&self) {
+        let elapsed_ms = milliseconds(self.started);
+        self.with(|details| details.time_to_first_token_ms = Some(elapsed_ms));
+    }
+
+    /// How the answer ended: `done`, or the word for an error.
+    pub fn finish(&self, finish: &'static str, usage: Usage) {
+        self.with(|details| {
+            details.finish = Some(finish);
+            details.usage = usage;
+        });
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Details) -> T) -> T {
+        change(&mut self.details.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Writes the access line when dropped.
+#[derive(Debug)]
+pub struct AccessLine {
+    id: String,
+    method: String,
+    endpoint: String,
+    /// Set once the answer's head was sent.
+    status: Option<u16>,
+    /// The body was sent to its end.
+    complete: bool,
+    log: RequestLog,
+    span: Span,
+}
+
+impl AccessLine {
+    pub fn new(id: String, method: &str, endpoint: &str, log: RequestLog) -> Self {
+        let span = tracing::info_span!("request", id, endpoint);
+        Self { id, method: method.to_owned(), endpoint: endpoint.to_owned(), status: None, complete: false, log, span }
+    }
+
+    /// The span under which everything about this request is logged.
+    pub fn span(&self) -> &Span {
+        &self.span
+    }
+
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    pub fn answered(&mut self, status: u16) {
+        self.status = Some(status);
+    }
+
+    pub fn complete(&mut self) {
+        self.complete = true;
+    }
+}
+
+impl Drop for AccessLine {
+    fn drop(&mut self) {
+        let status = self.status.unwrap_or(CLIENT_CLOSED_REQUEST);
+        let total_ms = milliseconds(self.log.started);
+        self.log.with(|details| {
+            let finish = details.finish.unwrap_or(match (self.complete, status) {
+                (true, 400..) => "error",
+                (true, _) => "done",
+                (false, _) => "cancelled",
+            });
+            if details.model.is_empty() && status < 400 {
+                // Probes and scrapes: too many and too dull for the default level.
+                tracing::debug!(
+                    target: "sconce::access",
+                    id = %self.id, method = %self.method, endpoint = %self.endpoint, status, total_ms, finish, "request"
+                );
+                return;
+            }
+            tracing::info!(
+                target: "sconce::access",
+                id = %self.id, method = %self.method, endpoint = %self.endpoint, model = %details.model,
+                tenant = %details.tenant, status, prompt_tokens = details.usage.prompt_tokens,
+                cached_tokens = details.usage.cached_tokens, completion_tokens = details.usage.completion_tokens,
+                ttft_ms = details.time_to_first_token_ms, total_ms, finish, "request"
+            );
+        });
+    }
+}
+
+fn milliseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,166 @@
+//! Prometheus' text format for figures that are read at scrape time instead of being registered.
+
+use std::fmt::Write;
+
+use crate::pool::EngineSnapshot;
+
+/// A `/metrics` page in the making.
+#[derive(Default)]
+pub(super) struct Exposition {
+    text: String,
+}
+
+/// One figure of an engine: name, help, type and how to read it.
+struct Figure {
+    name: &'static str,
+    help: &'static str,
+    kind: Kind,
+    read: fn(&EngineSnapshot) -> f64,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Gauge,
+    Counter,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Gauge => "gauge",
+            Self::Counter => "counter",
+        }
+    }
+}
+
+const fn gauge(name: &'static str, help: &'static str, read: fn(&EngineSnapshot) -> f64) -> Figure {
+    Figure { name, help, kind: Kind::Gauge, read }
+}
+
+const fn counter(name: &'static str, help: &'static str, read: fn(&EngineSnapshot) -> f64) -> Figure {
+    Figure { name, help, kind: Kind::Counter, read }
+}
+
+const FIGURES: &[Figure] = &[
+    gauge("vllm:num_requests_running", "sequences in the running batch", |engine| engine.running as f64),
+    gauge("vllm:num_requests_waiting", "sequences waiting for a place in the batch", |engine| engine.waiting as f64),
+    gauge("vllm:kv_cache_usage_perc", "share of KV blocks in use, 1 is all", |engine| engine.kv_usage),
+    counter("vllm:prompt_tokens_total", "prompt tokens of admitted requests", |engine| engine.prompt_tokens as f64),
+    counter("vllm:generation_tokens_total", "tokens generated", |engine| engine.generation_tokens as f64),
+    counter("vllm:prompt_tokens_cached_total", "prompt tokens taken from the prefix cache", |engine| {
+        engine.cached_prompt_tokens as f64
+    }),
+    counter("vllm:prompt_tokens_recomputed_total", "tokens computed again after preemption", |engine| {
+        engine.recomputed_prompt_tokens as f64
+    }),
+    counter("vllm:prefix_cache_queries_total", "prompt tokens looked up in the prefix cache", |engine| {
+        engine.prefix_queries as f64
+    }),
+    counter("vllm:prefix_cache_hits_total", "prompt tokens found in the prefix cache", |engine| {
+        engine.prefix_hits as f64
+    }),
+    counter("vllm:num_preemptions_total", "sequences put back to waiting for lack of KV blocks", |engine| {
+        engine.preemptions as f64
+    }),
+    counter("sconce_engine_steps_total", "steps of the engine", |engine| engine.steps as f64),
+];
+
+impl Exposition {
+    pub(super) fn into_text(self) -> String {
+        self.text
+    }
+
+    pub(super) fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        self.head(name, help, Kind::Gauge.as_str());
+        self.sample(name, "", value);
+    }
+
+    pub(super) fn counter(&mut self, name: &str, help: &str, value: f64) {
+        self.head(name, help, Kind::Counter.as_str());
+        self.sample(name, "", value);
+    }
+
+    /// Everything that engines count themselves, model by model.
+    pub(super) fn engines(&mut self, engines: &[(String, EngineSnapshot)]) {
+        let labels: Vec<_> =
+            engines.iter().map(|(model, _)| format!("model_name=\"{}\",engine=\"0\"", escaped(model))).collect();
+        for figure in FIGURES {
+            self.head(figure.name, figure.help, figure.kind.as_str());
+            for ((_, engine), labels) in engines.iter().zip(&labels) {
+                self.sample(figure.name, labels, (figure.read)(engine));
+            }
+        }
+        self.head("vllm:cache_config_info", "size of the KV cache", Kind::Gauge.as_str());
+        for ((_, engine), labels) in engines.iter().zip(&labels) {
+            let labels = format!("{labels},block_size=\"{}\",num_gpu_blocks=\"{}\"", engine.block_size, engine.blocks);
+            self.sample("vllm:cache_config_info", &labels, 1.0);
+        }
+        self.step_tokens(engines, &labels);
+    }
+
+    fn step_tokens(&mut self, engines: &[(String, EngineSnapshot)], labels: &[String]) {
+        const NAME: &str = "vllm:iteration_tokens_total";
+        self.head(NAME, "tokens computed in one step", "histogram");
+        for ((_, engine), labels) in engines.iter().zip(labels) {
+            for (bound, steps) in &engine.step_tokens_buckets {
+                if bound.is_finite() {
+                    self.sample(&format!("{NAME}_bucket"), &format!("{labels},le=\"{bound}\""), *steps as f64);
+                }
+            }
+            self.sample(&format!("{NAME}_bucket"), &format!("{labels},le=\"+Inf\""), engine.steps as f64);
+            self.sample(&format!("{NAME}_sum"), labels, engine.step_tokens_sum);
+            self.sample(&format!("{NAME}_count"), labels, engine.steps as f64);
+        }
+    }
+
+    fn head(&mut self, name: &str, help: &str, kind: &str) {
+        let _infallible = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &str, value: f64) {
+        let _infallible = if labels.is_empty() {
+            writeln!(self.text, "{name} {value}")
+        } else {
+            writeln!(self.text, "{name}{{{labels}}} {value}")
+        };
+    }
+}
+
+/// A label value as the text format wants it.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_escaped() {
+        assert_eq!(escaped("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
+    }
+
+    #[test]
+    fn a_step_histogram_ends_with_all_steps() {
+        let engine = EngineSnapshot {
+            steps: 5,
+            step_tokens_buckets: vec![(1.0, 2), (8.0, 4), (f64::INFINITY, 5)],
+            step_tokens_sum: 40.0,
+            ..EngineSnapshot::default()
+        };
+        let mut page = Exposition::default();
+        page.engines(&[("m".to_owned(), engine)]);
+        let lines: Vec<_> =
+            page.into_text().lines().filter(|line| line.starts_with("vllm:iteration")).map(str::to_owned).collect();
+        assert_eq!(
+            lines,
+            [
+                "vllm:iteration_tokens_total_bucket{model_name=\"m\",engine=\"0\",le=\"1\"} 2",
+                "vllm:iteration_tokens_total_bucket{model_name=\"m\",engine=\"0\",le=\"8\"} 4",
+                "vllm:iteration_tokens_total_bucket{model_name=\"m\",engine=\"0\",le=\"+Inf\"} 5",
+                "vllm:iteration_tokens_total_sum{model_name=\"m\",engine=\"0\"} 40",
+                "vllm:iteration_tokens_total_count{model_name=\"m\",engine=\"0\"} 5",
+            ]
+        );
+    }
+}
