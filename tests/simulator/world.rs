@@ -91,6 +91,8 @@ struct Client {
     /// Cached tokens and scores, once the prompt is done.
     prompt_done: Option<Vec<TokenLogprobs>>,
     state: State,
+    /// Steps in a row that it was the first in order of those running and computed nothing.
+    stalled: u64,
     /// Steps it was alive and not parked.
     age: u64,
     /// The most that `age` may become: tokens of everybody before it, each at one a step.
@@ -236,6 +238,7 @@ impl World {
             tokens: Vec::new(),
             prompt_done: None,
             state: State::Waiting,
+            stalled: 0,
             age: 0,
             age_max: 0,
         };
@@ -337,9 +340,11 @@ impl World {
     }
 
     fn step(&mut self) {
+        let first = self.first_running();
         self.scheduler.schedule(&mut self.step);
         self.tally.steps += 1;
         self.check_step();
+        self.check_progress(first);
         if self.step.rows.is_empty() {
             let idle = self.clients.values().all(|client| client.state == State::Parked);
             assert!(idle, "somebody could run and the step is empty");
@@ -450,6 +455,25 @@ impl World {
             assert!(!row.decode || row.count == 1, "a decode is one token");
             assert_ne!(self.clients[&row.id].state, State::Parked, "a parked sequence is not scheduled");
         }
+    }
+
+    fn first_running(&self) -> Option<SeqId> {
+        let running = self.clients.iter().filter(|(_, client)| client.state == State::Running);
+        running.min_by_key(|(_, client)| client.key).map(|(id, _)| *id)
+    }
+
+    /// The first in order of those that run computes something in every step (in every other one where the kinds take
+    /// turns), unless one of a higher priority came in before it. Every bound on waiting rests on this.
+    fn check_progress(&mut self, first: Option<SeqId>) {
+        let Some(first) = first else { return };
+        let turns = if self.capabilities.mixed_batch { 1 } else { 2 };
+        let scheduled = self.step.rows.iter().any(|row| row.id == first);
+        let key = self.clients[&first].key;
+        let overtaken = self.step.rows.iter().any(|row| self.clients[&row.id].key < key);
+        for (id, client) in &mut self.clients {
+            client.stalled = if *id != first || scheduled || overtaken { 0 } else { client.stalled + 1 };
+        }
+        assert!(self.clients[&first].stalled < turns, "{first:?} is the first in order and stands still");
     }
 
     /// Every block that a row reads was written under the row's own salt.
