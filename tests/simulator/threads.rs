@@ -88,8 +88,8 @@ fn tokens(random: &mut Random, count: u32) -> Vec<u32> {
 
 #[test]
 fn sixty_four_streams_with_random_cancels_end_rightly_and_leak_nothing() {
-    // A third of the blocks that all would need: preemption is part of the test.
-    let engine = start(EngineConfig { blocks: 160, ..config() });
+    // A tenth of the blocks that all would need: preemption is part of the test.
+    let engine = start(EngineConfig { blocks: 48, ..config() });
     let mut random = Random::new(1);
     let shared = tokens(&mut random, 48);
     let clients: Vec<_> = (0..64)
