@@ -7,4 +7,21 @@
 //! Invariant: on the CPU a row's result does not depend on which other rows stand in the batch, nor on how a prompt
 //! was cut into chunks (every reduction has one fixed order), bit for bit.
 
+pub mod attention;
+pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod error;
+pub mod matmul;
+pub mod ops;
+pub mod reference;
+pub mod rope;
+mod tensors;
+pub mod weight;
 
+pub use attention::{AttentionBatch, AttentionParams, KvLayer, paged_attention, write_kv};
+pub use error::{Error, Result};
+pub use matmul::matmul;
+pub use ops::{add_rms_norm, argmax, embedding, gelu_tanh_mul, rms_norm, silu_mul, top_k};
+pub use rope::{RopeStyle, RopeTable, rope};
+pub use weight::{GgmlType, Weight};

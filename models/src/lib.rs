@@ -2,7 +2,49 @@
 //!
 //! A model is a pure function of a ragged batch and a paged KV cache ([`Model::forward`]); it knows nothing of requests,
 //! sequences or sampling.
+//!
+//! Invariants: a file is checked before a byte of it is trusted (sizes, offsets, shapes, names), so that no file can
+//! make this crate panic or allocate more than the file's own size justifies; what a file asks for and this crate cannot
+//! do is refused by name, never ignored; on the CPU a row of logits is the same bit for bit in whatever batch it is
+//! computed and however the prompt was cut. `unsafe` stands in `weights.rs` only (the memory map).
+
+mod assemble;
+mod check;
+mod decoder;
+mod dummy;
+mod family;
+mod layers;
+mod llama;
+mod load;
+mod names;
+mod qwen2;
+mod qwen3;
+mod safetensors;
+mod tensors;
+mod weights;
 
 pub mod batch;
+pub mod error;
+pub mod gguf;
+pub mod kv;
+pub mod spec;
 
 pub use batch::{BatchInput, Logits};
+pub use dummy::dummy_shapes;
+pub use error::{Error, Result};
+pub use family::Family;
+pub use kv::KvCache;
+pub use load::{DeviceChoice, LoadOptions, OnProgress, Source, load, read_spec};
+pub use spec::{RopeScaling, RopeSpec, SlidingWindow, Spec};
+
+/// A loaded decoder-only language model.
+pub trait Model: Send {
+    fn spec(&self) -> &Spec;
+
+    /// K and V memory for `blocks` blocks of `block_size` tokens, on the model's device.
+    fn new_kv_cache(&self, blocks: u32, block_size: u32) -> Result<KvCache>;
+
+    /// One ragged step: writes K and V of every token into their slots, and the logits of `sample_rows` into `logits`,
+    /// which is resized to fit. A batch that contradicts itself is refused before anything is written.
+    fn forward(&self, batch: &BatchInput, kv: &mut KvCache, logits: &mut Logits) -> Result<()>;
+}

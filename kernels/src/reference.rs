@@ -1,0 +1,189 @@
+//! The f32 truth of every operation: the simplest loops over plain slices, sums in f64.
+//!
+//! Nothing here is fast. Every back end is tested against these functions, and a kernel that disagrees is wrong.
+
+use half::{bf16, f16};
+
+use crate::rope::RopeStyle;
+use crate::weight::{GgmlType, Weight};
+
+/// Shape of one attention call for [`paged_attention`].
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionShape {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub block_size: usize,
+}
+
+/// `y = x W^T + bias`: x `[tokens, input]` -> `[tokens, out]`.
+pub fn matmul(x: &[f32], w: &Weight, bias: Option<&[f32]>) -> Vec<f32> {
+    let mut row = vec![0.0; w.input()];
+    let tokens = x.len() / w.input();
+    let mut y = vec![0.0; tokens * w.out()];
+    for out in 0..w.out() {
+        w.row_f32(out, &mut row);
+        for token in 0..tokens {
+            let x = &x[token * w.input()..(token + 1) * w.input()];
+            let sum: f64 = x.iter().zip(&row).map(|(a, b)| *a as f64 * *b as f64).sum();
+            y[token * w.out() + out] = (sum + bias.map_or(0.0, |bias| bias[out] as f64)) as f32;
+        }
+    }
+    y
+}
+
+/// The unquantised element types, by the crate `half`; block types are checked against candle's own dequantisation.
+pub fn dequantise_plain(ty: GgmlType, bytes: &[u8]) -> Option<Vec<f32>> {
+    Some(match ty {
+        GgmlType::F32 => bytes.as_chunks().0.iter().map(|raw| f32::from_le_bytes(*raw)).collect(),
+        GgmlType::F16 => bytes.as_chunks().0.iter().map(|raw| f16::from_le_bytes(*raw).to_f32()).collect(),
+        GgmlType::Bf16 => bytes.as_chunks().0.iter().map(|raw| bf16::from_le_bytes(*raw).to_f32()).collect(),
+        _ => return None,
+    })
+}
+
+/// `x / sqrt(mean(x^2) + eps) * weight` for each row of `weight.len()`.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let mut out = Vec::with_capacity(x.len());
+    for row in x.chunks(weight.len()) {
+        let mean = row.iter().map(|v| *v as f64 * *v as f64).sum::<f64>() / row.len() as f64;
+        let scale = 1.0 / (mean + eps as f64).sqrt();
+        out.extend(row.iter().zip(weight).map(|(v, w)| (*v as f64 * scale * *w as f64) as f32));
+    }
+    out
+}
+
+/// Rotary embedding of x `[tokens, heads, head_dim]`: pairs of the first `2 * inv_freq.len()` elements.
+pub fn rope(
+    x: &[f32],
+    (heads, head_dim): (usize, usize),
+    positions: &[u32],
+    inv_freq: &[f32],
+    style: RopeStyle,
+) -> Vec<f32> {
+    let mut out = x.to_vec();
+    let pairs = inv_freq.len();
+    for (token, position) in positions.iter().enumerate() {
+        for head in 0..heads {
+            let at = (token * heads + head) * head_dim;
+            for (pair, inv_freq) in inv_freq.iter().enumerate() {
+                // The angle is rounded to f32, as in transformers' rotary embedding.
+                let (sin, cos) = ((*position as f32 * inv_freq) as f64).sin_cos();
+                let (first, second) = match style {
+                    RopeStyle::Halves => (at + pair, at + pair + pairs),
+                    RopeStyle::Interleaved => (at + 2 * pair, at + 2 * pair + 1),
+                };
+                let (a, b) = (x[first] as f64, x[second] as f64);
+                out[first] = (a * cos - b * sin) as f32;
+                out[second] = (b * cos + a * sin) as f32;
+            }
+        }
+    }
+    out
+}
+
+/// `silu(gate) * up`.
+pub fn silu_mul(gate: &[f32], up: &[f32]) -> Vec<f32> {
+    let silu = |g: f64| g / (1.0 + (-g).exp());
+    gate.iter().zip(up).map(|(g, u)| (silu(*g as f64) * *u as f64) as f32).collect()
+}
+
+/// `gelu(gate) * up` with the tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415).
+pub fn gelu_tanh_mul(gate: &[f32], up: &[f32]) -> Vec<f32> {
+    let root = (2.0 / std::f64::consts::PI).sqrt();
+    let gelu = |g: f64| 0.5 * g * (1.0 + (root * (g + 0.044715 * g * g * g)).tanh());
+    gate.iter().zip(up).map(|(g, u)| (gelu(*g as f64) * *u as f64) as f32).collect()
+}
+
+/// Index of the largest value; the lowest index wins a tie, NaN never wins, 0 when nothing can win.
+pub fn argmax(logits: &[f32]) -> u32 {
+    let mut best: Option<(usize, f32)> = None;
+    for (index, value) in logits.iter().enumerate() {
+        if !value.is_nan() && best.is_none_or(|(_, best)| *value > best) {
+            best = Some((index, *value));
+        }
+    }
+    best.map_or(0, |(index, _)| index as u32)
+}
+
+/// The `k` largest values, best first, ties by lowest index, without NaN.
+pub fn top_k(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
+    let mut all: Vec<(u32, f32)> =
+        logits.iter().enumerate().filter(|(_, v)| !v.is_nan()).map(|(i, v)| (i as u32, *v)).collect();
+    all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    all.truncate(k);
+    all
+}
+
+/// Writes k or v `[tokens, kv_heads, head_dim]` into a cache `[blocks, kv_heads, block_size, head_dim]`.
+pub fn write_kv(cache: &mut [f32], shape: AttentionShape, values: &[f32], slots: &[u32]) {
+    for (token, slot) in slots.iter().enumerate() {
+        for head in 0..shape.kv_heads {
+            let from = (token * shape.kv_heads + head) * shape.head_dim;
+            let to = shape.cache_row(*slot as usize / shape.block_size, head, *slot as usize % shape.block_size);
+            cache[to..to + shape.head_dim].copy_from_slice(&values[from..from + shape.head_dim]);
+        }
+    }
+}
+
+impl AttentionShape {
+    fn cache_row(&self, block: usize, head: usize, offset: usize) -> usize {
+        ((block * self.kv_heads + head) * self.block_size + offset) * self.head_dim
+    }
+}
+
+/// Causal attention over a paged cache: softmax in two passes, all in f64.
+pub fn paged_attention(
+    q: &[f32],
+    (k, v): (&[f32], &[f32]),
+    shape: AttentionShape,
+    batch: &crate::AttentionBatch,
+    params: &crate::AttentionParams,
+) -> Vec<f32> {
+    let mut out = vec![0.0; q.len()];
+    let (mut token, mut table_start) = (0, 0);
+    for row in 0..batch.row_ends.len() {
+        let table = &batch.block_tables[table_start..batch.block_table_ends[row] as usize];
+        table_start = batch.block_table_ends[row] as usize;
+        while token < batch.row_ends[row] as usize {
+            for head in 0..shape.heads {
+                let at = (token * shape.heads + head) * shape.head_dim;
+                let q = &q[at..at + shape.head_dim];
+                let out = &mut out[at..at + shape.head_dim];
+                attend_one(q, (k, v), shape, (table, head, batch.positions[token]), params, out);
+            }
+            token += 1;
+        }
+    }
+    out
+}
+
+fn attend_one(
+    q: &[f32],
+    (k, v): (&[f32], &[f32]),
+    shape: AttentionShape,
+    (table, head, position): (&[u32], usize, u32),
+    params: &crate::AttentionParams,
+    out: &mut [f32],
+) {
+    let kv_head = head / (shape.heads / shape.kv_heads);
+    let first = params.window.map_or(0, |window| (position + 1).saturating_sub(window));
+    let row_at = |position: u32| {
+        let position = position as usize;
+        shape.cache_row(table[position / shape.block_size] as usize, kv_head, position % shape.block_size)
+    };
+    let score = |position: u32| {
+        let k = &k[row_at(position)..][..shape.head_dim];
+        let dot: f64 = q.iter().zip(k).map(|(a, b)| *a as f64 * *b as f64).sum();
+        let score = dot * params.scale as f64;
+        params.softcap.map_or(score, |cap| (score / cap as f64).tanh() * cap as f64)
+    };
+    let scores: Vec<f64> = (first..=position).map(score).collect();
+    let max = scores.iter().cloned().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    for (i, out) in out.iter_mut().enumerate() {
+        let mix = |(weight, position): (&f64, u32)| weight * v[row_at(position) + i] as f64;
+        *out = (weights.iter().zip(first..=position).map(mix).sum::<f64>() / total) as f32;
+    }
+}

@@ -1,0 +1,94 @@
+// performance-critical: no allocation per token, no lock, no log, no format on the good path
+//! The contract of a batch, checked before a step computes or writes anything.
+//!
+//! It costs a few comparisons a token. What it buys: no bug of a scheduler can read another sequence's cache unnoticed.
+
+use crate::batch::BatchInput;
+use crate::error::{Error, Result};
+use crate::kv::KvCache;
+use crate::spec::Spec;
+
+pub(crate) fn check_batch(batch: &BatchInput, spec: &Spec, kv: &KvCache) -> Result<()> {
+    find_fault(batch, spec, kv).map_or(Ok(()), |fault| Err(Error::Batch(fault)))
+}
+
+fn find_fault(batch: &BatchInput, spec: &Spec, kv: &KvCache) -> Option<String> {
+    let (tokens, rows) = (batch.tokens.len(), batch.row_ends.len());
+    if kv.layers.len() != spec.layers {
+        return Some(format!("a kv cache of {} layers for a model of {}", kv.layers.len(), spec.layers));
+    }
+    if batch.positions.len() != tokens || batch.slots.len() != tokens {
+        let (positions, slots) = (batch.positions.len(), batch.slots.len());
+        return Some(format!("{tokens} tokens with {positions} positions and {slots} slots"));
+    }
+    if batch.context_lens.len() != rows || batch.block_table_ends.len() != rows {
+        let (contexts, tables) = (batch.context_lens.len(), batch.block_table_ends.len());
+        return Some(format!("{rows} rows with {contexts} context lengths and {tables} block tables"));
+    }
+    if batch.row_ends.last().map_or(0, |&end| end as usize) != tokens {
+        return Some(format!("rows end at {:?}, but there are {tokens} tokens", batch.row_ends.last()));
+    }
+    if batch.block_table_ends.last().map_or(0, |&end| end as usize) != batch.block_tables.len() {
+        let (last, blocks) = (batch.block_table_ends.last(), batch.block_tables.len());
+        return Some(format!("block tables end at {last:?}, but there are {blocks} entries"));
+    }
+    if let Some(token) = batch.tokens.iter().find(|&&token| token as usize >= spec.vocab) {
+        return Some(format!("token {token} is outside the vocabulary of {}", spec.vocab));
+    }
+    if let Some(block) = batch.block_tables.iter().find(|&&block| block >= kv.blocks()) {
+        return Some(format!("block {block} is outside the cache of {} blocks", kv.blocks()));
+    }
+    let are_ascending = batch.sample_rows.windows(2).all(|pair| pair[0] < pair[1]);
+    if !are_ascending || batch.sample_rows.last().is_some_and(|&row| row as usize >= tokens) {
+        return Some(format!("sample rows are not ascending indices below {tokens}"));
+    }
+    let (mut token_start, mut table_start) = (0, 0);
+    for row in 0..rows {
+        let (token_end, table_end) = (batch.row_ends[row] as usize, batch.block_table_ends[row] as usize);
+        if token_end <= token_start || table_end < table_start || token_end > tokens {
+            return Some(format!("row {row} has no tokens, or row or table ends descend"));
+        }
+        let Some(table) = batch.block_tables.get(table_start..table_end) else {
+            return Some(format!("the block table of row {row} ends beyond the entries"));
+        };
+        let fault = find_row_fault(batch, row, (token_start, token_end), table, (spec.context_max, kv.block_size()));
+        if fault.is_some() {
+            return fault;
+        }
+        (token_start, table_start) = (token_end, table_end);
+    }
+    None
+}
+
+/// `limits`: the model's longest context and the cache's block size.
+fn find_row_fault(
+    batch: &BatchInput,
+    row: usize,
+    tokens: (usize, usize),
+    table: &[u32],
+    limits: (u32, u32),
+) -> Option<String> {
+    let (context_max, block_size) = limits;
+    let context = batch.context_lens[row];
+    if context > context_max {
+        return Some(format!("row {row} has a context of {context} tokens, the model takes {context_max}"));
+    }
+    if table.len() as u64 * u64::from(block_size) < u64::from(context) {
+        return Some(format!("row {row} has {} blocks of {block_size} for {context} tokens", table.len()));
+    }
+    let Some(first) = (context as usize).checked_sub(tokens.1 - tokens.0) else {
+        return Some(format!("row {row} has more tokens than its context of {context}"));
+    };
+    for (position, token) in (first as u32..).zip(tokens.0..tokens.1) {
+        if batch.positions[token] != position {
+            let found = batch.positions[token];
+            return Some(format!("token {token} of row {row} is at position {found}, expected {position}"));
+        }
+        let slot = table[(position / block_size) as usize] * block_size + position % block_size;
+        if batch.slots[token] != slot {
+            let found = batch.slots[token];
+            return Some(format!("position {position} of row {row} goes to slot {found}, its block says {slot}"));
+        }
+    }
+    None
+}

@@ -1,0 +1,57 @@
+//! The paged K and V memory of one model: allocated once, written and read through slots and block tables.
+
+use candle_core::Device;
+use sconce_kernels::KvLayer;
+
+use crate::error::{Error, Result};
+use crate::spec::Spec;
+
+/// `blocks` blocks of `block_size` tokens in every layer. Untouched blocks cost address space only.
+pub struct KvCache {
+    /// `[layers]`
+    pub layers: Vec<KvLayer>,
+    blocks: u32,
+    block_size: u32,
+    bytes: u64,
+}
+
+impl KvCache {
+    pub(crate) fn new(spec: &Spec, blocks: u32, block_size: u32, device: &Device) -> Result<Self> {
+        if blocks == 0 || block_size == 0 {
+            return Err(Error::Batch(format!("a kv cache of {blocks} blocks of {block_size} tokens holds nothing")));
+        }
+        let tokens = u64::from(blocks) * u64::from(block_size);
+        let refused = |bytes| Error::KvMemory { blocks, block_size, bytes };
+        let bytes = tokens.checked_mul(spec.kv_bytes_per_token()).ok_or(refused(u64::MAX))?;
+        // Slots are u32, and a failed allocation inside a tensor would abort the process: ask first, politely.
+        if u32::try_from(tokens).is_err() || !memory_is_given(bytes) {
+            return Err(refused(bytes));
+        }
+        let layers = (0..spec.layers)
+            .map(|_| KvLayer::new(blocks as usize, spec.kv_heads, block_size as usize, spec.head_dim, device))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { layers, blocks, block_size, bytes })
+    }
+
+    pub fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// Bytes of K and V in all layers, touched or not.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// Whether the operating system would hand out so much in one piece. The memory is not touched and goes straight back.
+pub(crate) fn memory_is_given(bytes: u64) -> bool {
+    let mut probe = Vec::<u8>::new();
+    let given = usize::try_from(bytes).is_ok_and(|bytes| probe.try_reserve_exact(bytes).is_ok());
+    // Seen by nobody, a paired allocation and free may be optimised away.
+    std::hint::black_box(&probe);
+    given
+}

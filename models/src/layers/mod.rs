@@ -1,0 +1,9 @@
+//! The parts that every decoder of these families is made of. Each takes and gives `[tokens, width]` activations.
+
+mod attention;
+mod linear;
+mod mlp;
+
+pub(crate) use attention::{Attention, Step};
+pub(crate) use linear::Linear;
+pub(crate) use mlp::Mlp;

@@ -1,0 +1,118 @@
+//! From a source on disk (or a dummy's name) to a model that can run.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use crate::Model;
+use crate::assemble::{Assembler, WeightSource};
+use crate::dummy;
+use crate::error::{Error, Result};
+use crate::gguf::Header;
+use crate::kv::memory_is_given;
+use crate::safetensors::{self, read_text};
+use crate::spec::{Spec, config_json, from_gguf};
+use crate::tensors::TensorSet;
+use crate::weights::MappedFile;
+
+const CONFIG_BYTES_MAX: u64 = 16 << 20;
+
+/// Where a model's files are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// One GGUF file.
+    Gguf(PathBuf),
+    /// A folder with `config.json` and `model.safetensors`, or its shards and their index.
+    Folder(PathBuf),
+    /// A built-in shape with made-up weights, `qwen3-0.6b` or `qwen3-0.6b:q8_0`; see [`crate::dummy_shapes`].
+    Dummy(String),
+}
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    #[default]
+    Cpu,
+}
+
+/// Called with the bytes that are ready and the bytes in all; the last call has the two equal.
+pub type OnProgress = Box<dyn Fn(u64, u64) + Send>;
+
+#[derive(Default)]
+pub struct LoadOptions {
+    pub device: DeviceChoice,
+    pub progress: Option<OnProgress>,
+}
+
+/// Counts loaded bytes towards a known total.
+pub(crate) struct Progress<'a> {
+    done: u64,
+    total: u64,
+    report: Option<&'a OnProgress>,
+}
+
+impl Progress<'_> {
+    pub fn add(&mut self, bytes: u64) {
+        self.done = (self.done + bytes).min(self.total);
+        self.tell();
+    }
+
+    fn tell(&self) {
+        if let Some(report) = self.report {
+            report(self.done, self.total);
+        }
+    }
+}
+
+/// Reads headers only: fast, whatever the size of the weights.
+pub fn read_spec(source: &Source) -> Result<Spec> {
+    open(source).map(|(spec, _)| spec)
+}
+
+/// Loads a model: maps its files, checks every tensor against the spec, reads the weights in once.
+pub fn load(source: &Source, options: LoadOptions) -> Result<Box<dyn Model>> {
+    let device = match options.device {
+        DeviceChoice::Cpu => Device::Cpu,
+    };
+    let (spec, weights) = open(source)?;
+    if matches!(source, Source::Dummy(_)) && !memory_is_given(spec.weight_bytes) {
+        return Err(Error::WeightMemory { bytes: spec.weight_bytes });
+    }
+    let report = options.progress.as_ref();
+    let progress = Progress { done: 0, total: spec.weight_bytes, report };
+    let decoder = Assembler::new(weights, device, progress).decoder(spec)?;
+    // Tensors that files carry and models do not read count as ready, too.
+    Progress { done: decoder.spec.weight_bytes, total: decoder.spec.weight_bytes, report }.tell();
+    Ok(Box::new(decoder))
+}
+
+fn open(source: &Source) -> Result<(Spec, WeightSource)> {
+    match source {
+        Source::Gguf(path) => open_gguf(path),
+        Source::Folder(path) => open_folder(path),
+        Source::Dummy(name) => {
+            let (spec, weights) = dummy::open(name)?;
+            Ok((spec, WeightSource::Dummy(weights)))
+        }
+    }
+}
+
+fn open_gguf(path: &Path) -> Result<(Spec, WeightSource)> {
+    let file = Arc::new(MappedFile::open(path)?);
+    let header = Header::parse((*file).as_ref(), path)?;
+    let tensors = TensorSet::from_gguf(&file, &header);
+    let spec = from_gguf::spec(&header, &tensors)?;
+    Ok((spec, WeightSource::Files(tensors)))
+}
+
+fn open_folder(folder: &Path) -> Result<(Spec, WeightSource)> {
+    let config = folder.join("config.json");
+    let mut spec = config_json::parse(&read_text(&config, CONFIG_BYTES_MAX)?, &config)?;
+    let tensors = safetensors::open(folder)?;
+    let totals = tensors.totals();
+    spec.weight_format = totals.weight_format;
+    spec.parameters = totals.parameters;
+    spec.weight_bytes = totals.weight_bytes;
+    Ok((spec, WeightSource::Files(tensors)))
+}
