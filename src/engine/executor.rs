@@ -2,7 +2,7 @@
 //!
 //! An executor owns its weights and its KV cache. It is built on the engine thread and never leaves it.
 
-use sconce_models::{BatchInput, Logits};
+use sconce_models::{BatchInput, KvCache, Logits, Model};
 
 use super::scheduler::Capabilities;
 
@@ -19,4 +19,33 @@ pub trait Executor: Send {
     /// All writes of a layer must happen before its attention reads: two sequences of one step may share a block that
     /// this very step fills. An error (or a panic) fails every sequence of the step and nothing else.
     fn execute(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), String>;
+}
+
+/// A model of `sconce-models` and its KV cache.
+pub struct ModelExecutor {
+    model: Box<dyn Model>,
+    cache: KvCache,
+}
+
+impl ModelExecutor {
+    /// Allocates the KV cache: `blocks` blocks of `block_size` tokens, the same numbers as in `EngineConfig`.
+    pub fn new(model: Box<dyn Model>, blocks: u32, block_size: u32) -> Result<Self, String> {
+        let cache = model.new_kv_cache(blocks, block_size).map_err(|error| error.to_string())?;
+        Ok(Self { model, cache })
+    }
+}
+
+impl Executor for ModelExecutor {
+    /// The CPU takes any ragged batch.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::any()
+    }
+
+    fn vocab(&self) -> usize {
+        self.model.spec().vocab
+    }
+
+    fn execute(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), String> {
+        self.model.forward(batch, &mut self.cache, logits).map_err(|error| error.to_string())
+    }
 }

@@ -18,7 +18,7 @@ pub mod sim;
 pub mod stats;
 
 pub use blocks::BlockId;
-pub use executor::Executor;
+pub use executor::{Executor, ModelExecutor};
 pub use handle::{EngineHandle, Progress, PromptDone, Submit, SubmitError};
 pub use sampler::SamplingParams;
 pub use scheduler::{Capabilities, EngineConfig};
