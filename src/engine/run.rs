@@ -192,7 +192,7 @@ impl Engine {
             Command::Submit(arrival) => self.accept(*arrival),
             Command::Shutdown(deadline) => {
                 self.draining = true;
-                self.deadline = Some(deadline);
+                self.deadline = deadline;
             }
         }
     }

@@ -3,6 +3,7 @@
 //!
 //! A failure prints its seed. `SCONCE_SIM_SEED=<seed> cargo test --test simulator` replays that one scenario.
 
+mod model;
 mod oracle;
 mod threads;
 mod world;
