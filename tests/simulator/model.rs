@@ -6,7 +6,7 @@ use sconce::engine::{
 use sconce_models::{LoadOptions, Source};
 use tokio::sync::mpsc::{Receiver, channel};
 
-use crate::world::Random;
+use crate::random::Random;
 
 fn start(blocks: u32, enable_prefix_caching: bool) -> EngineHandle {
     let config = EngineConfig {

@@ -11,7 +11,7 @@ use sconce_models::{BatchInput, Logits};
 use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::oracle::{self, Expected};
-use crate::world::Random;
+use crate::random::Random;
 
 const VOCAB: u32 = 64;
 const LONG: Duration = Duration::from_secs(60);

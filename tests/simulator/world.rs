@@ -13,73 +13,8 @@ use sconce::engine::{
 use sconce_models::{BatchInput, Logits};
 
 use crate::oracle;
-
-/// SplitMix64: small, seeded, and ours.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut value = self.0;
-        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        value ^ (value >> 31)
-    }
-
-    pub fn below(&mut self, limit: u32) -> u32 {
-        (self.next() % u64::from(limit)) as u32
-    }
-
-    pub fn chance(&mut self, percent: u32) -> bool {
-        self.below(100) < percent
-    }
-
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u32) as usize]
-    }
-}
-
-/// What a run met.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Tally {
-    pub steps: u64,
-    pub tokens: u64,
-    pub preemptions: u64,
-    pub recomputed: u64,
-    pub prefix_hits: u64,
-    pub parked: u64,
-    pub cancelled: u64,
-    pub failed_steps: u64,
-    pub broken_logits: u64,
-    pub refused: u64,
-    pub stopped: u64,
-    pub length: u64,
-    pub prompt_scores: u64,
-    pub several_prefills: u64,
-}
-
-impl Tally {
-    pub fn add(&mut self, other: &Self) {
-        self.steps += other.steps;
-        self.tokens += other.tokens;
-        self.preemptions += other.preemptions;
-        self.recomputed += other.recomputed;
-        self.prefix_hits += other.prefix_hits;
-        self.parked += other.parked;
-        self.cancelled += other.cancelled;
-        self.failed_steps += other.failed_steps;
-        self.broken_logits += other.broken_logits;
-        self.refused += other.refused;
-        self.stopped += other.stopped;
-        self.length += other.length;
-        self.prompt_scores += other.prompt_scores;
-        self.several_prefills += other.several_prefills;
-    }
-}
+use crate::random::Random;
+use crate::tally::Tally;
 
 /// One request as its client sees it.
 struct Client {

@@ -180,8 +180,8 @@ impl Scheduler {
         (border > computed).then(|| border - computed)
     }
 
-    /// The rest of a budget, too small to reach a block's border: better left unused, for a sequence that stops inside a
-    /// block can share nothing until it has computed the rest of that block by itself.
+    /// The rest of a budget, too small to reach a block's border: better left unused, for a sequence that stops inside
+    /// a block can share nothing until it has computed the rest of that block by itself.
     fn is_crumb(&self, slot: usize, share: usize) -> bool {
         let shares = self.pool.caching() && self.at(slot).score_next().is_none();
         shares && self.tokens_per_step_max >= self.config.block_size as usize && self.to_border(slot, share).is_none()
