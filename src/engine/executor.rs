@@ -21,21 +21,22 @@ pub trait Executor: Send {
     fn execute(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), String>;
 }
 
-/// Runs a model of `sconce-models` with a KV cache of its own.
+/// A model of `sconce-models` and its KV cache.
 pub struct ModelExecutor {
     model: Box<dyn Model>,
-    kv: KvCache,
+    cache: KvCache,
 }
 
 impl ModelExecutor {
-    /// Allocates the KV cache; fails where the memory is not to be had.
+    /// Allocates the KV cache: `blocks` blocks of `block_size` tokens, the same numbers as in `EngineConfig`.
     pub fn new(model: Box<dyn Model>, blocks: u32, block_size: u32) -> Result<Self, String> {
-        let kv = model.new_kv_cache(blocks, block_size).map_err(|error| error.to_string())?;
-        Ok(Self { model, kv })
+        let cache = model.new_kv_cache(blocks, block_size).map_err(|error| error.to_string())?;
+        Ok(Self { model, cache })
     }
 }
 
 impl Executor for ModelExecutor {
+    /// The CPU takes any ragged batch.
     fn capabilities(&self) -> Capabilities {
         Capabilities::any()
     }
@@ -45,6 +46,6 @@ impl Executor for ModelExecutor {
     }
 
     fn execute(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), String> {
-        self.model.forward(batch, &mut self.kv, logits).map_err(|error| error.to_string())
+        self.model.forward(batch, &mut self.cache, logits).map_err(|error| error.to_string())
     }
 }

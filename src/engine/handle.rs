@@ -70,8 +70,8 @@ pub(super) struct Arrival {
 
 pub(super) enum Command {
     Submit(Box<Arrival>),
-    /// Finish what is live until then, cancel the rest.
-    Shutdown(Instant),
+    /// Finish what is live until then, cancel the rest. `None` is further away than the clock reaches.
+    Shutdown(Option<Instant>),
 }
 
 /// The door to the engine thread. Emptied exactly once, so that after it no command can be on its way unseen.
@@ -179,7 +179,7 @@ impl EngineHandle {
         let mut thread = self.gate.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = self.gate.close() {
             // A receiver that is gone means a thread that has ended: then there is nothing to tell.
-            let _ = sender.try_send(Command::Shutdown(Instant::now() + deadline));
+            let _ = sender.try_send(Command::Shutdown(Instant::now().checked_add(deadline)));
         }
         if let Some(thread) = thread.take() {
             let _ = thread.join();

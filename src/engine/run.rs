@@ -1,9 +1,9 @@
 // performance-critical: no lock, no log; allocates a token's message and nothing else, formats only a failure
 //! The engine thread: owns scheduler, executor and sampler, and joins them to channels and the clock.
 //!
-//! Invariants: every sequence that came through the queue gets exactly one terminal progress, whatever happens; one place
-//! of each progress channel is kept for it, so delivering it never waits for a client. A client that does not read parks
-//! its own sequence and nothing else. The thread blocks when it has nothing to do.
+//! Invariants: every sequence that came through the queue gets exactly one terminal progress, whatever happens; one
+//! place of each progress channel is kept for it, so delivering it never waits for a client. A client that does not
+//! read parks its own sequence and nothing else. The thread blocks when it has nothing to do.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -192,7 +192,7 @@ impl Engine {
             Command::Submit(arrival) => self.accept(*arrival),
             Command::Shutdown(deadline) => {
                 self.draining = true;
-                self.deadline = Some(deadline);
+                self.deadline = deadline;
             }
         }
     }

@@ -1,9 +1,13 @@
-//! The engine under a seeded simulation: scheduler, blocks, batch, sampler and the simulated executor, step by step with
+//! The engine under a seeded simulation: scheduler, blocks, batch, sampler and the simulated executor, step by step
+//! with
 //! every invariant checked after each, and then the real engine thread with real channels.
 //!
 //! A failure prints its seed. `SCONCE_SIM_SEED=<seed> cargo test --test simulator` replays that one scenario.
 
+mod model;
 mod oracle;
+mod random;
+mod tally;
 mod threads;
 mod world;
 
@@ -20,7 +24,7 @@ fn every_invariant_holds_over_100_000_random_steps() {
         World::new(seed.parse().expect("SCONCE_SIM_SEED is a number")).run(STEPS_PER_SCENARIO);
         return;
     }
-    let mut total = world::Tally::default();
+    let mut total = tally::Tally::default();
     let mut seed = 0;
     while total.steps < STEPS {
         total.add(&World::new(seed).run(STEPS_PER_SCENARIO));

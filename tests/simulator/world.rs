@@ -13,73 +13,8 @@ use sconce::engine::{
 use sconce_models::{BatchInput, Logits};
 
 use crate::oracle;
-
-/// SplitMix64: small, seeded, and ours.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut value = self.0;
-        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        value ^ (value >> 31)
-    }
-
-    pub fn below(&mut self, limit: u32) -> u32 {
-        (self.next() % u64::from(limit)) as u32
-    }
-
-    pub fn chance(&mut self, percent: u32) -> bool {
-        self.below(100) < percent
-    }
-
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u32) as usize]
-    }
-}
-
-/// What a run met.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Tally {
-    pub steps: u64,
-    pub tokens: u64,
-    pub preemptions: u64,
-    pub recomputed: u64,
-    pub prefix_hits: u64,
-    pub parked: u64,
-    pub cancelled: u64,
-    pub failed_steps: u64,
-    pub broken_logits: u64,
-    pub refused: u64,
-    pub stopped: u64,
-    pub length: u64,
-    pub prompt_scores: u64,
-    pub several_prefills: u64,
-}
-
-impl Tally {
-    pub fn add(&mut self, other: &Self) {
-        self.steps += other.steps;
-        self.tokens += other.tokens;
-        self.preemptions += other.preemptions;
-        self.recomputed += other.recomputed;
-        self.prefix_hits += other.prefix_hits;
-        self.parked += other.parked;
-        self.cancelled += other.cancelled;
-        self.failed_steps += other.failed_steps;
-        self.broken_logits += other.broken_logits;
-        self.refused += other.refused;
-        self.stopped += other.stopped;
-        self.length += other.length;
-        self.prompt_scores += other.prompt_scores;
-        self.several_prefills += other.several_prefills;
-    }
-}
+use crate::random::Random;
+use crate::tally::Tally;
 
 /// One request as its client sees it.
 struct Client {
@@ -91,6 +26,8 @@ struct Client {
     /// Cached tokens and scores, once the prompt is done.
     prompt_done: Option<Vec<TokenLogprobs>>,
     state: State,
+    /// Steps in a row that it was the first in order of those running and computed nothing.
+    stalled: u64,
     /// Steps it was alive and not parked.
     age: u64,
     /// The most that `age` may become: tokens of everybody before it, each at one a step.
@@ -236,6 +173,7 @@ impl World {
             tokens: Vec::new(),
             prompt_done: None,
             state: State::Waiting,
+            stalled: 0,
             age: 0,
             age_max: 0,
         };
@@ -337,9 +275,11 @@ impl World {
     }
 
     fn step(&mut self) {
+        let first = self.first_running();
         self.scheduler.schedule(&mut self.step);
         self.tally.steps += 1;
         self.check_step();
+        self.check_progress(first);
         if self.step.rows.is_empty() {
             let idle = self.clients.values().all(|client| client.state == State::Parked);
             assert!(idle, "somebody could run and the step is empty");
@@ -450,6 +390,25 @@ impl World {
             assert!(!row.decode || row.count == 1, "a decode is one token");
             assert_ne!(self.clients[&row.id].state, State::Parked, "a parked sequence is not scheduled");
         }
+    }
+
+    fn first_running(&self) -> Option<SeqId> {
+        let running = self.clients.iter().filter(|(_, client)| client.state == State::Running);
+        running.min_by_key(|(_, client)| client.key).map(|(id, _)| *id)
+    }
+
+    /// The first in order of those that run computes something in every step (in every other one where the kinds take
+    /// turns), unless one of a higher priority came in before it. Every bound on waiting rests on this.
+    fn check_progress(&mut self, first: Option<SeqId>) {
+        let Some(first) = first else { return };
+        let turns = if self.capabilities.mixed_batch { 1 } else { 2 };
+        let scheduled = self.step.rows.iter().any(|row| row.id == first);
+        let key = self.clients[&first].key;
+        let overtaken = self.step.rows.iter().any(|row| self.clients[&row.id].key < key);
+        for (id, client) in &mut self.clients {
+            client.stalled = if *id != first || scheduled || overtaken { 0 } else { client.stalled + 1 };
+        }
+        assert!(self.clients[&first].stalled < turns, "{first:?} is the first in order and stands still");
     }
 
     /// Every block that a row reads was written under the row's own salt.

@@ -146,3 +146,6 @@ impl Spec {
         self.rope.check(self.head_dim)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,9 @@
 // performance-critical: no lock, no log; allocates only what leaves as log probabilities, formats only a failure
 //! From one row of logits to one token: pure, and the same whatever else is in the batch.
 //!
-//! The order is vLLM's: log probabilities of the raw logits; then min_tokens, logit bias, penalties (repetition, frequency,
-//! presence), temperature, min-p, top-k, top-p. The random number of output token `i` is a hash of (seed, i): a sequence
-//! that is preempted and recomputed, or runs in another batch, draws the same.
+//! The order is vLLM's: log probabilities of the raw logits; then min_tokens, logit bias, penalties (repetition,
+//! frequency, presence), temperature, min-p, top-k, top-p. The random number of output token `i` is a hash of (seed,
+//! i): a sequence that is preempted and recomputed, or runs in another batch, draws the same.
 
 use std::cmp::Ordering;
 
@@ -190,8 +190,8 @@ impl Sampler {
         }
     }
 
-    /// Repetition divides positive logits and multiplies negative ones (Keskar et al. 2019, as Transformers does) of every
-    /// token seen; frequency and presence subtract for those generated (OpenAI's definition).
+    /// Repetition divides positive logits and multiplies negative ones (Keskar et al. 2019, as Transformers does) of
+    /// every token seen; frequency and presence subtract for those generated (OpenAI's definition).
     fn penalise(&mut self, params: &SamplingParams, history: History, logits: &mut [f32]) {
         let vocab = logits.len();
         self.output_counts.resize(vocab, 0);

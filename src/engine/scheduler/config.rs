@@ -3,8 +3,8 @@
 /// What an executor asks of the scheduler. Plain data: a new device is a new record, not a new branch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Row counts that the device has compiled steps for; empty is any. The scheduler never schedules more rows than the
-    /// largest; padding to the next bucket is the executor's affair.
+    /// Row counts that the device has compiled steps for; empty is any. The scheduler never schedules more rows than
+    /// the largest; padding to the next bucket is the executor's affair.
     pub static_buckets: Vec<u32>,
     /// Whether prefill chunks and decodes may share a step.
     pub mixed_batch: bool,

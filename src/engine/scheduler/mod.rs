@@ -1,20 +1,22 @@
-// performance-critical: no lock, no log, no format except for a refusal; work per step is linear in the running sequences
+// performance-critical: no lock, no log, no format but for a refusal; a step is linear in the running sequences
 //! Decides how many tokens of which sequence the next step computes, in which blocks.
 //!
-//! Pure: no clock, no randomness, no I/O. Verbs: `add`, `schedule`, `commit` (or `fail_step`), `park`, `unpark`, `cancel`.
+//! Pure: no clock, no randomness, no I/O. Verbs: `add`, `schedule`, `commit` (or `fail_step`), `park`, `unpark`,
+//! `cancel`.
 //!
-//! Order. Every sequence has a fixed key: the step it arrived at, plus a head start for each level of priority. The lower
-//! key goes first, so within one priority it is first come first served, and no priority waits for ever.
+//! Order. Every sequence has a fixed key: the step it arrived at, plus a head start for each level of priority. The
+//! lower key goes first, so within one priority it is first come first served, and no priority waits for ever.
 //!
 //! Progress. The first in order goes first in every step, before the decodes, and may take the blocks of those behind
-//! it; nobody is admitted past a waiting sequence that does not fit yet. So in every step (every other step where prefills
-//! and decodes may not mix) the first in order computes at least one token, and a wait is bounded by the tokens of those
-//! before it.
+//! it; nobody is admitted past a waiting sequence that does not fit yet. So in every step (every other step where
+//! prefills and decodes may not mix) the first in order computes at least one token, and a wait is bounded by the
+//! tokens of those before it.
 //!
-//! Memory. Blocks are allocated for the step only, and a sequence is admitted only when all it knows fits beside what the
-//! running ones still need, with a small reserve. When blocks run out all the same, a parked sequence, else the
-//! last in order that is not part of this step yet, gives its blocks back and is recomputed later. One that finds no such
-//! victim stands still for a step and keeps its blocks. A sequence alone never exhausts the pool: the pool bounds its length.
+//! Memory. Blocks are allocated for the step only, and a sequence is admitted only when all it knows fits beside what
+//! the running ones still need, with a small reserve. When blocks run out all the same, a parked sequence, else the
+//! last in order that is not part of this step yet, gives its blocks back and is recomputed later. One that finds no
+//! such victim stands still for a step and keeps its blocks. A sequence alone never exhausts the pool: the pool bounds
+//! its length.
 //!
 //! Blocks are registered in the prefix cache when they are scheduled, so that two sequences with one prefix that
 //! arrive together share it in the same step. A step that fails takes the whole cache with it.
@@ -207,8 +209,8 @@ impl Scheduler {
         let needed = prompt + usize::from(new.params.max_tokens > 0);
         if needed > slots {
             return Err(format!(
-                "the prompt has {prompt} tokens and the KV cache holds {slots} ({} blocks of {}); shorten the prompt or \
-                 give the engine more KV memory",
+                "the prompt has {prompt} tokens and the KV cache holds {slots} ({} blocks of {}); shorten the prompt \
+                 or give the engine more KV memory",
                 self.pool.total(),
                 self.pool.block_size()
             ));
@@ -475,3 +477,6 @@ impl Scheduler {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

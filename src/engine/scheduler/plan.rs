@@ -121,7 +121,8 @@ impl Scheduler {
                     admitting &= self.plan_prefill(slot, room.tokens, step, room);
                 }
                 (_, Some((_, slot))) => {
-                    admitting = self.admit(slot);
+                    // One that could get no more than a crumb waits for the next step.
+                    admitting = !self.is_crumb(slot, room.tokens) && self.admit(slot);
                     if admitting {
                         self.plan_prefill(slot, room.tokens, step, room);
                     }
@@ -141,21 +142,13 @@ impl Scheduler {
     fn plan_prefill(&mut self, slot: usize, share: usize, step: &mut Step, room: &mut Room) -> bool {
         let (computed_before, cached_before) = (self.at(slot).computed(), self.at(slot).cached_tokens());
         self.take_cached(slot);
-        let share = share - self.left_to_others(slot, share, room);
-        let sequence = self.at(slot);
-        let computed = sequence.computed();
-        let mut count = sequence.uncomputed().min(share);
-        if let Some(next) = sequence.score_next() {
-            count = count.min(next - computed + SCORED_PER_STEP_MAX);
+        let computed = self.at(slot).computed();
+        if self.is_crumb(slot, share) && !step.rows.is_empty() {
+            return true;
         }
-        if count < sequence.uncomputed() {
-            // End at a block's border where possible: others can share that block, and this sequence theirs.
-            let size = self.config.block_size as usize;
-            let aligned = (computed + count) / size * size;
-            if aligned > computed {
-                count = aligned - computed;
-            }
-        }
+        let left = self.left_to_others(slot, share, room);
+        let chunk = self.to_border(slot, share - left).or_else(|| self.to_border(slot, share));
+        let count = chunk.unwrap_or_else(|| self.chunk_max(slot, share));
         let covered = self.grow(slot, computed + count);
         if covered == computed {
             self.undo_take_cached(slot, computed_before, cached_before);
@@ -166,6 +159,32 @@ impl Scheduler {
         room.tokens -= count;
         room.prefills -= 1;
         true
+    }
+
+    /// The most that a sequence can put into one step, of at most `share` tokens.
+    fn chunk_max(&self, slot: usize, share: usize) -> usize {
+        let sequence = self.at(slot);
+        let count = sequence.uncomputed().min(share);
+        sequence.score_next().map_or(count, |next| count.min(next - sequence.computed() + SCORED_PER_STEP_MAX))
+    }
+
+    /// The largest chunk of at most `share` tokens that ends the sequence or at a block's border: then others can share
+    /// that block, and this sequence theirs. `None` where neither is in reach.
+    fn to_border(&self, slot: usize, share: usize) -> Option<usize> {
+        let (computed, count) = (self.at(slot).computed(), self.chunk_max(slot, share));
+        if count == self.at(slot).uncomputed() {
+            return Some(count);
+        }
+        let size = self.config.block_size as usize;
+        let border = (computed + count) / size * size;
+        (border > computed).then(|| border - computed)
+    }
+
+    /// The rest of a budget, too small to reach a block's border: better left unused, for a sequence that stops inside
+    /// a block can share nothing until it has computed the rest of that block by itself.
+    fn is_crumb(&self, slot: usize, share: usize) -> bool {
+        let shares = self.pool.caching() && self.at(slot).score_next().is_none();
+        shares && self.tokens_per_step_max >= self.config.block_size as usize && self.to_border(slot, share).is_none()
     }
 
     /// Part of `share` that the first in order leaves, so that short prompts behind a long one move on too: at most a

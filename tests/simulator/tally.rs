@@ -1,0 +1,39 @@
+//! What a scenario met on its way.
+
+/// What a run met.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Tally {
+    pub steps: u64,
+    pub tokens: u64,
+    pub preemptions: u64,
+    pub recomputed: u64,
+    pub prefix_hits: u64,
+    pub parked: u64,
+    pub cancelled: u64,
+    pub failed_steps: u64,
+    pub broken_logits: u64,
+    pub refused: u64,
+    pub stopped: u64,
+    pub length: u64,
+    pub prompt_scores: u64,
+    pub several_prefills: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: &Self) {
+        self.steps += other.steps;
+        self.tokens += other.tokens;
+        self.preemptions += other.preemptions;
+        self.recomputed += other.recomputed;
+        self.prefix_hits += other.prefix_hits;
+        self.parked += other.parked;
+        self.cancelled += other.cancelled;
+        self.failed_steps += other.failed_steps;
+        self.broken_logits += other.broken_logits;
+        self.refused += other.refused;
+        self.stopped += other.stopped;
+        self.length += other.length;
+        self.prompt_scores += other.prompt_scores;
+        self.several_prefills += other.several_prefills;
+    }
+}
