@@ -1,4 +1,3 @@
-// performance-critical: no allocation per token, no lock, no log, no format on the good path
 //! The contract of a batch, checked before a step computes or writes anything.
 //!
 //! It costs a few comparisons a token. What it buys: no bug of a scheduler can read another sequence's cache unnoticed.

@@ -43,7 +43,9 @@ const fn shape(
 ) -> Shape {
     let [layers, hidden, ffn, heads, kv_heads, head_dim, vocab] = sizes;
     let (theta, llama3_factor) = rope;
-    Shape { name, family, layers, hidden, ffn, heads, kv_heads, head_dim, vocab, context_max, theta, llama3_factor, tied }
+    Shape {
+        name, family, layers, hidden, ffn, heads, kv_heads, head_dim, vocab, context_max, theta, llama3_factor, tied,
+    }
 }
 
 // name, family, [layers, hidden, ffn, heads, kv heads, head size, vocabulary], context, (theta, llama3 factor), tied

@@ -25,14 +25,16 @@ pub enum Error {
     #[error("{}: {feature} is not supported; {next}", file.display())]
     Unsupported { file: PathBuf, feature: String, next: &'static str },
 
-    #[error("{}: tensor {tensor} is missing; the file is incomplete or of another model, download it again", file.display())]
+    #[error("{}: tensor {tensor} is missing; the file is incomplete or of another model, download it again",
+        file.display())]
     MissingTensor { file: PathBuf, tensor: String },
 
     #[error("{}: tensor {tensor} has shape {found:?}, the config asks for {expected:?}; the weights and the config \
              are of different models", file.display())]
     TensorShape { file: PathBuf, tensor: String, expected: Vec<usize>, found: Vec<usize> },
 
-    #[error("{}: tensor {tensor} is stored as {format}, which is not supported; use a file in {supported}", file.display())]
+    #[error("{}: tensor {tensor} is stored as {format}, which is not supported; use a file in {supported}",
+        file.display())]
     TensorFormat { file: PathBuf, tensor: String, format: String, supported: &'static str },
 
     #[error("dummy model {name}: {detail}; known shapes: {known}")]

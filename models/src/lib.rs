@@ -1,12 +1,12 @@
 //! Model specs, weights, and one file an architecture family over shared layers.
 //!
-//! A model is a pure function of a ragged batch and a paged KV cache ([`Model::forward`]); it knows nothing of requests,
-//! sequences or sampling.
+//! A model is a pure function of a ragged batch and a paged KV cache ([`Model::forward`]); it knows nothing of
+//! requests, sequences or sampling.
 //!
 //! Invariants: a file is checked before a byte of it is trusted (sizes, offsets, shapes, names), so that no file can
-//! make this crate panic or allocate more than the file's own size justifies; what a file asks for and this crate cannot
-//! do is refused by name, never ignored; on the CPU a row of logits is the same bit for bit in whatever batch it is
-//! computed and however the prompt was cut. `unsafe` stands in `weights.rs` only (the memory map).
+//! make this crate panic or allocate more than the file's own size justifies; what a file asks for and this crate
+//! cannot do is refused by name, never ignored; on the CPU a row of logits is the same bit for bit in
+//! whatever batch it is computed and however the prompt was cut. `unsafe` stands in `weights.rs` only (the memory map).
 
 mod assemble;
 mod check;

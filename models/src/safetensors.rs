@@ -1,7 +1,7 @@
 //! A folder of safetensors, in one file or in shards under an index, as one set of tensors.
 //!
-//! Invariants: every shard's header agrees with its file byte for byte (the `safetensors` crate checks offsets, overlaps
-//! and sizes), every tensor that the index promises is there, and no index can point outside its folder.
+//! Invariants: every shard's header agrees with its file byte for byte (the `safetensors` crate checks offsets,
+//! overlaps and sizes), every tensor that the index promises is there, and no index can point outside its folder.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

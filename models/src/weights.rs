@@ -1,7 +1,7 @@
 //! Memory maps of weight files: bytes that are shared with the page cache and copied by nobody.
 //!
-//! Invariant: this is the only `unsafe` of the crate. A map is exactly as long as the file was when it was opened, and the
-//! file stays open as long as its map.
+//! Invariant: this is the only `unsafe` of the crate. A map is exactly as long as the file was when it was opened,
+//! and the file stays open as long as its map.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -35,10 +35,10 @@ impl MappedFile {
         if bytes == 0 {
             return Err(damaged("it is empty"));
         }
-        // SAFETY: the map is read-only and private to `MappedFile`, which hands out shared slices only. What Rust cannot
-        // rule out is another process truncating or rewriting the file meanwhile: that ends in SIGBUS or in other
-        // numbers, never in memory of ours being written. Model files are replaced by renaming (hub/ does), which leaves
-        // the mapped inode alone.
+        // SAFETY: the map is read-only and private to `MappedFile`, which hands out shared slices only. What Rust
+        // cannot rule out is another process truncating or rewriting the file meanwhile: that ends in SIGBUS or in
+        // other numbers, never in memory of ours being written. Model files are replaced by renaming (hub/ does),
+        // which leaves the mapped inode alone.
         let map = unsafe { Mmap::map(&file) }.map_err(failed("map it"))?;
         if map.len() as u64 != bytes {
             return Err(damaged("its size changed while it was opened"));

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use sconce_models::{BatchInput, LoadOptions, Logits, Source, load, read_spec};
+use sconce_models::{LoadOptions, Source, load, read_spec};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -73,10 +73,20 @@ fn missing_files_are_named() {
 
 type Edit = fn(&Path);
 
+/// A fixture folder, what is done to it, and what the refusal says.
+type Case = (&'static str, Edit, &'static [&'static str]);
+
+fn check(cases: &[Case]) {
+    for (name, edit, parts) in cases {
+        let folder = folder_of(name);
+        edit(folder.path());
+        expect(&Source::Folder(folder.path().to_owned()), parts);
+    }
+}
+
 #[test]
-fn broken_folders_are_refused_in_words() {
-    const FIRST: &str = "model-00001-of-00002.safetensors";
-    let cases: &[(&str, Edit, &[&str])] = &[
+fn configs_that_do_not_fit_are_refused() {
+    check(&[
         ("llama2", |folder| fs::write(folder.join("config.json"), "{").unwrap(), &["config.json: it is not JSON"]),
         ("llama2", |folder| fs::write(folder.join("config.json"), "[]").unwrap(), &["not a JSON object"]),
         (
@@ -104,6 +114,12 @@ fn broken_folders_are_refused_in_words() {
             |folder| edit_json(&folder.join("config.json"), |config| config["mlp_bias"] = json!(false)),
             &["tensor model.layers.0.mlp.down_proj.bias, which this architecture does not have, is not supported"],
         ),
+    ]);
+}
+
+#[test]
+fn broken_safetensors_are_refused() {
+    check(&[
         (
             "qwen3",
             |folder| {
@@ -161,6 +177,13 @@ fn broken_folders_are_refused_in_words() {
             &["announces a header beyond 100 MB"],
         ),
         ("llama2", |folder| fs::write(folder.join("model.safetensors"), "abc").unwrap(), &["it has 3 bytes"]),
+    ]);
+}
+
+#[test]
+fn broken_shards_are_refused() {
+    const FIRST: &str = "model-00001-of-00002.safetensors";
+    check(&[
         (
             "llama3",
             |folder| fs::write(folder.join("model.safetensors.index.json"), "{}").unwrap(),
@@ -192,12 +215,7 @@ fn broken_folders_are_refused_in_words() {
             },
             &["tensor ", " is also in "],
         ),
-    ];
-    for (name, edit, parts) in cases {
-        let folder = folder_of(name);
-        edit(folder.path());
-        expect(&Source::Folder(folder.path().to_owned()), parts);
-    }
+    ]);
 }
 
 #[test]
@@ -234,67 +252,5 @@ fn dummy_names_are_checked() {
     for (name, part) in [("gpt-9", "there is no such shape"), ("tiny:q9_9", "format q9_9 is none of bf16, f16")] {
         expect(&Source::Dummy(name.to_owned()), &[part, "known shapes: tiny, smollm2-135m"]);
         assert!(read_spec(&Source::Dummy(name.to_owned())).is_err());
-    }
-}
-
-#[test]
-fn a_cache_beyond_the_machine_is_refused() {
-    let model = load(&Source::Dummy("tiny".to_owned()), LoadOptions::default()).unwrap();
-    for (blocks, block_size) in [(u32::MAX, 1), (u32::MAX, u32::MAX)] {
-        let message = model.new_kv_cache(blocks, block_size).err().expect("too large").to_string();
-        assert!(message.contains("bytes, which this machine does not give; lower --max-model-len"), "{message}");
-    }
-    assert!(model.new_kv_cache(0, 16).is_err());
-    let cache = model.new_kv_cache(8, 16).unwrap();
-    assert_eq!((cache.blocks(), cache.block_size()), (8, 16));
-    assert_eq!(cache.bytes(), 8 * 16 * model.spec().kv_bytes_per_token());
-    let held: usize = cache.layers.iter().map(|layer| 4 * (layer.k.elem_count() + layer.v.elem_count())).sum();
-    assert_eq!(cache.bytes(), held as u64);
-}
-
-type Spoil = fn(&mut BatchInput);
-
-#[test]
-fn batches_that_contradict_themselves_are_refused() {
-    let model = load(&Source::Dummy("tiny".to_owned()), LoadOptions::default()).unwrap();
-    let mut kv = model.new_kv_cache(4, 4).unwrap();
-    let mut logits = Logits::default();
-    let sound = BatchInput {
-        tokens: vec![1, 2, 3],
-        positions: vec![0, 1, 0],
-        slots: vec![8, 9, 4],
-        row_ends: vec![2, 3],
-        context_lens: vec![2, 1],
-        block_tables: vec![2, 1],
-        block_table_ends: vec![1, 2],
-        sample_rows: vec![1, 2],
-    };
-    model.forward(&sound, &mut kv, &mut logits).unwrap();
-    assert_eq!(logits.values.len(), 2 * 256);
-    model.forward(&BatchInput::default(), &mut kv, &mut logits).unwrap();
-    assert!(logits.values.is_empty());
-    let cases: &[(Spoil, &str)] = &[
-        (|batch| batch.tokens[0] = 256, "token 256 is outside the vocabulary of 256"),
-        (|batch| batch.tokens.push(0), "4 tokens with 3 positions"),
-        (|batch| batch.positions[1] = 2, "at position 2, expected 1"),
-        (|batch| batch.slots[1] = 5, "position 1 of row 0 goes to slot 5, its block says 9"),
-        (|batch| batch.row_ends[1] = 2, "rows end at Some(2), but there are 3 tokens"),
-        (|batch| batch.row_ends[0] = 4, "row or table ends descend"),
-        (|batch| batch.row_ends[0] = 0, "row 0 has no tokens"),
-        (|batch| batch.context_lens[1] = 5, "row 1 has 1 blocks of 4 for 5 tokens"),
-        (|batch| batch.context_lens[0] = 1, "row 0 has more tokens than its context of 1"),
-        (|batch| batch.context_lens[0] = 5000, "a context of 5000 tokens, the model takes 2048"),
-        (|batch| batch.context_lens.truncate(1), "2 rows with 1 context lengths"),
-        (|batch| batch.block_tables[0] = 4, "block 4 is outside the cache of 4 blocks"),
-        (|batch| batch.block_table_ends[0] = 9, "the block table of row 0 ends beyond the entries"),
-        (|batch| batch.block_table_ends[1] = 1, "block tables end at Some(1), but there are 2 entries"),
-        (|batch| batch.sample_rows = vec![2, 1], "sample rows are not ascending indices below 3"),
-        (|batch| batch.sample_rows = vec![3], "sample rows are not ascending indices below 3"),
-    ];
-    for (spoil, expected) in cases {
-        let mut batch = sound.clone();
-        spoil(&mut batch);
-        let message = model.forward(&batch, &mut kv, &mut logits).expect_err(expected).to_string();
-        assert!(message.contains(expected), "expected {expected:?} in {message:?}");
     }
 }

@@ -1,7 +1,8 @@
 //! A real model against Transformers: the greedy continuation of SmolLM2-135M-Instruct in Q4_1.
 //!
 //! Fixture: `fixtures/make_smollm2_greedy.py`. The weights are not in the repository: name the GGUF in
-//! `SCONCE_REAL_MODEL_GGUF`, and run in release, `cargo test --release -p sconce-models --test real_model -- --ignored`.
+//! `SCONCE_REAL_MODEL_GGUF`, and run
+//! `cargo test --release -p sconce-models --test real_model -- --ignored --nocapture`.
 
 use std::path::PathBuf;
 

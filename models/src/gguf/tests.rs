@@ -122,7 +122,7 @@ fn damage_is_named_in_one_line() {
         (with_count(8, u64::MAX), "announces 18446744073709551615 tensors"),
         (with_count(16, 1 << 40), "announces 1099511627776 metadata keys"),
         (cut(60), "announces 2 tensors at byte 24, but the file has 60 bytes"),
-        (cut(100), "needs"),
+        (cut(200), "bytes at byte"),
         (cut(sound().build().len() - 1), "tensor y needs 12 bytes"),
         (empty().key("k", 99, &[0]).build(), "the value of k has unknown type number 99"),
         (empty().key("k", 7, &[2]).build(), "truth value of 2"),

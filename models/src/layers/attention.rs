@@ -1,6 +1,6 @@
 // performance-critical: no allocation per token, no lock, no log, no format
-//! Grouped-query attention over the paged cache, in the two halves that a step needs apart: [`Attention::write`] fills the
-//! cache, [`Attention::attend`] reads it.
+//! Grouped-query attention over the paged cache, in the two halves that a step needs apart: [`Attention::write`]
+//! fills the cache, [`Attention::attend`] reads it.
 
 use candle_core::Tensor;
 use sconce_kernels::{

@@ -1,3 +1,4 @@
+// performance-critical: no allocation per token, no lock, no log, no format
 //! The parts that every decoder of these families is made of. Each takes and gives `[tokens, width]` activations.
 
 mod attention;

@@ -1,6 +1,7 @@
 //! `config.json` to [`Spec`], in the forms of Transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`).
 //!
-//! Absent keys take the value that Transformers gives them; what Transformers would do and this crate cannot is refused.
+//! Absent keys take the value that Transformers gives them; what Transformers would do and this crate cannot is
+//! refused.
 
 use std::path::Path;
 

@@ -72,7 +72,7 @@ impl RopeSpec {
         }
     }
 
-    /// The pairs between which YaRN blends: those that turn `beta_fast` and `beta_slow` times over the original context.
+    /// The pairs between which YaRN blends: those that turn `beta_fast` and `beta_slow` times in the original context.
     fn yarn_range(&self, head_dim: usize, original_context: f64, betas: (f64, f64), truncate: bool) -> (f64, f64) {
         let dim = head_dim as f64;
         let pair_of = |turns: f64| dim * (original_context / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln());

@@ -1,11 +1,16 @@
 //! Specs from both kinds of file: rope against Transformers, refusals by name.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use sconce_kernels::RopeStyle;
 use serde_json::{Value, json};
 
-use super::{RopeScaling, Spec, config_json};
+use super::{RopeScaling, Spec, config_json, from_gguf};
 use crate::family::Family;
+use crate::gguf::{self, Array};
+use crate::tensors::TensorSet;
+use crate::weights::MappedFile;
 
 fn config(changes: &[(&str, Value)]) -> Value {
     let mut config = json!({
@@ -115,4 +120,90 @@ fn what_cannot_be_served_is_refused_by_name() {
         assert!(message.contains(expected), "expected {expected:?} in {message:?}");
         assert!(message.starts_with("config.json: ") && !message.contains('\n'), "{message:?}");
     }
+}
+
+/// The header of a sound fixture with some metadata changed; `None` takes a key away.
+fn gguf_spec(fixture: &str, changes: &[(&str, Option<gguf::Value>)]) -> Result<Spec, String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(fixture);
+    let file = Arc::new(MappedFile::open(&path).unwrap());
+    let mut header = gguf::Header::parse((*file).as_ref(), &path).unwrap();
+    for (key, value) in changes {
+        header.metadata.remove(*key);
+        header.metadata.extend(value.clone().map(|value| ((*key).to_owned(), value)));
+    }
+    from_gguf::spec(&header, &TensorSet::from_gguf(&file, &header)).map_err(|error| error.to_string())
+}
+
+fn gguf_text(value: &str) -> Option<gguf::Value> {
+    Some(gguf::Value::String(value.to_owned()))
+}
+
+#[test]
+fn gguf_metadata_reads_into_the_same_struct() {
+    let llama = gguf_spec("llama3_q8_0.gguf", &[]).unwrap();
+    assert_eq!((llama.family, llama.rope.style, llama.tied_embeddings), (Family::Llama, RopeStyle::Interleaved, false));
+    assert!(matches!(&llama.rope.scaling, RopeScaling::Divisors(divisors) if divisors.len() == 4));
+    assert_eq!((llama.weight_format.as_str(), llama.vocab, llama.context_max), ("Q8_0", 96, 64));
+    let per_layer = Some(gguf::Value::Array(Array::I32(vec![2, 2])));
+    let window = Some(gguf::Value::U32(7));
+    let changes = [("llama.attention.head_count_kv", per_layer), ("llama.attention.sliding_window", window)];
+    let windowed = gguf_spec("llama3_q8_0.gguf", &changes).unwrap();
+    assert_eq!((windowed.kv_heads, windowed.window(1)), (2, Some(7)));
+
+    let scaling = |kind: &str| {
+        vec![
+            ("qwen2.rope.scaling.type", gguf_text(kind)),
+            ("qwen2.rope.scaling.factor", Some(gguf::Value::F32(4.0))),
+            ("qwen2.rope.scaling.original_context_length", Some(gguf::Value::U32(16))),
+        ]
+    };
+    let qwen = gguf_spec("qwen2_f16.gguf", &scaling("yarn")).unwrap();
+    assert_eq!((qwen.rope.style, qwen.tied_embeddings, qwen.qkv_bias), (RopeStyle::Halves, true, true));
+    let yarn = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16});
+    assert_eq!(qwen.rope, parse(&[("rope_scaling", yarn)]).unwrap().rope);
+    let linear = gguf_spec("qwen2_f16.gguf", &scaling("linear")).unwrap();
+    assert_eq!(linear.rope.scaling, RopeScaling::Linear { factor: 4.0 });
+    let old = gguf_spec("qwen2_f16.gguf", &[("qwen2.rope.scale_linear", Some(gguf::Value::F32(2.0)))]).unwrap();
+    assert_eq!(old.rope.scaling, RopeScaling::Linear { factor: 2.0 });
+}
+
+#[test]
+fn gguf_features_that_cannot_be_served_are_refused_by_name() {
+    let number = |value: u32| Some(gguf::Value::U32(value));
+    let cases = [
+        (
+            "general.architecture",
+            gguf_text("gemma3"),
+            "architecture gemma3 is not supported; use a model of one of: llama",
+        ),
+        ("general.architecture", None, "general.architecture is missing"),
+        ("general.type", gguf_text("adapter"), "general.type adapter is not supported"),
+        ("split.count", number(3), "a model split into several GGUF files is not supported; join the parts"),
+        ("llama.expert_count", number(8), "metadata key llama.expert_count is not supported"),
+        ("llama.attention.causal", Some(gguf::Value::Bool(false)), "attention that is not causal"),
+        ("llama.attention.value_length", number(4), "llama.attention.value_length other than the head size 8"),
+        ("llama.rope.dimension_count", number(4), "llama.rope.dimension_count other than the head size 8"),
+        ("llama.rope.scaling.type", gguf_text("longrope"), "rope scaling type longrope beside rope_freqs.weight"),
+        ("llama.vocab_size", number(97), "vocab_size counts 97 tokens, token_embd.weight has 96 rows"),
+        ("llama.block_count", gguf_text("two"), "metadata key llama.block_count is not a whole number"),
+        ("llama.attention.head_count", number(3), "embedding length 32"),
+        ("llama.context_length", None, "metadata key llama.context_length is missing"),
+        ("llama.rope.freq_base", Some(gguf::Value::F32(f32::NAN)), "rope theta is NaN, expected > 0"),
+        (
+            "llama.attention.head_count_kv",
+            Some(gguf::Value::Array(Array::U32(vec![2, 1]))),
+            "llama.attention.head_count_kv that differs from layer to layer is not supported",
+        ),
+    ];
+    for (key, value, expected) in cases {
+        let mut changes = vec![(key, value)];
+        if expected.starts_with("embedding length") {
+            changes.push(("llama.attention.key_length", None));
+        }
+        let message = gguf_spec("llama3_f32.gguf", &changes).expect_err(expected);
+        assert!(message.contains(expected) && !message.contains('\n'), "expected {expected:?} in {message:?}");
+    }
+    // Zero and "no" stand for "not used", as converters write them.
+    let unset = [("llama.expert_count", number(0)), ("split.count", number(0)), ("general.type", gguf_text("model"))];
+    assert!(gguf_spec("llama3_f32.gguf", &unset).is_ok());
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use ragged::{Ragged, Sample};
 use safetensors::SafeTensors;
 use sconce_models::{Family, LoadOptions, Model, Source, load, read_spec};
+use serde_json::{Value, json};
 
 const TOLERANCE: f32 = 1e-3;
 
@@ -192,5 +193,35 @@ fn the_tolerance_tells_models_apart() {
         let truth = whole(&*model, &golden.prompt);
         let last = golden.logits.chunks(model.spec().vocab).last().unwrap();
         assert!(relative_error(&truth.last().unwrap().1, last) > 0.1, "{other}");
+    }
+}
+
+/// Each feature must show in the fixture that is there for it: without it the truth is missed.
+#[test]
+fn every_switch_changes_the_answer() {
+    for (name, key, value) in [
+        ("mistral", "sliding_window", json!(null)),
+        ("qwen2_window", "use_sliding_window", json!(false)),
+        ("qwen2_window", "max_window_layers", json!(0)),
+        ("llama3", "rope_parameters", json!({"rope_theta": 1000.0})),
+        ("llama_biased", "rope_scaling", json!(null)),
+        ("llama2", "rms_norm_eps", json!(0.01)),
+        ("smollm2", "rope_parameters", json!({"rope_theta": 10000.0})),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        for entry in fs::read_dir(fixtures().join(name)).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+        }
+        let path = folder.path().join("config.json");
+        let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        config[key] = value;
+        fs::write(&path, config.to_string()).unwrap();
+        let model = load(&Source::Folder(folder.path().to_owned()), LoadOptions::default()).unwrap();
+        let golden = &goldens(name)[0];
+        let found = whole(&*model, &golden.prompt).pop().unwrap().1;
+        let last = golden.logits.chunks(model.spec().vocab).last().unwrap();
+        let error = relative_error(&found, last);
+        assert!(error > 3.0 * TOLERANCE, "{name} without {key} is off by {error} only");
     }
 }

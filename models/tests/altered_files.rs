@@ -1,0 +1,86 @@
+//! Weight files with altered bytes either load or are refused; a model that loads also runs. Nothing panics.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+use sconce_models::{BatchInput, LoadOptions, Logits, Source, load};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// One token through whatever the file became. Errors are fine, and so are odd numbers in the logits.
+fn load_and_run(source: &Source) {
+    let Ok(model) = load(source, LoadOptions::default()) else { return };
+    let Ok(mut kv) = model.new_kv_cache(1, 1) else { return };
+    let batch = BatchInput {
+        tokens: vec![5],
+        positions: vec![0],
+        slots: vec![0],
+        row_ends: vec![1],
+        context_lens: vec![1],
+        block_tables: vec![0],
+        block_table_ends: vec![1],
+        sample_rows: vec![0],
+    };
+    let mut logits = Logits::default();
+    if model.forward(&batch, &mut kv, &mut logits).is_ok() {
+        assert_eq!(logits.values.len(), model.spec().vocab);
+    }
+}
+
+fn alter(sound: &[u8], header_bytes: usize, changes: &[(Index, u8)], cut: Option<Index>) -> Vec<u8> {
+    let mut bytes = sound.to_vec();
+    for (at, byte) in changes {
+        bytes[at.index(header_bytes)] = *byte;
+    }
+    if let Some(length) = cut {
+        bytes.truncate(length.index(sound.len()));
+    }
+    bytes
+}
+
+fn changes() -> impl Strategy<Value = Vec<(Index, u8)>> {
+    // Digits and brackets keep more of a JSON header readable than any byte would.
+    let byte = prop_oneof![any::<u8>(), prop::sample::select(b"0123456789[]{},:\"".to_vec())];
+    prop::collection::vec((any::<Index>(), byte), 1..4)
+}
+
+fn rarely_cut() -> impl Strategy<Value = Option<Index>> {
+    prop::option::weighted(0.1, any::<Index>())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn altered_ggufs_never_panic(changes in changes(), cut in rarely_cut()) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("m.gguf");
+        let sound = fs::read(fixtures().join("qwen3_q4_0.gguf")).unwrap();
+        fs::write(&file, alter(&sound, 2600, &changes, cut)).unwrap();
+        load_and_run(&Source::Gguf(file));
+    }
+
+    #[test]
+    fn altered_safetensors_never_panic(changes in changes(), cut in rarely_cut()) {
+        let folder = tempfile::tempdir().unwrap();
+        let from = fixtures().join("llama_biased");
+        fs::copy(from.join("config.json"), folder.path().join("config.json")).unwrap();
+        let sound = fs::read(from.join("model.safetensors")).unwrap();
+        fs::write(folder.path().join("model.safetensors"), alter(&sound, 3000, &changes, cut)).unwrap();
+        load_and_run(&Source::Folder(folder.path().to_owned()));
+    }
+
+    #[test]
+    fn altered_configs_never_panic(changes in changes(), cut in rarely_cut()) {
+        let folder = tempfile::tempdir().unwrap();
+        let from = fixtures().join("qwen2_window");
+        fs::copy(from.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+        let sound = fs::read(from.join("config.json")).unwrap();
+        fs::write(folder.path().join("config.json"), alter(&sound, sound.len(), &changes, cut)).unwrap();
+        load_and_run(&Source::Folder(folder.path().to_owned()));
+    }
+}
