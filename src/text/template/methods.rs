@@ -127,23 +127,29 @@ fn split(text: &str, arguments: &[Value], from_right: bool) -> Result<Value, Err
     Ok(Value::from_iter(parts))
 }
 
+/// Once `count` cuts are made, the rest keeps the white space at its far end.
 fn split_at_spaces(text: &str, count: Option<usize>, from_right: bool) -> Vec<&str> {
+    let near = |rest: &'_ str| match from_right {
+        true => rest.trim_end_matches(is_space).len(),
+        false => rest.len() - rest.trim_start_matches(is_space).len(),
+    };
     let mut parts = Vec::new();
-    let mut rest = text.trim_matches(is_space);
-    while !rest.is_empty() {
+    let mut rest = text;
+    loop {
+        let edge = near(rest);
+        rest = if from_right { &rest[..edge] } else { &rest[edge..] };
+        if rest.is_empty() {
+            break;
+        }
         let cut = if from_right { rest.rfind(is_space) } else { rest.find(is_space) };
         let Some(cut) = cut.filter(|_| count.is_none_or(|count| parts.len() < count)) else {
             parts.push(rest);
             break;
         };
         let width = rest[cut..].chars().next().map_or(1, char::len_utf8);
-        if from_right {
-            parts.push(&rest[cut + width..]);
-            rest = rest[..cut].trim_end_matches(is_space);
-        } else {
-            parts.push(&rest[..cut]);
-            rest = rest[cut + width..].trim_start_matches(is_space);
-        }
+        let (head, tail) = (&rest[..cut], &rest[cut + width..]);
+        parts.push(if from_right { tail } else { head });
+        rest = if from_right { head } else { tail };
     }
     if from_right {
         parts.reverse();

@@ -25,8 +25,10 @@ use crate::error::{Error, Result};
 use crate::request::{Chat, Content, Message};
 use messages::Abilities;
 
-/// Instructions that one rendering may take. A thousand messages with tools take about a million.
-const FUEL: u64 = 50_000_000;
+/// Instructions that one rendering may take, about a second. A thousand messages with tools take some 300,000.
+const FUEL: u64 = 10_000_000;
+/// The same for the probes at compile time.
+const PROBE_FUEL: u64 = 200_000;
 /// Calls of macros inside macros.
 const RECURSION_MAX: usize = 100;
 
@@ -59,6 +61,7 @@ impl ChatTemplate {
             let abilities = compiled.probe(&template)?;
             compiled.abilities.push((template.name, abilities));
         }
+        compiled.environment.set_fuel(Some(FUEL));
         Ok(compiled)
     }
 
@@ -162,7 +165,7 @@ fn environment() -> Environment<'static> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.expect("the default delimiters are valid"));
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_fuel(Some(FUEL));
+    environment.set_fuel(Some(PROBE_FUEL));
     environment.set_recursion_limit(RECURSION_MAX);
     environment.set_unknown_method_callback(methods::call);
     environment.set_formatter(|out, state, value| match f64::try_from(value.clone()) {
