@@ -241,7 +241,8 @@ impl<'a> Hub<'a> {
         let (host, cause) = (self.options.host(), root_cause(error));
         if error.is_connect() {
             let message = format!(
-                "cannot reach {host} ({cause}): check network and proxy, set HF_ENDPOINT to a mirror, or give a local path"
+                "cannot reach {host} ({cause}): \
+                 check network and proxy, set HF_ENDPOINT to a mirror, or give a local path"
             );
             // A hub that was never reached is given up at once: there may be a second source.
             return Error::new(ErrorKind::Unavailable, message).with_code(UNREACHABLE).into();
@@ -362,4 +363,23 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         innermost = source;
     }
     innermost.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_loopback() {
+        for (host, expected) in [
+            ("localhost", true),
+            ("localhost:8080", true),
+            ("127.0.0.1:80", true),
+            ("[::1]:80", true),
+            ("127.0.0.1.example", false),
+            ("hub.example:443", false),
+        ] {
+            assert_eq!(is_loopback(host), expected, "{host}");
+        }
+    }
 }
