@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::LocalFiles;
-use super::choose;
+use super::quantisation::best_gguf;
 use super::reference::is_safe_relative;
 use super::storage::write_atomic;
 use crate::error::Error;
@@ -141,7 +141,7 @@ impl RepoFolder {
         if holds_model(&snapshot) {
             return Cached::Likely(LocalFiles::Folder(snapshot));
         }
-        match choose::best_gguf(&gguf_files(&snapshot)) {
+        match best_gguf(&gguf_files(&snapshot)) {
             Some(file) => Cached::Complete(LocalFiles::Gguf(snapshot.join(file))),
             None => Cached::Missing,
         }

@@ -1,5 +1,6 @@
 //! Which files of a repository make up the model: pure, from the list of names.
 
+use super::quantisation::{best_gguf, is_gguf, is_part};
 use crate::error::{Error, ErrorKind};
 
 /// Small files that a folder of safetensors is loaded with, where the repository has them.
@@ -19,9 +20,6 @@ const COMPANIONS: &[&str] = &[
 ];
 
 const INDEX: &str = "model.safetensors.index.json";
-
-/// Quantisations to take when the user names no file, the best for its size first.
-const PREFERRED: &[&str] = &["q4_k_m", "q8_0"];
 
 /// The files to download, and the one that is the model if it is a GGUF file.
 #[derive(Debug, PartialEq, Eq)]
@@ -70,46 +68,6 @@ pub(super) fn choose(repo: &str, files: &[String], named: Option<&str>) -> Resul
         names => format!("{repo} has no Q4_K_M or Q8_0 file: name one, {repo}:FILE, of {}", names.join(", ")),
     };
     Err(missing(message))
-}
-
-/// The file to take when none is named: a preferred quantisation, or the only file there is.
-pub(super) fn best_gguf(files: &[String]) -> Option<String> {
-    let whole: Vec<&String> = files.iter().filter(|file| is_gguf(file) && !is_part(file)).collect();
-    for quantisation in PREFERRED {
-        let mut matching = whole.iter().filter(|file| has_word(file, quantisation));
-        if let Some(file) = matching.next() {
-            return Some((**file).clone());
-        }
-    }
-    match whole.as_slice() {
-        [only] => Some((*only).clone()),
-        _ => None,
-    }
-}
-
-/// Model files; projectors and importance matrices are no models.
-fn is_gguf(file: &str) -> bool {
-    let lower = file.to_ascii_lowercase();
-    lower.ends_with(".gguf") && !lower.contains("mmproj") && !lower.contains("imatrix")
-}
-
-/// `-00001-of-00003` before the extension.
-fn is_part(file: &str) -> bool {
-    let stem = file.rsplit_once('.').map_or(file, |(stem, _)| stem);
-    let mut words = stem.rsplit('-');
-    let is_number = |word: Option<&str>| word.is_some_and(|word| word.len() == 5 && word.parse::<u32>().is_ok());
-    is_number(words.next()) && words.next() == Some("of") && is_number(words.next())
-}
-
-/// Whether the quantisation stands in the name by itself: `Q4_K_M` is not in `IQ4_K_M` or `Q4_K_M_L`.
-fn has_word(file: &str, word: &str) -> bool {
-    let lower = file.to_ascii_lowercase();
-    let is_inside = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    lower.match_indices(word).any(|(at, _)| {
-        let before = at.checked_sub(1).map(|before| lower.as_bytes()[before]);
-        let after = lower.as_bytes().get(at + word.len());
-        !before.is_some_and(is_inside) && !after.copied().is_some_and(is_inside)
-    })
 }
 
 fn gguf_names(files: &[String]) -> Vec<&str> {
@@ -171,11 +129,8 @@ mod tests {
     }
 
     #[test]
-    fn takes_the_best_gguf() {
-        check("config.json m.Q2_K.gguf m.Q4_K_M.gguf m.Q8_0.gguf", None, "m.Q4_K_M.gguf", Some("m.Q4_K_M.gguf"));
-        check("m-iq4_k_m.gguf m-q4_k_m_l.gguf m-q8_0.gguf", None, "m-q8_0.gguf", Some("m-q8_0.gguf"));
-        check("mmproj-Q8_0.gguf m-f16.gguf", None, "m-f16.gguf", Some("m-f16.gguf"));
-        check("m-Q4_K_M-00001-of-00002.gguf m-Q8_0.gguf", None, "m-Q8_0.gguf", Some("m-Q8_0.gguf"));
+    fn takes_one_gguf_file() {
+        check("config.json m.Q4_K_M.gguf m.Q8_0.gguf", None, "m.Q4_K_M.gguf", Some("m.Q4_K_M.gguf"));
         check("a.gguf m-Q4_1.gguf", Some("m-q4_1.gguf"), "m-Q4_1.gguf", Some("m-Q4_1.gguf"));
     }
 

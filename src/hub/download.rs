@@ -22,7 +22,7 @@ use super::cache::{Manifest, ManifestFile, RepoFolder, is_commit};
 use super::choose::choose;
 use super::options::HubOptions;
 use super::progress::Progress;
-use super::remote::{Asset, Hub, Retry, Trouble, UNREACHABLE, pause, persist};
+use super::remote::{Asset, Hub, Retry, Trouble, UNREACHABLE};
 use super::source::Wanted;
 use super::storage::{FileLock, check_space, create_folder, disk_error, hash_all, hex, link};
 use crate::error::{Error, ErrorKind};
@@ -41,14 +41,10 @@ pub(super) async fn download_repo(
     progress: &dyn Progress,
 ) -> Result<LocalFiles, Error> {
     let hub = &Hub::new(options)?;
-    let listing = persist(hub, progress, async || hub.list(wanted).await).await?;
+    let listing = hub.list(wanted, progress).await?;
     let choice = choose(wanted.repo, &listing.files, wanted.file)?;
     let commit = listing.commit.as_str();
-    let questions: Vec<_> = choice
-        .files
-        .iter()
-        .map(|path| persist(hub, progress, async move || hub.describe(wanted.repo, commit, path).await))
-        .collect();
+    let questions: Vec<_> = choice.files.iter().map(|path| hub.describe(wanted.repo, commit, path, progress)).collect();
     let mut assets: Vec<Asset> = stream::iter(questions).buffered(QUESTIONS_MAX).try_collect().await?;
     if let Some(pinned) = wanted.sha256 {
         for asset in &mut assets {
@@ -223,7 +219,7 @@ async fn fill(
             // It was reachable a moment ago.
             trouble.retry = Retry::After(None);
         }
-        pause(hub, progress, &trouble, failures).await?;
+        hub.pause(progress, &trouble, failures).await?;
     }
     Ok(partial)
 }
@@ -322,12 +318,18 @@ fn broken(hub: &Hub<'_>, asset: &Asset, problem: &str, retry: Retry) -> Trouble 
     Trouble { error: Error::new(ErrorKind::Unavailable, message), retry }
 }
 
-/// Runs disk work on the blocking pool. A panic there goes on here.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(_) => Err(io::Error::other("the program is stopping")),
+/// Starts disk work on the blocking pool at once, before the first poll: the writer must run while chunks arrive.
+/// A panic there goes on here.
+fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> impl Future<Output = io::Result<T>> + Send {
+    let task = tokio::task::spawn_blocking(work);
+    async {
+        match task.await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(io::Error::other("the program is stopping")),
+        }
     }
 }
 

@@ -8,12 +8,14 @@
 
 mod cache;
 pub mod catalogue;
+#[cfg(feature = "hub")]
 mod choose;
 #[cfg(feature = "hub")]
 mod download;
 mod inventory;
 mod options;
 pub mod progress;
+mod quantisation;
 mod reference;
 #[cfg(feature = "hub")]
 mod remote;

@@ -113,6 +113,7 @@ impl HubOptions {
     }
 
     /// The endpoint's host, for messages.
+    #[cfg(feature = "hub")]
     pub(super) fn host(&self) -> &str {
         let rest = self.endpoint.split_once("://").map_or(self.endpoint.as_str(), |(_, rest)| rest);
         let authority = rest.split('/').next().unwrap_or(rest);
@@ -186,6 +187,12 @@ mod tests {
         let mut options = HubOptions::new("/cache");
         options.token = Some("hf_secret".into());
         assert!(!format!("{options:?}").contains("hf_secret"));
+    }
+
+    #[cfg(feature = "hub")]
+    #[test]
+    fn hosts_are_named_without_passwords() {
+        let mut options = HubOptions::new("/cache");
         options.endpoint = "https://user:word@hub.example:8443/path".into();
         assert_eq!(options.host(), "hub.example:8443");
     }

@@ -71,10 +71,12 @@ impl From<Error> for Trouble {
 impl<'a> Hub<'a> {
     pub fn new(options: &'a HubOptions) -> Result<Self, Error> {
         let builder = || {
-            Client::builder()
+            let builder = Client::builder()
                 .user_agent(USER_AGENT)
                 .connect_timeout(Duration::from_millis(options.patience.connect_ms))
-                .read_timeout(Duration::from_millis(options.patience.idle_ms))
+                .read_timeout(Duration::from_millis(options.patience.idle_ms));
+            // A mirror on this machine is not behind the proxy.
+            if is_loopback(options.host()) { builder.no_proxy() } else { builder }
         };
         let fail = |error: &dyn std::error::Error| {
             Error::internal(format!("cannot set up the hub client: {}; check HF_ENDPOINT and proxy", root_cause(error)))
@@ -97,7 +99,54 @@ impl<'a> Hub<'a> {
     }
 
     /// The commit and the file names of a revision.
-    pub async fn list(&self, wanted: &Wanted<'_>) -> Result<Listing, Trouble> {
+    pub async fn list(&self, wanted: &Wanted<'_>, progress: &dyn Progress) -> Result<Listing, Error> {
+        let mut failures = 0;
+        loop {
+            match self.ask_listing(wanted).await {
+                Ok(listing) => return Ok(listing),
+                Err(trouble) => {
+                    failures += 1;
+                    self.pause(progress, &trouble, failures).await?;
+                }
+            }
+        }
+    }
+
+    /// Size and hash of one file.
+    pub async fn describe(
+        &self,
+        repo: &str,
+        commit: &str,
+        path: &str,
+        progress: &dyn Progress,
+    ) -> Result<Asset, Error> {
+        let mut failures = 0;
+        loop {
+            match self.ask_asset(repo, commit, path).await {
+                Ok(asset) => return Ok(asset),
+                Err(trouble) => {
+                    failures += 1;
+                    self.pause(progress, &trouble, failures).await?;
+                }
+            }
+        }
+    }
+
+    /// Waits before the next try, or gives the error back when there is none.
+    pub async fn pause(&self, progress: &dyn Progress, trouble: &Trouble, failures: u32) -> Result<(), Error> {
+        let patience = &self.options.patience;
+        match trouble.retry {
+            Retry::After(asked) if failures < patience.tries => {
+                let wait = patience.pause(failures, asked);
+                progress.note(&format!("{}; trying again in {:.1} s", trouble.error, wait.as_secs_f64()));
+                tokio::time::sleep(wait).await;
+                Ok(())
+            }
+            _ => Err(trouble.error.clone()),
+        }
+    }
+
+    async fn ask_listing(&self, wanted: &Wanted<'_>) -> Result<Listing, Trouble> {
         let (owner, name) = hf_hub::split_id(wanted.repo);
         let repository = self.api.model(owner, name);
         let info = repository.info().revision(wanted.revision_or_main()).send().await;
@@ -109,8 +158,7 @@ impl<'a> Hub<'a> {
         Ok(Listing { commit, files: files.filter(|file| super::reference::is_safe_relative(file)).collect() })
     }
 
-    /// Size and hash of one file.
-    pub async fn describe(&self, repo: &str, commit: &str, path: &str) -> Result<Asset, Trouble> {
+    async fn ask_asset(&self, repo: &str, commit: &str, path: &str) -> Result<Asset, Trouble> {
         let what = format!("{path} of {repo}");
         let mut url = self.resolve_url(repo, commit, path)?;
         for _ in 0..REDIRECTS_MAX {
@@ -193,7 +241,8 @@ impl<'a> Hub<'a> {
         let (host, cause) = (self.options.host(), root_cause(error));
         if error.is_connect() {
             let message = format!(
-                "cannot reach {host} ({cause}): check network and proxy, set HF_ENDPOINT to a mirror, or give a local path"
+                "cannot reach {host} ({cause}): \
+                 check network and proxy, set HF_ENDPOINT to a mirror, or give a local path"
             );
             // A hub that was never reached is given up at once: there may be a second source.
             return Error::new(ErrorKind::Unavailable, message).with_code(UNREACHABLE).into();
@@ -297,6 +346,12 @@ struct Answer<'a> {
     revision: Option<&'a str>,
 }
 
+/// `localhost` or a loopback address, with or without a port.
+fn is_loopback(host: &str) -> bool {
+    let address = host.rsplit_once(':').map_or(host, |(address, _)| address).trim_matches(['[', ']']);
+    address == "localhost" || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
 fn redirect_target(from: &Url, headers: &HeaderMap) -> Option<Url> {
     from.join(headers.get(LOCATION)?.to_str().ok()?).ok()
 }
@@ -310,39 +365,21 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     innermost.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Tries a question again while the hub has trouble.
-pub(super) async fn persist<T>(
-    hub: &Hub<'_>,
-    progress: &dyn Progress,
-    mut question: impl AsyncFnMut() -> Result<T, Trouble>,
-) -> Result<T, Error> {
-    let mut failures = 0;
-    loop {
-        match question().await {
-            Ok(answer) => return Ok(answer),
-            Err(trouble) => {
-                failures += 1;
-                pause(hub, progress, &trouble, failures).await?;
-            }
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Waits before the next try, or gives the error back when there is none.
-pub(super) async fn pause(
-    hub: &Hub<'_>,
-    progress: &dyn Progress,
-    trouble: &Trouble,
-    failures: u32,
-) -> Result<(), Error> {
-    let patience = &hub.options.patience;
-    match trouble.retry {
-        Retry::After(asked) if failures < patience.tries => {
-            let wait = patience.pause(failures, asked);
-            progress.note(&format!("{}; trying again in {:.1} s", trouble.error, wait.as_secs_f64()));
-            tokio::time::sleep(wait).await;
-            Ok(())
+    #[test]
+    fn only_this_machine_is_loopback() {
+        for (host, expected) in [
+            ("localhost", true),
+            ("localhost:8080", true),
+            ("127.0.0.1:80", true),
+            ("[::1]:80", true),
+            ("127.0.0.1.example", false),
+            ("hub.example:443", false),
+        ] {
+            assert_eq!(is_loopback(host), expected, "{host}");
         }
-        _ => Err(trouble.error.clone()),
     }
 }

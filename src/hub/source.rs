@@ -16,6 +16,7 @@ pub(super) struct Wanted<'a> {
     pub revision: Option<&'a str>,
     pub file: Option<&'a str>,
     /// What `file` must hash to, where it is pinned.
+    #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "only a download checks it"))]
     pub sha256: Option<&'a str>,
 }
 

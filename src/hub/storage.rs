@@ -51,7 +51,8 @@ pub(super) fn disk_error(path: &Path, error: &io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             let message = format!(
-                "the disk is full while writing {path}: free some space and start again, the download goes on from there"
+                "the disk is full while writing {path}: free some space and start again, \
+                 the download goes on from there"
             );
             Error::new(ErrorKind::Unavailable, message).with_code(DISK_FULL)
         }
