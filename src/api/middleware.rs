@@ -2,6 +2,7 @@
 //!
 //! The access line travels with the answer's body, so that it is written when the body ends or is dropped.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -68,9 +69,14 @@ impl HttpBody for LoggedBody {
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.get_mut();
-        let frame = {
-            let _entered = this.line.span().enter();
-            Pin::new(&mut this.inner).poll_frame(context)
+        let inner = &mut this.inner;
+        let span = this.line.span();
+        // A panic here would take every other request of the connection along.
+        let polled = span.in_scope(|| catch_unwind(AssertUnwindSafe(|| Pin::new(inner).poll_frame(context))));
+        let Ok(frame) = polled else {
+            span.in_scope(|| tracing::error!("a panic broke off an answer that had begun"));
+            this.inner = Body::empty();
+            return Poll::Ready(Some(Err(axum::Error::new("the answer broke off by an internal error"))));
         };
         // Some bodies are not polled again after their last frame.
         if matches!(frame, Poll::Ready(None)) || this.inner.is_end_stream() {

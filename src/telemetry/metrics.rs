@@ -67,7 +67,7 @@ pub struct RequestTimes {
     pub prompt_tokens: u32,
     /// Over all choices.
     pub generation_tokens: u32,
-    /// Of the longest choice, where it is known; otherwise as `generation_tokens`.
+    /// Of the longest choice; 0 where it is not known, which counts as the mean over the choices.
     pub generation_tokens_longest: u32,
     /// The request's own limit, when it gave one.
     pub max_tokens: Option<u32>,
@@ -201,7 +201,10 @@ impl ModelMetrics {
         self.inference.observe(times.prefill_s + times.decode_s);
         self.prompt_tokens.observe(f64::from(times.prompt_tokens));
         self.generation_tokens.observe(f64::from(times.generation_tokens));
-        let longest = times.generation_tokens_longest;
+        let longest = match times.generation_tokens_longest {
+            0 => times.generation_tokens.div_ceil(times.n.max(1)),
+            known => known,
+        };
         self.generation_tokens_longest.observe(f64::from(longest));
         if longest > 1 {
             self.time_per_output_token.observe(times.decode_s / f64::from(longest - 1));

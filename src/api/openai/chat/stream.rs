@@ -43,6 +43,9 @@ impl ChunkWriter for ChatWriter {
             Event::Text { choice: index, text, tokens, token_ids } => {
                 let counted = tokens.len().max(token_ids.len());
                 self.usage.completion_tokens += u32::try_from(counted).unwrap_or(u32::MAX);
+                if text.is_empty() && !self.form.logprobs {
+                    return;
+                }
                 let logprobs = self.form.logprobs.then(|| {
                     let mut logprobs = ChatLogprobs::default();
                     logprobs.extend(tokens, self.form.style);

@@ -3,8 +3,6 @@
 mod convert;
 mod fold;
 mod stream;
-#[cfg(test)]
-mod tests;
 mod wire;
 
 use axum::Json;

@@ -81,6 +81,9 @@ impl ChunkWriter for CompletionWriter {
             Event::Text { choice, text, tokens, token_ids } => {
                 let counted = tokens.len().max(token_ids.len());
                 self.usage.completion_tokens += u32::try_from(counted).unwrap_or(u32::MAX);
+                if text.is_empty() && !self.form.logprobs {
+                    return;
+                }
                 let index = self.index(prompt, choice);
                 let mut logprobs = CompletionLogprobs::at(self.offsets.get(index).copied().unwrap_or(0));
                 if self.form.logprobs {

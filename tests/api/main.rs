@@ -1,0 +1,8 @@
+//! The HTTP side against a scripted member: transcripts, status codes, limits, connections.
+
+mod chat;
+mod completions;
+mod connections;
+mod fake;
+mod limits;
+mod ops;
