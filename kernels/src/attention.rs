@@ -5,8 +5,9 @@
 
 use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor};
 
+use crate::cpu::{self, Isa};
 use crate::error::{Error, Result, shape};
-use crate::reference::{self, AttentionShape};
+use crate::reference::AttentionShape;
 use crate::tensors;
 
 /// K and V of one layer, each `[blocks, kv_heads, block_size, head_dim]`, f32 on the CPU.
@@ -128,7 +129,7 @@ impl InplaceOp2 for WriteSlots<'_> {
         let (CpuStorage::F32(cache), Some((start, end))) = (cache, cache_layout.contiguous_offsets()) else {
             return Err(candle_error(shape("write_kv", "the cache must be contiguous f32")));
         };
-        reference::write_kv(&mut cache[start..end], self.shape, values, self.slots);
+        cpu::attention::write_kv(&mut cache[start..end], self.shape, values, self.slots);
         Ok(())
     }
 }
@@ -146,6 +147,17 @@ pub fn write_kv(cache: &mut KvLayer, k: &Tensor, v: &Tensor, slots: &[u32]) -> R
     tensors::require_dims(OP, "v", v, &[slots.len(), kv_heads, head_dim])?;
     if let Some(slot) = slots.iter().find(|slot| **slot as usize >= blocks * block_size) {
         return Err(shape(OP, format!("slot {slot} is outside the cache of {} slots", blocks * block_size)));
+    }
+    // Checked before either is written: a failure leaves the cache as it was.
+    for (name, values) in [("k", k), ("v", v)] {
+        let (storage, layout) = values.storage_and_layout();
+        tensors::values(OP, name, &storage, layout)?;
+        for own in [&cache.k, &cache.v] {
+            let (own_storage, _) = own.storage_and_layout();
+            if std::ptr::eq(&*storage, &*own_storage) {
+                return Err(shape(OP, format!("{name} is the cache itself: copy it first")));
+            }
+        }
     }
     let write = WriteSlots { slots, shape: AttentionShape { heads: kv_heads, kv_heads, head_dim, block_size } };
     cache.k.inplace_op2(k, &write)?;
@@ -181,6 +193,6 @@ pub fn paged_attention(
     let k = tensors::values(OP, "k of the cache", &k_storage, k_layout)?;
     let v = tensors::values(OP, "v of the cache", &v_storage, v_layout)?;
     let shape = AttentionShape { heads, kv_heads, head_dim, block_size };
-    let out = reference::paged_attention(q_values, (k, v), shape, batch, params);
+    let out = cpu::attention::paged_attention(Isa::best(), q_values, (k, v), shape, batch, params);
     Ok(Tensor::from_vec(out, (tokens, heads, head_dim), q.device())?)
 }

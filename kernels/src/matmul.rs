@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 
+use crate::cpu::{self, Isa};
 use crate::error::{Result, shape};
 use crate::tensors;
 use crate::weight::Weight;
@@ -28,6 +29,6 @@ pub fn matmul(x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
         Some((storage, layout)) => Some(tensors::values(OP, "bias", storage, layout)?),
         None => None,
     };
-    let y = crate::reference::matmul(x_values, w, bias);
+    let y = cpu::matmul::matmul(Isa::best(), x_values, w, bias);
     Ok(Tensor::from_vec(y, (tokens, w.out()), x.device())?)
 }

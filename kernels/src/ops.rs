@@ -2,8 +2,9 @@
 
 use candle_core::{Device, Tensor};
 
+use crate::cpu::rows::{self, Gate};
+use crate::cpu::{Isa, choose};
 use crate::error::{Result, shape};
-use crate::reference;
 pub use crate::rope::{RopeStyle, RopeTable, rope};
 use crate::tensors;
 use crate::weight::Weight;
@@ -27,51 +28,57 @@ pub fn embedding(table: &Weight, ids: &[u32], device: &Device) -> Result<Tensor>
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     const OP: &str = "rms_norm";
     tensors::require_cpu(OP, x.device())?;
-    let (rows, dim) = tensors::dims2(OP, "x", x)?;
+    let (_, dim) = tensors::dims2(OP, "x", x)?;
     tensors::require_dims(OP, "weight", weight, &[dim])?;
     let ((x_storage, x_layout), (w_storage, w_layout)) = (x.storage_and_layout(), weight.storage_and_layout());
     let x_values = tensors::values(OP, "x", &x_storage, x_layout)?;
     let weight = tensors::values(OP, "weight", &w_storage, w_layout)?;
-    Ok(Tensor::from_vec(reference::rms_norm(x_values, weight, eps), (rows, dim), x.device())?)
+    let (normed, _) = rows::rms_norm(Isa::best(), x_values, None, weight, eps);
+    Ok(Tensor::from_vec(normed, x.shape(), x.device())?)
 }
 
 /// `(normed, sum)` with `sum = x + residual` and `normed = rms_norm(sum)`; x and residual `[rows, dim]`.
 pub fn add_rms_norm(x: &Tensor, residual: &Tensor, weight: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     const OP: &str = "add_rms_norm";
     tensors::require_cpu(OP, x.device())?;
-    let (rows, dim) = tensors::dims2(OP, "x", x)?;
-    tensors::require_dims(OP, "residual", residual, &[rows, dim])?;
+    let (_, dim) = tensors::dims2(OP, "x", x)?;
+    tensors::require_dims(OP, "residual", residual, x.dims())?;
     tensors::require_dims(OP, "weight", weight, &[dim])?;
-    let sum = (x + residual)?;
-    Ok((rms_norm(&sum, weight, eps)?, sum))
+    let ((x_storage, x_layout), (w_storage, w_layout)) = (x.storage_and_layout(), weight.storage_and_layout());
+    let (r_storage, r_layout) = residual.storage_and_layout();
+    let x_values = tensors::values(OP, "x", &x_storage, x_layout)?;
+    let residual = tensors::values(OP, "residual", &r_storage, r_layout)?;
+    let weight = tensors::values(OP, "weight", &w_storage, w_layout)?;
+    let (normed, sum) = rows::rms_norm(Isa::best(), x_values, Some(residual), weight, eps);
+    Ok((Tensor::from_vec(normed, x.shape(), x.device())?, Tensor::from_vec(sum, x.shape(), x.device())?))
 }
 
 /// `silu(gate) * up`, element by element; any shape, the same for both.
 pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gated("silu_mul", gate, up, reference::silu_mul)
+    gated("silu_mul", gate, up, Gate::Silu)
 }
 
 /// `gelu(gate) * up` with the tanh approximation, element by element.
 pub fn gelu_tanh_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gated("gelu_tanh_mul", gate, up, reference::gelu_tanh_mul)
+    gated("gelu_tanh_mul", gate, up, Gate::GeluTanh)
 }
 
-fn gated(op: &'static str, gate: &Tensor, up: &Tensor, run: fn(&[f32], &[f32]) -> Vec<f32>) -> Result<Tensor> {
+fn gated(op: &'static str, gate: &Tensor, up: &Tensor, activation: Gate) -> Result<Tensor> {
     tensors::require_cpu(op, gate.device())?;
     tensors::require_dims(op, "up", up, gate.dims())?;
     let ((g_storage, g_layout), (u_storage, u_layout)) = (gate.storage_and_layout(), up.storage_and_layout());
     let gate_values = tensors::values(op, "gate", &g_storage, g_layout)?;
     let up_values = tensors::values(op, "up", &u_storage, u_layout)?;
-    Ok(Tensor::from_vec(run(gate_values, up_values), gate.shape(), gate.device())?)
+    let out = rows::gated(Isa::best(), activation, gate_values, up_values);
+    Ok(Tensor::from_vec(out, gate.shape(), gate.device())?)
 }
 
 /// Index of the largest value: the lowest index wins a tie, NaN never wins; 0 when there is nothing to choose.
 pub fn argmax(logits: &[f32]) -> u32 {
-    reference::argmax(logits)
+    choose::argmax(Isa::best(), logits)
 }
 
 /// The `k` largest values into `out`, best first, ties by lowest index; NaN never appears.
 pub fn top_k(logits: &[f32], k: usize, out: &mut Vec<(u32, f32)>) {
-    out.clear();
-    out.extend(reference::top_k(logits, k));
+    choose::top_k(logits, k, out);
 }

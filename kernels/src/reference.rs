@@ -110,7 +110,8 @@ pub fn argmax(logits: &[f32]) -> u32 {
 pub fn top_k(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
     let mut all: Vec<(u32, f32)> =
         logits.iter().enumerate().filter(|(_, v)| !v.is_nan()).map(|(i, v)| (i as u32, *v)).collect();
-    all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    // Stable, so equal values (0 and -0 too) stay in the order of their indices.
+    all.sort_by(|a, b| b.1.partial_cmp(&a.1).expect("NaN was left out"));
     all.truncate(k);
     all
 }

@@ -2,10 +2,13 @@
 //!
 //! Angles are `position * inv_freq` rounded to f32, as transformers computes them.
 
+use std::sync::{Arc, OnceLock};
+
 use candle_core::{Device, Tensor};
 
+use crate::cpu::{Isa, rows};
 use crate::error::{Result, shape};
-use crate::{reference, tensors};
+use crate::tensors;
 
 /// Which two elements of a head form a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,13 +19,23 @@ pub enum RopeStyle {
     Interleaved,
 }
 
-/// What turns a position into angles: inverse frequencies (any rope scaling is already in them) and a factor on both
-/// cosine and sine. Nothing is computed for positions that never come.
+/// Positions whose angles are computed together, when the first of them is met.
+const PAGE: usize = 256;
+
+/// Cosines and sines of every position, from inverse frequencies (any rope scaling is already in them) and a factor
+/// on both. Pages of positions are computed when they are first met, so a long context costs nothing at the start.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
+    table: Arc<Pages>,
+}
+
+#[derive(Debug)]
+struct Pages {
     inv_freq: Vec<f32>,
     positions_max: usize,
     attention_factor: f32,
+    /// Each `[PAGE, 2, pairs]`: cosines, then sines.
+    pages: Vec<OnceLock<Box<[f32]>>>,
 }
 
 impl RopeTable {
@@ -36,12 +49,34 @@ impl RopeTable {
         if let Some(bad) = inv_freq.iter().chain([&attention_factor]).find(|value| !value.is_finite()) {
             return Err(shape(OP, format!("{bad} is no usable frequency or factor")));
         }
-        Ok(Self { inv_freq: inv_freq.to_vec(), positions_max, attention_factor })
+        let pages = (0..positions_max.div_ceil(PAGE)).map(|_| OnceLock::new()).collect();
+        let table = Pages { inv_freq: inv_freq.to_vec(), positions_max, attention_factor, pages };
+        Ok(Self { table: Arc::new(table) })
     }
 
     /// How many elements of a head are rotated.
     pub fn rotated(&self) -> usize {
-        2 * self.inv_freq.len()
+        2 * self.table.inv_freq.len()
+    }
+
+    /// Cosines and sines of one position below `positions_max`, one a pair each.
+    fn angles(&self, position: u32) -> (&[f32], &[f32]) {
+        let (position, pairs) = (position as usize, self.table.inv_freq.len());
+        let page = self.table.pages[position / PAGE].get_or_init(|| self.table.page(position / PAGE * PAGE));
+        let at = position % PAGE * 2 * pairs;
+        page[at..at + 2 * pairs].split_at(pairs)
+    }
+}
+
+impl Pages {
+    fn page(&self, first: usize) -> Box<[f32]> {
+        let mut page = Vec::with_capacity(PAGE * 2 * self.inv_freq.len());
+        for position in first..first + PAGE {
+            let angles = self.inv_freq.iter().map(|inv_freq| (position as f32 * inv_freq) as f64);
+            page.extend(angles.clone().map(|angle| angle.cos() as f32 * self.attention_factor));
+            page.extend(angles.map(|angle| angle.sin() as f32 * self.attention_factor));
+        }
+        page.into()
     }
 }
 
@@ -56,14 +91,13 @@ pub fn rope(x: &Tensor, positions: &[u32], table: &RopeTable, style: RopeStyle) 
     if table.rotated() > head_dim {
         return Err(shape(OP, format!("the table rotates {} of {head_dim} elements a head", table.rotated())));
     }
-    if let Some(position) = positions.iter().find(|position| **position as usize >= table.positions_max) {
-        return Err(shape(OP, format!("position {position} is past the context of {}", table.positions_max)));
+    let positions_max = table.table.positions_max;
+    if let Some(position) = positions.iter().find(|position| **position as usize >= positions_max) {
+        return Err(shape(OP, format!("position {position} is past the context of {positions_max}")));
     }
     let (storage, layout) = x.storage_and_layout();
     let values = tensors::values(OP, "x", &storage, layout)?;
-    let mut out = reference::rope(values, (heads, head_dim), positions, &table.inv_freq, style);
-    for head in out.chunks_mut(head_dim.max(1)) {
-        head[..table.rotated()].iter_mut().for_each(|value| *value *= table.attention_factor);
-    }
-    Ok(Tensor::from_vec(out, (tokens, heads, head_dim), x.device())?)
+    let angles = |token: usize| table.angles(positions[token]);
+    let out = rows::rope(Isa::best(), values, (heads, head_dim), style, angles);
+    Ok(Tensor::from_vec(out, x.shape(), x.device())?)
 }

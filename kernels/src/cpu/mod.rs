@@ -1,21 +1,19 @@
 //! The CPU back end: slice-level kernels and the threads that run them.
+//!
+//! Kernels are generic over an instruction set ([`simd`]) that is chosen at run time; the tensor-level functions of
+//! this package use the best one, tests run all.
 
+mod attend;
+pub mod attention;
+pub mod choose;
 pub mod dequant;
 mod dequant_k;
+mod dot;
+mod format;
+pub mod matmul;
+pub mod pool;
+pub mod rows;
+mod simd;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-static THREADS: AtomicUsize = AtomicUsize::new(0);
-
-/// How many threads an operation may use, the calling one included. 0 means the default again.
-pub fn set_threads(threads: usize) {
-    THREADS.store(threads, Ordering::Relaxed);
-}
-
-/// Threads that an operation uses: what was set, or the cores this process may run on (affinity and cgroup quota).
-pub fn threads() -> usize {
-    match THREADS.load(Ordering::Relaxed) {
-        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
-        threads => threads,
-    }
-}
+pub use pool::{set_threads, threads};
+pub use simd::Isa;

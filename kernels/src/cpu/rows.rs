@@ -1,0 +1,234 @@
+// performance-critical: no allocation per token, no lock, no log, no format
+//! Operations that take one row, head or element at a time: norms, rotary embedding, gated activations.
+//!
+//! Invariant: a row's reduction has one fixed order, and rows are never split over threads.
+
+use super::attend::tanh;
+use super::pool;
+use super::simd::{Isa, Kernel, LANES, Simd, dispatch, exp};
+use crate::rope::RopeStyle;
+
+/// Elements that are worth a thread of their own.
+const ELEMENTS_PER_CHUNK: usize = 16 * 1024;
+
+#[derive(Clone, Copy)]
+struct Out(*mut f32);
+// SAFETY: chunks write to disjoint rows.
+unsafe impl Sync for Out {}
+
+impl Out {
+    /// # Safety
+    /// The offset must lie in the allocation.
+    unsafe fn at(&self, offset: usize) -> *mut f32 {
+        // SAFETY: as promised by the caller.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+/// Calls `work(first row, rows)` on all threads for `rows` rows of `width` elements.
+fn by_rows(rows: usize, width: usize, work: impl Fn(usize, usize) + Sync) {
+    let chunk = (ELEMENTS_PER_CHUNK / width.max(1)).max(1);
+    pool::run(rows.div_ceil(chunk), &|index| work(index * chunk, chunk.min(rows - index * chunk)));
+}
+
+/// `sum = x + residual` where there is one, and `normed = sum / sqrt(mean(sum^2) + eps) * weight`.
+/// Returns (normed, sum); sum is empty without a residual.
+pub fn rms_norm(isa: Isa, x: &[f32], residual: Option<&[f32]>, weight: &[f32], eps: f32) -> (Vec<f32>, Vec<f32>) {
+    let dim = weight.len();
+    let summed = residual.map_or(0, <[f32]>::len);
+    assert!(x.len().is_multiple_of(dim.max(1)) && (residual.is_none() || summed == x.len()), "sizes of a norm");
+    assert!(Isa::available().contains(&isa), "{isa:?} on a machine without it");
+    let (mut normed, mut sum) = (Vec::with_capacity(x.len()), Vec::with_capacity(summed));
+    let (normed_out, sum_out) = (Out(normed.as_mut_ptr()), Out(sum.as_mut_ptr()));
+    by_rows(x.len() / dim.max(1), dim, |first, rows| {
+        for at in (first..first + rows).map(|row| row * dim) {
+            // SAFETY: the instruction set was checked; each row is inside the inputs and the outputs' capacity.
+            unsafe {
+                let row = &x[at..at + dim];
+                let add = residual.map(|residual| (&residual[at..at + dim], sum_out.at(at)));
+                dispatch(isa, NormRow { row, add, weight, eps, out: normed_out.at(at) });
+            }
+        }
+    });
+    // SAFETY: every row has been written.
+    unsafe {
+        normed.set_len(x.len());
+        sum.set_len(summed);
+    }
+    (normed, sum)
+}
+
+struct NormRow<'a> {
+    row: &'a [f32],
+    /// What is added first, and where the sum goes.
+    add: Option<(&'a [f32], *mut f32)>,
+    weight: &'a [f32],
+    eps: f32,
+    out: *mut f32,
+}
+
+impl Kernel for NormRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let dim = self.row.len();
+        // SAFETY: all pointers have `dim` values, and no offset reaches beyond.
+        unsafe {
+            let mut x = self.row.as_ptr();
+            if let Some((residual, sum)) = self.add {
+                for at in (0..dim).step_by(LANES) {
+                    let (a, b) = (S::load_part(x.add(at), dim - at), S::load_part(residual.as_ptr().add(at), dim - at));
+                    S::store_part(sum.add(at), S::add(a, b), dim - at);
+                }
+                x = sum;
+            }
+            // Two sums, for steps of even and odd number, because one would wait for itself.
+            let (mut even, mut odd) = (S::splat(0.0), S::splat(0.0));
+            for at in (0..dim).step_by(2 * LANES) {
+                let a = S::load_part(x.add(at), dim - at);
+                even = S::fma(a, a, even);
+                if at + LANES < dim {
+                    let b = S::load_part(x.add(at + LANES), dim - at - LANES);
+                    odd = S::fma(b, b, odd);
+                }
+            }
+            let mean = S::sum(S::add(even, odd)) / dim as f32;
+            let scale = S::splat(1.0 / (mean + self.eps).sqrt());
+            for at in (0..dim).step_by(LANES) {
+                let weight = S::load_part(self.weight.as_ptr().add(at), dim - at);
+                let scaled = S::mul(S::load_part(x.add(at), dim - at), scale);
+                S::store_part(self.out.add(at), S::mul(scaled, weight), dim - at);
+            }
+        }
+    }
+}
+
+/// A gated activation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    Silu,
+    GeluTanh,
+}
+
+/// `activation(gate) * up`, element by element.
+pub fn gated(isa: Isa, activation: Gate, gate: &[f32], up: &[f32]) -> Vec<f32> {
+    assert_eq!(gate.len(), up.len(), "sizes of a gate");
+    assert!(Isa::available().contains(&isa), "{isa:?} on a machine without it");
+    let mut out = Vec::with_capacity(gate.len());
+    let target = Out(out.as_mut_ptr());
+    by_rows(gate.len().div_ceil(LANES), LANES, |first, rows| {
+        let (from, to) = (first * LANES, ((first + rows) * LANES).min(gate.len()));
+        // SAFETY: the instruction set was checked; the range is inside the inputs and the output's capacity.
+        unsafe {
+            dispatch(isa, GateSpan { activation, gate: &gate[from..to], up: &up[from..to], out: target.at(from) });
+        }
+    });
+    // SAFETY: every element has been written.
+    unsafe { out.set_len(gate.len()) };
+    out
+}
+
+struct GateSpan<'a> {
+    activation: Gate,
+    gate: &'a [f32],
+    up: &'a [f32],
+    out: *mut f32,
+}
+
+impl Kernel for GateSpan<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let count = self.gate.len();
+        // SAFETY: all pointers have `count` values, and no offset reaches beyond.
+        unsafe {
+            for at in (0..count).step_by(LANES) {
+                let gate = S::load_part(self.gate.as_ptr().add(at), count - at);
+                let active = match self.activation {
+                    Gate::Silu => silu::<S>(gate),
+                    Gate::GeluTanh => gelu_tanh::<S>(gate),
+                };
+                let up = S::load_part(self.up.as_ptr().add(at), count - at);
+                S::store_part(self.out.add(at), S::mul(active, up), count - at);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn silu<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: pure arithmetic; the caller promises the instructions.
+    unsafe {
+        let one = S::splat(1.0);
+        S::div(x, S::add(one, exp::<S>(S::sub(S::splat(0.0), x))))
+    }
+}
+
+#[inline(always)]
+unsafe fn gelu_tanh<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: pure arithmetic; the caller promises the instructions.
+    unsafe {
+        // sqrt(2 / pi) * (x + 0.044715 x^3)
+        let cubic = S::mul(S::mul(x, x), S::mul(x, S::splat(0.044_715)));
+        let inner = S::mul(S::add(x, cubic), S::splat(0.797_884_6));
+        S::mul(S::mul(S::splat(0.5), x), S::add(S::splat(1.0), tanh::<S>(inner)))
+    }
+}
+
+/// Rotates heads `[tokens, heads, head_dim]`; `angles(token)` gives its cosines and sines, one a pair each.
+pub fn rope<'a>(
+    isa: Isa,
+    x: &[f32],
+    (heads, head_dim): (usize, usize),
+    style: RopeStyle,
+    angles: impl Fn(usize) -> (&'a [f32], &'a [f32]) + Sync,
+) -> Vec<f32> {
+    assert!(Isa::available().contains(&isa), "{isa:?} on a machine without it");
+    let width = heads * head_dim;
+    let mut out = x.to_vec();
+    let target = Out(out.as_mut_ptr());
+    by_rows(x.len() / width.max(1), width, |first, rows| {
+        for token in first..first + rows {
+            // SAFETY: the instruction set was checked; no other chunk has this token's heads.
+            unsafe {
+                let heads = std::slice::from_raw_parts_mut(target.at(token * width), width);
+                dispatch(isa, Turn { heads, head_dim, style, angles: angles(token) });
+            }
+        }
+    });
+    out
+}
+
+struct Turn<'a> {
+    heads: &'a mut [f32],
+    head_dim: usize,
+    style: RopeStyle,
+    angles: (&'a [f32], &'a [f32]),
+}
+
+impl Kernel for Turn<'_> {
+    type Output = ();
+
+    /// Plain loops, which the compiler turns into `S`'s instructions; without fused operations in all of them.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (cos, sin) = self.angles;
+        for head in self.heads.chunks_exact_mut(self.head_dim) {
+            match self.style {
+                RopeStyle::Halves => {
+                    let (first, second) = head[..2 * cos.len()].split_at_mut(cos.len());
+                    for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                    }
+                }
+                RopeStyle::Interleaved => {
+                    for (([a, b], cos), sin) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+                        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                    }
+                }
+            }
+        }
+    }
+}
