@@ -18,6 +18,9 @@ const WINDOW_CONTEXT: usize = 6;
 /// Ids after which text that still ends in U+FFFD is taken as invalid: no character has more bytes than this.
 const WINDOW_UNFINISHED_MAX: usize = 8;
 
+/// Ids that the window holds at most; only ids without any text make it grow.
+const WINDOW_IDS_MAX: usize = 32;
+
 /// Turns the ids of one choice into text, piece by piece.
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
@@ -202,11 +205,11 @@ impl Window {
         let text = decode(tokenizer, &self.ids);
         let common = common_prefix_bytes(&self.shown, &text);
         let fresh = text[common..].to_owned();
-        if !fresh.is_empty() {
+        if fresh.is_empty() && self.ids.len() <= WINDOW_IDS_MAX {
+            self.shown = text;
+        } else {
             self.ids.drain(..self.read);
             self.shown = decode(tokenizer, &self.ids);
-        } else {
-            self.shown = text;
         }
         self.read = self.ids.len();
         fresh

@@ -100,10 +100,11 @@ impl ChatTemplate {
         let template = self.environment.get_template(name).map_err(|error| Error::internal(describe(&error)))?;
         let clock = Value::from_function(move |format: &str| clock::strftime(format, now));
         let tools = if chat.tools.is_empty() { Value::from(()) } else { Value::from(Serde(&chat.tools)) };
+        let documents = chat.template_kwargs.get("documents");
         let base = context! {
             messages => messages::messages(chat, abilities)?,
             tools => tools,
-            documents => chat.template_kwargs.get("documents").map_or(Value::from(()), |documents| Value::from(Serde(documents))),
+            documents => documents.map_or(Value::from(()), |documents| Value::from(Serde(documents))),
             add_generation_prompt => chat.add_generation_prompt,
             strftime_now => clock,
         };

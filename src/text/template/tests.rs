@@ -50,7 +50,7 @@ fn a_template_that_does_not_compile_names_its_line() {
 fn what_the_template_raises_reaches_the_client() {
     let sources = [
         "{{ raise_exception('only <b> users') }}",
-        "{% macro check(m) %}{% if m.role == 'user' %}{{ raise_exception('only <b> users') }}{% endif %}{% endmacro %}{{ check(messages[0]) }}",
+        "{% macro check() %}{{ raise_exception('only <b> users') }}{% endmacro %}{{ check() }}",
         "{% set x %}{{ raise_exception('only <b> users') }}{% endset %}",
     ];
     for source in sources {
@@ -86,7 +86,7 @@ fn hostile_templates_end() {
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
         "{% set ns = namespace() %}{% set ns.me = [ns] %}{{ ns.me | tojson }}",
-        "{% set ns = namespace(x=[]) %}{% for i in range(5000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}",
+        "{% set n = namespace(x=[]) %}{% for i in range(5000) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x | tojson }}",
         "{{ range(1000000000000) | list }}",
     ];
     for source in sources {
@@ -107,7 +107,8 @@ fn the_date_is_the_callers() {
 fn content_is_converted_only_where_the_template_needs_it() {
     let strings_only = "{% for m in messages %}[{{ m.role }}]{{ m['content'] | trim }}{% endfor %}";
     let parts_only = "{% for m in messages %}{% for p in m.content %}<{{ p.text }}>{% endfor %}{% endfor %}";
-    let both = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}<{{ p.text }}>{% endfor %}{% endif %}{% endfor %}";
+    let both = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}\
+        {% for p in m.content %}<{{ p.text }}>{% endfor %}{% endif %}{% endfor %}";
     let parts = Content::Parts(vec!["a".to_owned(), "b".to_owned()]);
     let cases = [
         (strings_only, text("a"), "[user]a"),
@@ -189,7 +190,7 @@ fn template_kwargs_are_variables_but_not_the_requests_own() {
 
 #[test]
 fn continuing_needs_a_final_text_that_the_template_keeps() {
-    let source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
+    let source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}";
     let open = |messages| Chat { continue_final_message: true, ..chat(messages) };
     let ending = |content| open(vec![message("user", text("q")), message("assistant", content)]);
     assert_eq!(render(source, &ending(text("so "))).unwrap(), "[user]q</s>[assistant]so ");

@@ -18,6 +18,9 @@ pub(in crate::text) use vocab::{Joining, Piece};
 use crate::error::{Error, Result};
 use vocab::Pieces;
 
+/// Most tokens of a vocabulary; the largest known has 260,000. One absurd id must not become gigabytes of table.
+const TOKENS_MAX: usize = 1 << 24;
+
 /// Vocabulary and rules of one model. Immutable; one `Arc` of it is shared by all requests.
 pub struct Tokenizer {
     pipeline: Pipeline,
@@ -59,6 +62,10 @@ impl Tokenizer {
         let highest = pipeline.get_vocab(true).into_values().max();
         let joining = joining_of(&pipeline)?;
         let len = highest.map_or(0, |id| id as usize + 1);
+        if len > TOKENS_MAX {
+            let message = format!("tokenizer.json: token id {} is beyond the limit of {TOKENS_MAX} tokens", len - 1);
+            return Err(Error::internal(message + "; the file is damaged"));
+        }
         let pieces = Pieces::collect(len, joining, &pipeline, |id| pipeline.id_to_token(id));
         let special = special.clone();
         Ok(Self { pipeline, pieces, joining, prefix: Vec::new(), suffix: Vec::new(), bos, eos, special })
@@ -100,7 +107,7 @@ impl Tokenizer {
         Ok([self.prefix.as_slice(), encoding.get_ids(), self.suffix.as_slice()].concat())
     }
 
-    /// Equal to transformers' `decode(ids, clean_up_tokenization_spaces=False)`; ids outside the vocabulary are skipped.
+    /// Equal to transformers' `decode(ids, clean_up_tokenization_spaces=False)`; ids without a token are skipped.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let pieces = || {
             let known = ids.iter().filter_map(|id| self.pieces.get(*id));

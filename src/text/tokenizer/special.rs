@@ -111,8 +111,10 @@ mod tests {
     #[test]
     fn names_are_strings_or_objects_and_the_config_wins() {
         let config = br#"{"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null,
-            "added_tokens_decoder": {"7": {"content": "<x>", "special": true}, "8": {"content": "y", "special": false}}}"#;
-        let map = br#"{"bos_token": "<other>", "pad_token": "<pad>", "additional_special_tokens": ["<x>", {"content": "<z>"}]}"#;
+            "added_tokens_decoder": {
+                "7": {"content": "<x>", "special": true}, "8": {"content": "y", "special": false}}}"#;
+        let map = br#"{"bos_token": "<other>", "pad_token": "<pad>",
+            "additional_special_tokens": ["<x>", {"content": "<z>"}]}"#;
         let generation = br#"{"eos_token_id": [2, 32000]}"#;
         let special = SpecialTokens::from_files(Some(config), Some(map), Some(generation)).unwrap();
         let expected = SpecialTokens {
@@ -128,14 +130,15 @@ mod tests {
 
     #[test]
     fn wrong_files_are_named() {
-        let cases: [(Option<&[u8]>, Option<&[u8]>, &str); 4] = [
-            (Some(b"{"), None, "tokenizer_config.json is not valid JSON"),
-            (Some(b"[]"), None, "tokenizer_config.json is not a JSON object"),
-            (Some(br#"{"eos_token": 3}"#), None, "`eos_token` is neither"),
-            (None, Some(br#"{"eos_token_id": "x"}"#), "generation_config.json: `eos_token_id` holds \"x\""),
+        let cases = [
+            (Some("{"), None, "tokenizer_config.json is not valid JSON"),
+            (Some("[]"), None, "tokenizer_config.json is not a JSON object"),
+            (Some(r#"{"eos_token": 3}"#), None, "`eos_token` is neither"),
+            (None, Some(r#"{"eos_token_id": "x"}"#), "generation_config.json: `eos_token_id` holds \"x\""),
         ];
         for (config, generation, expected) in cases {
-            let error = SpecialTokens::from_files(config, None, generation).unwrap_err();
+            let error =
+                SpecialTokens::from_files(config.map(str::as_bytes), None, generation.map(str::as_bytes)).unwrap_err();
             assert!(error.message.contains(expected), "{}", error.message);
         }
     }
