@@ -140,6 +140,7 @@ async fn metrics_carry_the_known_names() {
     let answer = get(&app, "/metrics").await;
     assert_eq!(answer.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
     let labels = r#"model_name="org/tiny:q4",engine="0""#;
+    let model = r#"model_name="org/tiny:q4""#;
     let sorted = r#"engine="0",model_name="org/tiny:q4""#;
     for line in [
         format!("vllm:num_requests_running{{{labels}}} 2"),
@@ -152,8 +153,8 @@ async fn metrics_carry_the_known_names() {
         format!("vllm:time_to_first_token_seconds_bucket{{{sorted},le=\"0.02\"}} 0"),
         format!("vllm:request_time_per_output_token_seconds_bucket{{{sorted},le=\"0.1\"}} 1"),
         format!("vllm:e2e_request_latency_seconds_count{{{sorted}}} 1"),
-        format!("vllm:request_success_total{{engine=\"0\",finished_reason=\"length\",model_name=\"org/tiny:q4\"}} 1"),
-        format!("vllm:request_success_total{{engine=\"0\",finished_reason=\"abort\",model_name=\"org/tiny:q4\"}} 1"),
+        format!("vllm:request_success_total{{engine=\"0\",finished_reason=\"length\",{model}}} 1"),
+        format!("vllm:request_success_total{{engine=\"0\",finished_reason=\"abort\",{model}}} 1"),
         "sconce_http_requests_total{endpoint=\"/health\",status=\"200\"} 1".to_owned(),
         "sconce_http_requests_total{endpoint=\"unknown\",status=\"404\"} 1".to_owned(),
         "sconce_ready 1".to_owned(),
