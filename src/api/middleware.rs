@@ -28,16 +28,14 @@ pub(super) struct UniqueId(pub String);
 
 pub(super) async fn observe(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let unique = ids::unique();
-    let id = request
-        .headers()
-        .get(REQUEST_ID)
-        .and_then(|id| ids::sane(id.as_bytes()))
-        .map_or_else(|| format!("req-{unique}"), str::to_owned);
+    let client_id = request.headers().get(REQUEST_ID).and_then(|id| ids::sane(id.as_bytes())).map(str::to_owned);
     // The pattern, not the path: a client must not be able to make new label values.
     let endpoint = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
     let head_only = request.method() == Method::HEAD;
     let log = RequestLog::start();
-    let mut line = AccessLine::new(id.clone(), request.method().as_str(), &endpoint, log.clone());
+    let mut line = AccessLine::new(unique.clone(), request.method().as_str(), &endpoint, log.clone())
+        .with_client_id(client_id.as_deref());
+    let id = client_id.unwrap_or_else(|| format!("req-{unique}"));
     request.extensions_mut().insert(UniqueId(unique));
     request.extensions_mut().insert(log.clone());
 

@@ -70,7 +70,10 @@ impl RequestLog {
 /// Writes the access line when dropped.
 #[derive(Debug)]
 pub struct AccessLine {
+    /// Ours, the unique part of every name this request has.
     id: String,
+    /// The client's own, when it sent one.
+    client_id: Option<String>,
     method: String,
     endpoint: String,
     /// Set once the answer's head was sent.
@@ -84,7 +87,22 @@ pub struct AccessLine {
 impl AccessLine {
     pub fn new(id: String, method: &str, endpoint: &str, log: RequestLog) -> Self {
         let span = tracing::info_span!("request", id, endpoint);
-        Self { id, method: method.to_owned(), endpoint: endpoint.to_owned(), status: None, complete: false, log, span }
+        Self {
+            id,
+            client_id: None,
+            method: method.to_owned(),
+            endpoint: endpoint.to_owned(),
+            status: None,
+            complete: false,
+            log,
+            span,
+        }
+    }
+
+    #[must_use]
+    pub fn with_client_id(mut self, client_id: Option<&str>) -> Self {
+        self.client_id = client_id.map(str::to_owned);
+        self
     }
 
     /// The span under which everything about this request is logged.
@@ -119,14 +137,15 @@ impl Drop for AccessLine {
                 // Probes and scrapes: too many and too dull for the default level.
                 tracing::debug!(
                     target: "sconce::access",
-                    id = %self.id, method = %self.method, endpoint = %self.endpoint, status, total_ms, finish, "request"
+                    id = %self.id, client_id = self.client_id.as_deref(), method = %self.method,
+                    endpoint = %self.endpoint, status, total_ms, finish, "request"
                 );
                 return;
             }
             tracing::info!(
                 target: "sconce::access",
-                id = %self.id, method = %self.method, endpoint = %self.endpoint, model = %details.model,
-                tenant = %details.tenant, status, prompt_tokens = details.usage.prompt_tokens,
+                id = %self.id, client_id = self.client_id.as_deref(), method = %self.method, endpoint = %self.endpoint,
+                model = %details.model, tenant = %details.tenant, status, prompt_tokens = details.usage.prompt_tokens,
                 cached_tokens = details.usage.cached_tokens, completion_tokens = details.usage.completion_tokens,
                 ttft_ms = details.time_to_first_token_ms, total_ms, finish, "request"
             );
@@ -136,4 +155,98 @@ impl Drop for AccessLine {
 
 fn milliseconds(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// Collects what is logged on this thread.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("no panic while writing").write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(run: impl FnOnce()) -> Vec<serde_json::Value> {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber =
+            tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(subscriber, run);
+        let bytes = lines.0.lock().expect("no panic while writing").clone();
+        let text = String::from_utf8(bytes).expect("UTF-8");
+        text.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
+    }
+
+    fn line(log: &RequestLog) -> AccessLine {
+        AccessLine::new("0a".into(), "POST", "/v1/completions", log.clone()).with_client_id(Some("mine"))
+    }
+
+    #[test]
+    fn a_finished_request_is_one_line_with_its_figures() {
+        let lines = logged(|| {
+            let log = RequestLog::start();
+            let mut line = line(&log);
+            log.model("m");
+            log.tenant("key-1");
+            log.first_token();
+            log.finish("length", Usage { prompt_tokens: 3, completion_tokens: 2, cached_tokens: 1 });
+            line.answered(200);
+            line.complete();
+        });
+        assert_eq!(lines.len(), 1);
+        for (field, value) in [
+            ("id", "0a".into()),
+            ("client_id", "mine".into()),
+            ("endpoint", "/v1/completions".into()),
+            ("model", "m".into()),
+            ("tenant", "key-1".into()),
+            ("status", 200.into()),
+            ("prompt_tokens", 3.into()),
+            ("cached_tokens", 1.into()),
+            ("completion_tokens", serde_json::Value::from(2)),
+            ("finish", "length".into()),
+        ] {
+            assert_eq!(lines[0][field], value, "{field}");
+        }
+        assert!(lines[0]["ttft_ms"].is_u64() && lines[0]["total_ms"].is_u64());
+    }
+
+    #[test]
+    fn a_dropped_request_is_one_line_too() {
+        for (status, expected) in [(None, 499), (Some(200), 200)] {
+            let lines = logged(|| {
+                let log = RequestLog::start();
+                log.model("m");
+                let mut line = line(&log);
+                if let Some(status) = status {
+                    line.answered(status);
+                }
+            });
+            assert_eq!(lines.len(), 1);
+            assert_eq!((&lines[0]["status"], &lines[0]["finish"]), (&expected.into(), &"cancelled".into()));
+        }
+    }
+
+    #[test]
+    fn probes_are_silent_and_refusals_are_not() {
+        for (status, count) in [(200, 0), (401, 1)] {
+            let lines = logged(|| {
+                let mut line = line(&RequestLog::start());
+                line.answered(status);
+                line.complete();
+            });
+            assert_eq!(lines.len(), count, "{status}");
+        }
+    }
 }

@@ -46,7 +46,7 @@ mod tests {
     #[test]
     fn a_bad_filter_is_refused_by_name() {
         let error = start_logging(LogOptions { json: false, filter: Some("sconce=loud=x".into()) });
-        assert!(error.err().expect("refused").message.contains("sconce=loud=x"));
+        assert!(error.expect_err("refused").message.contains("sconce=loud=x"));
     }
 
     #[test]

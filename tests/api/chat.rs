@@ -1,10 +1,13 @@
 //! `/v1/chat/completions`
 
-use axum::http::StatusCode;
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use http_body_util::BodyExt;
 use sconce::api::ApiConfig;
 use sconce::error::{Error, ErrorKind};
 use sconce::request::{Content, Event, Finish, Prompt, PromptReport, PromptToken, StopMatch};
 use serde_json::{Value, json};
+use tower::ServiceExt;
 
 use crate::fake::*;
 
@@ -77,7 +80,11 @@ async fn a_stream_with_usage() {
     let events = answer.events();
     let ids: std::collections::HashSet<_> = events.iter().map(|event| event["id"].to_string()).collect();
     assert_eq!(ids.len(), 1, "one id for all chunks");
-    let chunk = |choices: Value, usage: Value| json!({"object": "chat.completion.chunk", "model": "tiny", "choices": choices, "usage": usage});
+    let object = "chat.completion.chunk";
+    let chunk = |choices: Value, usage: Value| {
+        let model = "tiny";
+        json!({"object": object, "model": model, "choices": choices, "usage": usage})
+    };
     let choice =
         |delta: Value, finish: Value| json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish}]);
     assert_eq!(
@@ -102,11 +109,6 @@ async fn a_stream_without_usage_has_no_usage_field() {
 
 #[tokio::test]
 async fn events_that_are_ready_together_are_written_together() {
-    use axum::body::Body;
-    use axum::http::Request;
-    use http_body_util::BodyExt;
-    use tower::ServiceExt;
-
     let request = Request::post(PATH).header("content-type", "application/json");
     let request = request.body(Body::from(body(json!({"stream": true})))).unwrap();
     let mut response = app(&Fake::hello()).oneshot(request).await.expect("infallible");
@@ -220,18 +222,20 @@ async fn an_error_in_the_middle_is_an_event() {
         Ok(vec![Step::Event(prompt()), Step::Event(text(0, "a")), Step::Gate, Step::Event(failed.clone())])
     };
     let fake = Fake::new(steps);
-    let app = app(&fake);
-    let (answer, ()) = tokio::join!(post(&app, PATH, body(json!({"stream": true}))), async {
-        fake.live(1).await;
-        fake.gate.add_permits(1);
-    });
-    // The gate may open before or after the head is sent; only the latter is a stream.
-    if answer.status == StatusCode::OK {
-        let events = answer.events();
-        assert_eq!(events.last().expect("events")["error"]["message"], "the engine stopped");
-    } else {
-        assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
-    }
+    let request = Request::post(PATH).header("content-type", "application/json");
+    let request = request.body(Body::from(body(json!({"stream": true})))).unwrap();
+    let response = app(&fake).oneshot(request).await.expect("infallible");
+    assert_eq!(response.status(), StatusCode::OK, "the first events were good");
+    fake.gate.add_permits(1);
+    let events = whole(response).await.events();
+    assert_eq!(events.len(), 3);
+    assert_eq!(
+        events[2],
+        json!({"error": {
+            "message": "the engine stopped", "type": "server_error", "param": null, "code": "internal_error",
+        }})
+    );
+    fake.live(0).await;
 }
 
 #[tokio::test(start_paused = true)]

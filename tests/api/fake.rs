@@ -247,7 +247,11 @@ pub async fn post(app: &Router, path: &str, body: impl Into<Body>) -> Answer {
 }
 
 pub async fn ask(app: &Router, request: HttpRequest<Body>) -> Answer {
-    let response = app.clone().oneshot(request).await.expect("infallible");
+    whole(app.clone().oneshot(request).await.expect("infallible")).await
+}
+
+/// Reads a response to its end.
+pub async fn whole(response: axum::response::Response) -> Answer {
     let (parts, body) = response.into_parts();
     let bytes = body.collect().await.expect("a whole body").to_bytes();
     let text = String::from_utf8(bytes.to_vec()).expect("UTF-8");

@@ -140,6 +140,7 @@ async fn metrics_carry_the_known_names() {
     let answer = get(&app, "/metrics").await;
     assert_eq!(answer.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
     let labels = r#"model_name="org/tiny:q4",engine="0""#;
+    let model = r#"model_name="org/tiny:q4""#;
     let sorted = r#"engine="0",model_name="org/tiny:q4""#;
     for line in [
         format!("vllm:num_requests_running{{{labels}}} 2"),
@@ -152,17 +153,24 @@ async fn metrics_carry_the_known_names() {
         format!("vllm:time_to_first_token_seconds_bucket{{{sorted},le=\"0.02\"}} 0"),
         format!("vllm:request_time_per_output_token_seconds_bucket{{{sorted},le=\"0.1\"}} 1"),
         format!("vllm:e2e_request_latency_seconds_count{{{sorted}}} 1"),
-        format!("vllm:request_success_total{{engine=\"0\",finished_reason=\"length\",model_name=\"org/tiny:q4\"}} 1"),
-        format!("vllm:request_success_total{{engine=\"0\",finished_reason=\"abort\",model_name=\"org/tiny:q4\"}} 1"),
+        format!("vllm:request_success_total{{engine=\"0\",finished_reason=\"length\",{model}}} 1"),
+        format!("vllm:request_success_total{{engine=\"0\",finished_reason=\"abort\",{model}}} 1"),
         "sconce_http_requests_total{endpoint=\"/health\",status=\"200\"} 1".to_owned(),
         "sconce_http_requests_total{endpoint=\"unknown\",status=\"404\"} 1".to_owned(),
         "sconce_ready 1".to_owned(),
     ] {
         assert!(answer.text.lines().any(|found| found == line), "no line: {line}\n{}", answer.text);
     }
-    for name in ["process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds"] {
+    for (name, least) in [
+        ("process_resident_memory_bytes", 1e6),
+        ("process_open_fds", 3.0),
+        ("process_start_time_seconds", 1e9),
+        // A young process may have used less than one tick.
+        ("process_cpu_seconds_total", 0.0),
+    ] {
         let line = answer.text.lines().find(|line| line.starts_with(&format!("{name} "))).expect(name);
-        assert!(line.split(' ').nth(1).and_then(|value| value.parse::<f64>().ok()).is_some_and(|value| value > 0.0));
+        let value: f64 = line.split(' ').nth(1).and_then(|value| value.parse().ok()).expect("a number");
+        assert!(value >= least, "{line}");
     }
     // Every metric is described once, and every sample has a number.
     let helps: Vec<_> = answer.text.lines().filter(|line| line.starts_with("# HELP")).collect();

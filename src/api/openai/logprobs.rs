@@ -25,7 +25,7 @@ struct ChatToken {
 #[derive(Debug, Clone, Serialize)]
 struct ChatTokenText {
     token: String,
-    logprob: f32,
+    logprob: f64,
     bytes: Vec<u8>,
 }
 
@@ -54,19 +54,22 @@ impl TokenStyle {
 }
 
 fn chat_text(token: TokenLogprob, style: TokenStyle) -> ChatTokenText {
-    ChatTokenText { token: style.name(token.id, &token.text), logprob: finite(token.logprob), bytes: token.bytes }
+    ChatTokenText { token: style.name(token.id, &token.text), logprob: decimal(token.logprob), bytes: token.bytes }
 }
 
-fn finite(logprob: f32) -> f32 {
+/// The shortest decimal that reads back as this f32, and finite. One value is spelt alike wherever it is written:
+/// lm-eval decides "greedy" by comparing two of these fields for equality.
+fn decimal(logprob: f32) -> f64 {
     // NaN compares false and becomes the minimum too.
-    if logprob > LOGPROB_MIN { logprob } else { LOGPROB_MIN }
+    let finite = if logprob > LOGPROB_MIN { logprob } else { LOGPROB_MIN };
+    finite.to_string().parse().unwrap_or(f64::from(finite))
 }
 
 /// `logprobs` of a `/v1/completions` choice: four arrays of equal length.
 #[derive(Debug, Clone, Serialize, Default)]
 pub(in crate::api) struct CompletionLogprobs {
     text_offset: Vec<usize>,
-    token_logprobs: Vec<Option<f32>>,
+    token_logprobs: Vec<Option<f64>>,
     tokens: Vec<String>,
     top_logprobs: Vec<Option<Map<String, Value>>>,
     /// Characters of the tokens so far; text_offset counts characters, as Python does.
@@ -101,7 +104,7 @@ impl CompletionLogprobs {
         self.text_offset.push(self.offset);
         self.offset += text.chars().count();
         self.tokens.push(style.name(id, text));
-        self.token_logprobs.push(report.map(|report| finite(report.token.logprob)));
+        self.token_logprobs.push(report.map(|report| decimal(report.token.logprob)));
         self.top_logprobs.push(report.map(|report| top_map(report, style)));
     }
 }
@@ -110,14 +113,9 @@ impl CompletionLogprobs {
 fn top_map(report: &TokenReport, style: TokenStyle) -> Map<String, Value> {
     let mut map = Map::new();
     for token in report.top.iter().take(style.top).chain(std::iter::once(&report.token)) {
-        map.entry(style.name(token.id, &token.text)).or_insert_with(|| number(finite(token.logprob)));
+        map.entry(style.name(token.id, &token.text)).or_insert_with(|| Value::from(decimal(token.logprob)));
     }
     map
-}
-
-/// The shortest decimal that reads back as this f32, as serde writes f32 fields: both spell one value alike.
-fn number(value: f32) -> Value {
-    value.to_string().parse::<serde_json::Number>().map_or(Value::Null, Value::Number)
 }
 
 /// vLLM's `prompt_logprobs`: for each prompt token null or `{"id": {logprob, rank, decoded_token}}`.
@@ -138,7 +136,7 @@ pub(in crate::api) fn prompt_logprobs(tokens: &[PromptToken], top: usize) -> Val
 }
 
 fn entry(token: &TokenLogprob, rank: Option<u32>) -> Value {
-    json!({"logprob": number(finite(token.logprob)), "rank": rank, "decoded_token": token.text})
+    json!({"logprob": decimal(token.logprob), "rank": rank, "decoded_token": token.text})
 }
 
 #[cfg(test)]
@@ -166,9 +164,9 @@ mod tests {
             serde_json::to_value(&logprobs).expect("serialises"),
             json!({
                 "text_offset": [2, 4, 5],
-                "token_logprobs": [null, -2.5, number(-0.1)],
+                "token_logprobs": [null, -2.5, -0.1],
                 "tokens": ["né", "b", "a"],
-                "top_logprobs": [null, {"a": number(-0.1), "b": -2.5}, {"a": number(-0.1)}],
+                "top_logprobs": [null, {"a": -0.1, "b": -2.5}, {"a": -0.1}],
             })
         );
         assert_eq!(logprobs.offset(), 6);
@@ -176,13 +174,14 @@ mod tests {
 
     #[test]
     fn a_value_is_spelt_alike_in_both_arrays() {
-        // lm-eval decides "greedy" by comparing the two for equality.
         let style = TokenStyle { as_ids: false, top: 1 };
         let own = token(1, "a", -0.123_456_79);
         let mut logprobs = CompletionLogprobs::default();
         logprobs.extend(vec![report(own.clone(), vec![own])], style);
         let text = serde_json::to_string(&logprobs).expect("serialises");
         assert_eq!(text.matches("-0.12345679").count(), 2, "{text}");
+        let value = serde_json::to_value(&logprobs).expect("serialises");
+        assert_eq!(value["token_logprobs"][0], value["top_logprobs"][0]["a"]);
     }
 
     #[test]

@@ -83,20 +83,17 @@ fn schemas() -> Value {
             }, "required": ["message", "type", "param", "code"]}},
             "required": ["error"],
         },
-        "ChatCompletionRequest": {"allOf": [sampling.clone(), {"type": "object", "required": ["messages"], "properties": {
-            "messages": {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["role"], "properties": {
-                "role": {"enum": ["system", "developer", "user", "assistant", "tool", "function"]},
-                "content": {"type": ["string", "array", "null"]},
-                "name": {"type": "string"}, "tool_calls": {"type": "array"}, "tool_call_id": {"type": "string"},
-                "reasoning": {"type": "string"},
-            }}},
-            "max_completion_tokens": {"type": "integer", "minimum": 1},
-            "logprobs": {"type": "boolean"},
-            "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
-            "add_generation_prompt": {"type": "boolean"},
-            "continue_final_message": {"type": "boolean"},
-            "chat_template_kwargs": {"type": "object"},
-        }}]},
+        "ChatCompletionRequest": {"allOf": [sampling.clone(), {
+            "type": "object", "required": ["messages"], "properties": {
+                "messages": {"type": "array", "minItems": 1, "items": message()},
+                "max_completion_tokens": {"type": "integer", "minimum": 1},
+                "logprobs": {"type": "boolean"},
+                "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
+                "add_generation_prompt": {"type": "boolean"},
+                "continue_final_message": {"type": "boolean"},
+                "chat_template_kwargs": {"type": "object"},
+            },
+        }]},
         "CompletionRequest": {"allOf": [sampling, {"type": "object", "required": ["prompt"], "properties": {
             "prompt": {"type": ["string", "array"]},
             "echo": {"type": "boolean"},
@@ -113,6 +110,17 @@ fn schemas() -> Value {
             "model": {"type": "string"}, "tokens": {"type": "array", "items": {"type": "integer", "minimum": 0}},
         }},
     })
+}
+
+fn message() -> Value {
+    json!({"type": "object", "required": ["role"], "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant", "tool", "function"]},
+        "content": {"type": ["string", "array", "null"]},
+        "name": {"type": "string"},
+        "tool_calls": {"type": "array"},
+        "tool_call_id": {"type": "string"},
+        "reasoning": {"type": "string"},
+    }})
 }
 
 fn sampling() -> Value {

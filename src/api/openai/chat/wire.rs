@@ -30,7 +30,7 @@ fields! {
 
 fn policy(key: &str) -> Policy {
     const LEAVE_OUT: &str = "leave it out";
-    const NO_TOOLS: &str = "tools are not supported yet; leave them out";
+    const NO_TOOLS: &str = "calling tools is not built in yet; leave it out";
     let refused = |neutral, instead| Policy::Refused { neutral, instead };
     match key {
         // Without tools there is nothing to call in parallel.

@@ -1,5 +1,8 @@
 //! Events folded into one text completion, choices in the order prompt by prompt.
 
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+
 use crate::api::openai::logprobs::{CompletionLogprobs, prompt_logprobs};
 use crate::api::openai::wire::{Head, finish_reason, stop_reason};
 use crate::request::{Event, Finish, PromptReport, Usage};
@@ -70,7 +73,7 @@ impl CompletionFold {
         self.choices.get_mut(prompt * self.form.n as usize + choice as usize)
     }
 
-    pub fn completion(&self, head: &Head, usage: Usage) -> serde_json::Value {
+    pub fn response(&self, head: &Head, usage: Usage) -> Response {
         let choices: Vec<_> = (0_u32..)
             .zip(&self.choices)
             .map(|(index, folded)| {
@@ -87,7 +90,6 @@ impl CompletionFold {
                 }
             })
             .collect();
-        serde_json::to_value(Completion::new(head, &choices, Some(Some(usage.into()))))
-            .expect("our own structs serialise into memory")
+        Json(Completion::new(head, &choices, Some(Some(usage.into())))).into_response()
     }
 }

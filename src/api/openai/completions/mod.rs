@@ -5,11 +5,10 @@ mod fold;
 mod stream;
 mod wire;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 
 use super::answer::Answer;
 use super::logprobs::TokenStyle;
@@ -52,7 +51,7 @@ pub(in crate::api) async fn create(
     }
     let mut fold = fold::CompletionFold::new(form);
     let usage = answer.fold(|prompt, event| fold.event(prompt, event)).await?;
-    Ok(Json(fold.completion(&head, usage)).into_response())
+    Ok(fold.response(&head, usage))
 }
 
 /// One request a prompt; all but a lone one carry their index in the id.
