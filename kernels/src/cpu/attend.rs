@@ -298,7 +298,8 @@ impl Partition<'_, '_> {
         let head_dim = self.sizes.head_dim;
         // SAFETY: queries `query..query + Q` are the tile's; columns stay below `head_dim`.
         unsafe {
-            let weights: [*const f32; Q] = std::array::from_fn(|index| self.scores.as_ptr().add((query + index) * TILE));
+            let weights: [*const f32; Q] =
+                std::array::from_fn(|index| self.scores.as_ptr().add((query + index) * TILE));
             let mix = self.state.mix.as_mut_ptr().add(query * head_dim);
             let mut column = 0;
             while column + 4 * LANES <= head_dim {
