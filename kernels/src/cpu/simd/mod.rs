@@ -136,6 +136,10 @@ pub(crate) trait Simd: Copy + 'static {
         unsafe { [Self::splat_f16(from), Self::splat_f16(from.add(2))] }
     }
 
+    /// Asks for the cache line of an address that will be read soon. Any address is allowed.
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const u8) {}
+
     /// The first `count` lanes from memory, zero in the others.
     #[inline(always)]
     unsafe fn load_part(from: *const f32, count: usize) -> Self::V {
