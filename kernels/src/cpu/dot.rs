@@ -14,6 +14,7 @@ use super::simd::{LANES, Simd};
 /// # Safety
 /// Each x must be readable for `length` values, each w for `length` elements of `F` (whole blocks where `F` has
 /// blocks), and the machine must have the instructions of `S`.
+#[expect(clippy::needless_range_loop, reason = "the loops over registers are all written alike")]
 #[inline(always)]
 pub(crate) unsafe fn dots<S: Simd, F: Format, const T: usize, const R: usize>(
     x: [*const f32; T],

@@ -220,7 +220,7 @@ impl Spin {
         std::hint::spin_loop();
         self.rounds += 1;
         // Reading the clock is dearer than a round.
-        if self.rounds % 32 != 0 {
+        if !self.rounds.is_multiple_of(32) {
             return true;
         }
         self.started.get_or_insert_with(Instant::now).elapsed() < SPIN

@@ -158,12 +158,4 @@ impl Simd for Avx2 {
             [low, [look_up(first, table), look_up(second, table)]]
         }
     }
-    #[inline(always)]
-    unsafe fn splat_f16(from: *const u8) -> Pair {
-        // SAFETY: see above.
-        unsafe {
-            let bits = from.cast::<u16>().read_unaligned() as i32;
-            [_mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))); 2]
-        }
-    }
 }

@@ -161,23 +161,6 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn splat_f16(from: *const u8) -> __m512 {
-        // SAFETY: see above.
-        unsafe {
-            let bits = from.cast::<u16>().read_unaligned() as i32;
-            _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn splat_f16_pair(from: *const u8) -> [__m512; 2] {
-        // SAFETY: see above.
-        unsafe {
-            let bits = from.cast::<u32>().read_unaligned() as i32;
-            let pair = _mm_cvtph_ps(_mm_cvtsi32_si128(bits));
-            [_mm512_broadcastss_ps(pair), _mm512_broadcastss_ps(_mm_movehdup_ps(pair))]
-        }
-    }
-    #[inline(always)]
     unsafe fn store_sums(y: *mut f32, stride: usize, acc: &[[__m512; 4]; 4]) {
         // SAFETY: see above.
         unsafe {
