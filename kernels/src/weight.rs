@@ -112,7 +112,7 @@ impl Weight {
         if out == 0 || input == 0 {
             return Err(shape(OP, format!("a matrix of {out} x {input} elements is empty")));
         }
-        if input % ty.block_elements() != 0 {
+        if !input.is_multiple_of(ty.block_elements()) {
             let (name, block) = (ty.name(), ty.block_elements());
             return Err(shape(OP, format!("rows of {input} elements are no whole number of {name} blocks of {block}")));
         }
@@ -128,7 +128,7 @@ impl Weight {
 
     /// A weight made in memory, for tensors that are computed at load time and for tests.
     pub fn from_f32(out: usize, input: usize, values: Vec<f32>) -> Result<Self> {
-        if values.len() != out * input {
+        if out.checked_mul(input) != Some(values.len()) {
             return Err(shape("weight", format!("{} values are not {out} x {input}", values.len())));
         }
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();

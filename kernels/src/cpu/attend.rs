@@ -298,7 +298,8 @@ impl Partition<'_, '_> {
         let head_dim = self.sizes.head_dim;
         // SAFETY: queries `query..query + Q` are the tile's; columns stay below `head_dim`.
         unsafe {
-            let weights: [*const f32; Q] = std::array::from_fn(|index| self.scores.as_ptr().add((query + index) * TILE));
+            let weights: [*const f32; Q] =
+                std::array::from_fn(|index| self.scores.as_ptr().add((query + index) * TILE));
             let mix = self.state.mix.as_mut_ptr().add(query * head_dim);
             let mut column = 0;
             while column + 4 * LANES <= head_dim {
@@ -314,9 +315,9 @@ impl Partition<'_, '_> {
                 for (index, weights) in weights.iter().enumerate() {
                     let sum = mix.add(index * head_dim + column);
                     let mut acc = S::load_part(sum, rest);
-                    for position in from..to {
-                        let value = S::load_part(values[position].add(column), rest);
-                        acc = S::fma(S::splat(*weights.add(position)), value, acc);
+                    for (offset, value) in values[from..to].iter().enumerate() {
+                        let value = S::load_part(value.add(column), rest);
+                        acc = S::fma(S::splat(*weights.add(from + offset)), value, acc);
                     }
                     S::store_part(sum, acc, rest);
                 }
@@ -329,6 +330,7 @@ impl Partition<'_, '_> {
 ///
 /// # Safety
 /// `mix` and each of `values` must have `N` vectors from their place or `column` on, each of `weights` the positions.
+#[expect(clippy::needless_range_loop, reason = "the loops over registers are all written alike")]
 #[inline(always)]
 unsafe fn columns<S: Simd, const Q: usize, const N: usize>(
     weights: [*const f32; Q],

@@ -6,6 +6,7 @@
 //! own and are merged afterwards, in the same order that a single thread would have taken them.
 
 use std::cell::Cell;
+use std::cmp::Reverse;
 
 use super::attend::{Merge, PARTITION, Partition, Sizes, State, TILE};
 use super::pool;
@@ -119,7 +120,7 @@ impl Call<'_> {
                 token += tokens;
             }
         }
-        pieces.sort_unstable_by(|a, b| b.cost.cmp(&a.cost));
+        pieces.sort_unstable_by_key(|piece| Reverse(piece.cost));
     }
 
     /// Every partition of every piece on its own, then one merge a piece.

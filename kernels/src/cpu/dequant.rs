@@ -4,9 +4,10 @@
 //! Block layouts are ggml's (ggml-common.h, `dequantize_row_*` in ggml-quants.c). Invariant: values are computed
 //! without fused multiply-add, so a row is the same on every instruction set.
 
-use half::{bf16, f16};
+use half::bf16;
 
 use super::dequant_k;
+use super::half_table::half_to_f32;
 use crate::weight::GgmlType;
 
 /// The 16 values of IQ4_NL (`kvalues_iq4nl`).
@@ -18,7 +19,7 @@ pub fn row(ty: GgmlType, bytes: &[u8], out: &mut [f32]) {
     debug_assert_eq!(bytes.len(), out.len() / ty.block_elements() * ty.block_bytes());
     match ty {
         GgmlType::F32 => elements::<4>(bytes, out, f32::from_le_bytes),
-        GgmlType::F16 => elements::<2>(bytes, out, |raw| f16::from_le_bytes(raw).to_f32()),
+        GgmlType::F16 => elements::<2>(bytes, out, |raw| half_to_f32(u16::from_le_bytes(raw))),
         GgmlType::Bf16 => elements::<2>(bytes, out, |raw| bf16::from_le_bytes(raw).to_f32()),
         GgmlType::Q4_0 => blocks::<18, 32>(bytes, out, q4_0),
         GgmlType::Q4_1 => blocks::<20, 32>(bytes, out, q4_1),
@@ -55,7 +56,7 @@ fn blocks<const BYTES: usize, const ELEMENTS: usize>(
 /// The f16 at byte `at` of a block.
 #[inline(always)]
 pub(crate) fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+    half_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
 }
 
 #[inline(always)]
@@ -86,8 +87,8 @@ fn high_bits(block: &[u8], at: usize) -> u32 {
 fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
     let (d, high) = (half_at(block, 0), high_bits(block, 2));
     for i in 0..16 {
-        let low = (block[6 + i] & 15) as u32 | ((high >> i) & 1) << 4;
-        let upper = (block[6 + i] >> 4) as u32 | ((high >> (i + 16)) & 1) << 4;
+        let low = (block[6 + i] & 15) as u32 | (((high >> i) & 1) << 4);
+        let upper = (block[6 + i] >> 4) as u32 | (((high >> (i + 16)) & 1) << 4);
         out[i] = (low as i32 - 16) as f32 * d;
         out[i + 16] = (upper as i32 - 16) as f32 * d;
     }
@@ -97,8 +98,8 @@ fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
 fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
     let (d, m, high) = (half_at(block, 0), half_at(block, 2), high_bits(block, 4));
     for i in 0..16 {
-        let low = (block[8 + i] & 15) as u32 | ((high >> i) & 1) << 4;
-        let upper = (block[8 + i] >> 4) as u32 | ((high >> (i + 16)) & 1) << 4;
+        let low = (block[8 + i] & 15) as u32 | (((high >> i) & 1) << 4);
+        let upper = (block[8 + i] >> 4) as u32 | (((high >> (i + 16)) & 1) << 4);
         out[i] = low as f32 * d + m;
         out[i + 16] = upper as f32 * d + m;
     }

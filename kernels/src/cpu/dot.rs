@@ -14,6 +14,7 @@ use super::simd::{LANES, Simd};
 /// # Safety
 /// Each x must be readable for `length` values, each w for `length` elements of `F` (whole blocks where `F` has
 /// blocks), and the machine must have the instructions of `S`.
+#[expect(clippy::needless_range_loop, reason = "the loops over registers are all written alike")]
 #[inline(always)]
 pub(crate) unsafe fn dots<S: Simd, F: Format, const T: usize, const R: usize>(
     x: [*const f32; T],
@@ -24,11 +25,17 @@ pub(crate) unsafe fn dots<S: Simd, F: Format, const T: usize, const R: usize>(
     unsafe {
         let zero = S::splat(0.0);
         let mut acc = [[zero; R]; T];
+        let ahead = (w[R - 1] as usize).wrapping_sub(w[0] as usize) / (R - 1).max(1) * R;
         let steps = length / 32;
         for step in 0..steps {
             let mut unpacked = [[zero; 2]; R];
             for row in 0..R {
                 unpacked[row] = F::unpack::<S>(w[row].add(step * F::BYTES));
+                if T < 4 || F::BYTES < 128 {
+                    // Few tokens wait for memory. Rows are short, so the next ones are asked for here: the machine's
+                    // own prefetching has to start anew with each.
+                    S::prefetch(w[row].wrapping_add(ahead + step * F::BYTES));
+                }
             }
             for half in 0..2 {
                 for token in 0..T {

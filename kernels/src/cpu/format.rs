@@ -111,8 +111,8 @@ impl Format for Q4_1 {
     unsafe fn unpack<S: Simd>(from: *const u8) -> [S::V; 2] {
         // SAFETY: see above.
         unsafe {
-            let [scale, min] = S::splat_f16_pair(from);
-            S::lookup_nibbles(from.add(4), S::fma(S::load(NIBBLES.as_ptr()), scale, min))
+            let table = S::fma(S::load(NIBBLES.as_ptr()), S::splat_f16(from), S::splat_f16(from.add(2)));
+            S::lookup_nibbles(from.add(4), table)
         }
     }
 }

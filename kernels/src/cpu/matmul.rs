@@ -91,8 +91,9 @@ impl Kernel for Chunk<'_> {
             }
             if let Some(bias) = self.bias {
                 for token in 0..self.tokens {
-                    for row in self.first..self.first + self.rows {
-                        *self.target.y.add(token * self.target.stride + row) += bias[row];
+                    let y = self.target_at(0).y.add(token * self.target.stride);
+                    for (row, bias) in bias[self.first..self.first + self.rows].iter().enumerate() {
+                        *y.add(row) += bias;
                     }
                 }
             }

@@ -10,6 +10,7 @@ pub mod dequant;
 mod dequant_k;
 mod dot;
 mod format;
+mod half_table;
 pub mod matmul;
 pub mod pool;
 pub mod rows;

@@ -220,7 +220,7 @@ impl Spin {
         std::hint::spin_loop();
         self.rounds += 1;
         // Reading the clock is dearer than a round.
-        if self.rounds % 32 != 0 {
+        if !self.rounds.is_multiple_of(32) {
             return true;
         }
         self.started.get_or_insert_with(Instant::now).elapsed() < SPIN
@@ -235,6 +235,10 @@ mod tests {
         (0..chunks).map(|_| AtomicUsize::new(0)).collect()
     }
 
+    fn count(count: &AtomicUsize) {
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn all_once(counts: &[AtomicUsize]) -> bool {
         counts.iter().all(|count| count.load(Ordering::Relaxed) == 1)
     }
@@ -245,7 +249,7 @@ mod tests {
             set_threads(threads);
             for _ in 0..200 {
                 let seen = counts(chunks);
-                run(chunks, &|chunk| drop(seen[chunk].fetch_add(1, Ordering::Relaxed)));
+                run(chunks, &|chunk| count(&seen[chunk]));
                 assert!(all_once(&seen), "{threads} threads, {chunks} chunks");
             }
         }
@@ -262,7 +266,7 @@ mod tests {
                     for _ in 0..100 {
                         let seen = counts(40);
                         run(8, &|outer| {
-                            run(5, &|inner| drop(seen[outer * 5 + inner].fetch_add(1, Ordering::Relaxed)));
+                            run(5, &|inner| count(&seen[outer * 5 + inner]));
                         });
                         assert!(all_once(&seen));
                     }
@@ -279,7 +283,7 @@ mod tests {
             let payload = outcome.expect_err("the panic must come out");
             assert_eq!(payload.downcast_ref::<String>(), Some(&format!("chunk {bad}")));
             let seen = counts(64);
-            run(64, &|chunk| drop(seen[chunk].fetch_add(1, Ordering::Relaxed)));
+            run(64, &|chunk| count(&seen[chunk]));
             assert!(all_once(&seen));
         }
     }

@@ -43,7 +43,8 @@ fn rows_of_any_length_agree_with_the_reference() {
 fn check(device: &candle_core::Device, weight: &Weight, tokens: usize, values: &mut Values) {
     let (x, bias) = (values.many(tokens * weight.input()), values.many(weight.out()));
     let what = format!("{weight:?} x {tokens} tokens");
-    let (x_tensor, bias_tensor) = (tensor(&x, &[tokens, weight.input()], device), tensor(&bias, &[weight.out()], device));
+    let (x_tensor, bias_tensor) =
+        (tensor(&x, &[tokens, weight.input()], device), tensor(&bias, &[weight.out()], device));
     let plain = matmul(&x_tensor, weight, None).expect("sizes fit");
     assert_eq!(plain.dims(), [tokens, weight.out()]);
     assert_close(&flat(&plain), &reference::matmul(&x, weight, None), 2e-5, &what);

@@ -31,7 +31,7 @@ unsafe fn scale(v: __m256, n: __m256) -> __m256 {
 unsafe fn bf16_wide(from: *const u8) -> __m256 {
     // SAFETY: the caller has AVX2 and 16 readable bytes.
     unsafe {
-        let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+        let words = _mm256_cvtepu16_epi32(from.cast::<__m128i>().read_unaligned());
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
     }
 }
@@ -39,7 +39,7 @@ unsafe fn bf16_wide(from: *const u8) -> __m256 {
 #[inline(always)]
 unsafe fn i8_wide(from: *const u8) -> __m256 {
     // SAFETY: the caller has AVX2 and 8 readable bytes.
-    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
+    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(from.cast::<i64>().read_unaligned()))) }
 }
 
 /// A permutation looks at three bits of an index; the fourth, moved to the sign, blends.
@@ -65,15 +65,19 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Pair {
         // SAFETY: see above.
-        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+        unsafe { from.cast::<Pair>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, v: Pair) {
         // SAFETY: see above.
         unsafe {
-            _mm256_storeu_ps(to, v[0]);
-            _mm256_storeu_ps(to.add(8), v[1]);
+            to.cast::<Pair>().write_unaligned(v);
         }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: see above; a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
     unsafe fn add(a: Pair, b: Pair) -> Pair {
@@ -123,16 +127,14 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn scale_by_power(v: Pair, n: Pair) -> Pair {
         // SAFETY: see above. 2^n is an f32 with n in its exponent field.
-        unsafe {
-            [scale(v[0], n[0]), scale(v[1], n[1])]
-        }
+        unsafe { [scale(v[0], n[0]), scale(v[1], n[1])] }
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const u8) -> Pair {
         // SAFETY: see above.
         unsafe {
-            let second = _mm_loadu_si128(from.add(16).cast());
-            [_mm256_cvtph_ps(_mm_loadu_si128(from.cast())), _mm256_cvtph_ps(second)]
+            let second = from.add(16).cast::<__m128i>().read_unaligned();
+            [_mm256_cvtph_ps(from.cast::<__m128i>().read_unaligned()), _mm256_cvtph_ps(second)]
         }
     }
     #[inline(always)]
@@ -149,19 +151,11 @@ impl Simd for Avx2 {
     unsafe fn lookup_nibbles(from: *const u8, table: Pair) -> [Pair; 2] {
         // SAFETY: see above.
         unsafe {
-            let first = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
-            let second = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.add(8).cast()));
+            let first = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(from.cast::<i64>().read_unaligned()));
+            let second = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(from.add(8).cast::<i64>().read_unaligned()));
             let low = [look_up(first, table), look_up(second, table)];
             let (first, second) = (_mm256_srli_epi32::<4>(first), _mm256_srli_epi32::<4>(second));
             [low, [look_up(first, table), look_up(second, table)]]
-        }
-    }
-    #[inline(always)]
-    unsafe fn splat_f16(from: *const u8) -> Pair {
-        // SAFETY: see above.
-        unsafe {
-            let bits = from.cast::<u16>().read_unaligned() as i32;
-            [_mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))); 2]
         }
     }
 }

@@ -55,7 +55,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load(from: *const f32) -> __m512 {
         // SAFETY: see above.
-        unsafe { _mm512_loadu_ps(from) }
+        unsafe { from.cast::<__m512>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn load_part(from: *const f32, count: usize) -> __m512 {
@@ -65,12 +65,17 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn store(to: *mut f32, v: __m512) {
         // SAFETY: see above.
-        unsafe { _mm512_storeu_ps(to, v) }
+        unsafe { to.cast::<__m512>().write_unaligned(v) }
     }
     #[inline(always)]
     unsafe fn store_part(to: *mut f32, v: __m512, count: usize) {
         // SAFETY: see above; masked lanes are not written.
         unsafe { _mm512_mask_storeu_ps(to, part_mask(count), v) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: see above; a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
@@ -131,45 +136,28 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_f16(from: *const u8) -> __m512 {
         // SAFETY: see above.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+        unsafe { _mm512_cvtph_ps(from.cast::<__m256i>().read_unaligned()) }
     }
     #[inline(always)]
     unsafe fn load_bf16(from: *const u8) -> __m512 {
         // SAFETY: see above.
         unsafe {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            let wide = _mm512_cvtepu16_epi32(from.cast::<__m256i>().read_unaligned());
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
         }
     }
     #[inline(always)]
     unsafe fn load_i8(from: *const u8) -> __m512 {
         // SAFETY: see above.
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(from.cast::<__m128i>().read_unaligned())) }
     }
     #[inline(always)]
     unsafe fn lookup_nibbles(from: *const u8, table: __m512) -> [__m512; 2] {
         // SAFETY: see above. The permutation looks at the low four bits of an index only, so nothing need be masked.
         unsafe {
-            let low = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
+            let low = _mm512_cvtepu8_epi32(from.cast::<__m128i>().read_unaligned());
             let high = _mm512_srli_epi32::<4>(low);
             [_mm512_permutexvar_ps(low, table), _mm512_permutexvar_ps(high, table)]
-        }
-    }
-    #[inline(always)]
-    unsafe fn splat_f16(from: *const u8) -> __m512 {
-        // SAFETY: see above.
-        unsafe {
-            let bits = from.cast::<u16>().read_unaligned() as i32;
-            _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn splat_f16_pair(from: *const u8) -> [__m512; 2] {
-        // SAFETY: see above.
-        unsafe {
-            let bits = from.cast::<u32>().read_unaligned() as i32;
-            let pair = _mm_cvtph_ps(_mm_cvtsi32_si128(bits));
-            [_mm512_broadcastss_ps(pair), _mm512_broadcastss_ps(_mm_movehdup_ps(pair))]
         }
     }
     #[inline(always)]
@@ -186,10 +174,10 @@ impl Simd for Avx512 {
             let (first, second) = (pairs(quarters[0], quarters[1]), pairs(quarters[2], quarters[3]));
             let even = _mm512_shuffle_ps::<0b10_00_10_00>(first, second);
             let sums = _mm512_add_ps(even, _mm512_shuffle_ps::<0b11_01_11_01>(first, second));
-            _mm_storeu_ps(y, _mm512_castps512_ps128(sums));
-            _mm_storeu_ps(y.add(stride), _mm512_extractf32x4_ps::<1>(sums));
-            _mm_storeu_ps(y.add(2 * stride), _mm512_extractf32x4_ps::<2>(sums));
-            _mm_storeu_ps(y.add(3 * stride), _mm512_extractf32x4_ps::<3>(sums));
+            y.cast::<__m128>().write_unaligned(_mm512_castps512_ps128(sums));
+            y.add(stride).cast::<__m128>().write_unaligned(_mm512_extractf32x4_ps::<1>(sums));
+            y.add(2 * stride).cast::<__m128>().write_unaligned(_mm512_extractf32x4_ps::<2>(sums));
+            y.add(3 * stride).cast::<__m128>().write_unaligned(_mm512_extractf32x4_ps::<3>(sums));
         }
     }
 }

@@ -12,6 +12,8 @@ mod portable;
 
 use std::sync::OnceLock;
 
+use super::half_table::half_to_f32;
+
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
@@ -38,9 +40,8 @@ impl Isa {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c");
+            let avx2 =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             if avx2 && is_x86_feature_detected!("avx512f") {
                 found.push(Isa::Avx512);
             }
@@ -127,15 +128,17 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn load_i8(from: *const u8) -> Self::V;
     /// `table[low nibble]` and `table[high nibble]` of 16 bytes.
     unsafe fn lookup_nibbles(from: *const u8, table: Self::V) -> [Self::V; 2];
-    /// One f16 in every lane.
-    unsafe fn splat_f16(from: *const u8) -> Self::V;
 
-    /// Two neighbouring f16, each in every lane of its own vector.
+    /// One f16 in every lane.
     #[inline(always)]
-    unsafe fn splat_f16_pair(from: *const u8) -> [Self::V; 2] {
-        // SAFETY: the caller promises four readable bytes.
-        unsafe { [Self::splat_f16(from), Self::splat_f16(from.add(2))] }
+    unsafe fn splat_f16(from: *const u8) -> Self::V {
+        // SAFETY: the caller promises two readable bytes.
+        unsafe { Self::splat(half_to_f32(u16::from_le_bytes(from.cast::<[u8; 2]>().read()))) }
     }
+
+    /// Asks for the cache line of an address that will be read soon. Any address is allowed.
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const u8) {}
 
     /// The first `count` lanes from memory, zero in the others.
     #[inline(always)]

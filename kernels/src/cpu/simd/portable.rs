@@ -108,10 +108,4 @@ impl Simd for Portable {
             [low, convert(from, |[byte]| table[(byte >> 4) as usize])]
         }
     }
-    #[inline(always)]
-    unsafe fn splat_f16(from: *const u8) -> Lanes {
-        // SAFETY: the caller promises two readable bytes.
-        let raw = unsafe { from.cast::<[u8; 2]>().read() };
-        [f16::from_le_bytes(raw).to_f32(); LANES]
-    }
 }
