@@ -48,7 +48,7 @@ enum Command {
 /// Parses the command line, runs one command and turns its outcome into an exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let fallback = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
+    let fallback = if matches!(cli.command, Command::Serve(_)) { "info,hf_hub=off" } else { "warn,hf_hub=off" };
     let filter = cli.log.unwrap_or_else(|| fallback.to_owned());
     if let Err(error) = telemetry::start_logging(LogOptions { json: cli.log_json, filter: Some(filter) }) {
         return failed(&error.message);

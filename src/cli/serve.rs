@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -104,8 +104,12 @@ fn listen_for_signals(stop: watch::Sender<bool>) -> Result<()> {
     Ok(())
 }
 
+/// Connections that may wait to be accepted; the system caps it (`net.core.somaxconn`). A thousand clients may come at
+/// once, and a connection that finds the queue full is reset instead of being told 429.
+const ACCEPT_QUEUE_CONNECTIONS: u32 = 65_535;
+
 async fn bind(config: &ServeConfig) -> Result<TcpListener> {
-    TcpListener::bind((config.host.as_str(), config.port)).await.map_err(|why| {
+    listen(config).await.map_err(|why| {
         let hint = match why.kind() {
             std::io::ErrorKind::AddrInUse => "another program listens there; choose another --port or stop it",
             std::io::ErrorKind::PermissionDenied => "ports below 1024 need privileges; choose a higher --port",
@@ -113,6 +117,20 @@ async fn bind(config: &ServeConfig) -> Result<TcpListener> {
         };
         Error::new(ErrorKind::Unavailable, format!("cannot listen on {}:{}: {why}; {hint}", config.host, config.port))
     })
+}
+
+async fn listen(config: &ServeConfig) -> std::io::Result<TcpListener> {
+    let mut last = std::io::Error::other("the host name has no address");
+    for address in tokio::net::lookup_host((config.host.as_str(), config.port)).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A restarted server may take its port back while old connections are still winding down.
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(ACCEPT_QUEUE_CONNECTIONS)) {
+            Ok(listener) => return Ok(listener),
+            Err(why) => last = why,
+        }
+    }
+    Err(last)
 }
 
 /// Flags over environment (clap reads it) over file over defaults.

@@ -58,7 +58,7 @@ pub fn read(path: &Path) -> Result<FileConfig> {
 
 fn parse(text: &str) -> Result<FileConfig, String> {
     toml::from_str(text).map_err(|why| {
-        let line = why.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        let line = why.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
         format!("line {line}: {}", why.message())
     })
 }
@@ -77,6 +77,6 @@ mod tests {
     #[test]
     fn a_misspelt_key_is_refused_with_its_line() {
         let error = parse("[server]\nport = 9000\nprot = 1\n").expect_err("unknown key");
-        assert!(error.starts_with("line ") && error.contains("prot"), "{error}");
+        assert!(error.starts_with("line 3: ") && error.contains("prot"), "{error}");
     }
 }
