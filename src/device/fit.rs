@@ -42,29 +42,28 @@ const KV_BYTES_DEFAULT_MAX: u64 = 4 << 30;
 /// A step's token budget when none is given: prefill is as efficient as with more, and a decoding stream waits less.
 const BATCHED_TOKENS_DEFAULT: u32 = 256;
 
+/// A chosen context is never shorter than this: a model that has less room is refused instead.
+const CONTEXT_CHOSEN_MIN: u32 = 2048;
+
 /// Plans for `available_bytes` of memory (`None`: unknown, then only the default cap limits).
 pub fn plan(size: &ModelSize, wishes: &Wishes, available_bytes: Option<u64>) -> Result<Plan, String> {
-    let max_model_len = context(size, wishes)?;
     let max_num_batched_tokens = wishes.max_num_batched_tokens.unwrap_or(BATCHED_TOKENS_DEFAULT).max(1);
-    let block_bytes = size.kv_bytes_per_token * u64::from(wishes.block_size);
-    let blocks_one_context = u64::from(max_model_len.div_ceil(wishes.block_size));
-    let needed_bytes = blocks_one_context * block_bytes;
     let reserved = size.weight_bytes + size.step_bytes_per_token * u64::from(max_num_batched_tokens);
     let room = available_bytes
         .map(|bytes| (bytes / 1000).saturating_mul(u64::from(wishes.memory_share_permille)).saturating_sub(reserved));
-    let (kv_bytes, reason) = match wishes.kv_cache_bytes {
+    let (max_model_len, context_reason) = context(size, wishes, room)?;
+    let block_bytes = size.kv_bytes_per_token * u64::from(wishes.block_size);
+    let needed_bytes = u64::from(max_model_len.div_ceil(wishes.block_size)) * block_bytes;
+    let (kv_bytes, kv_reason) = match wishes.kv_cache_bytes {
         Some(bytes) => (bytes, "as given by --kv-cache-memory-bytes".to_owned()),
         None => chosen_kv_bytes(size, wishes, max_model_len, room, needed_bytes),
     };
     check_room(size, kv_bytes, needed_bytes, room, max_model_len)?;
     let blocks = u32::try_from(kv_bytes / block_bytes.max(1)).unwrap_or(u32::MAX);
+    let kv_bytes = u64::from(blocks) * block_bytes;
     let reasons = vec![
-        format!("context {max_model_len} tokens ({})", context_reason(wishes)),
-        format!(
-            "KV cache {} = {blocks} blocks of {} tokens ({reason})",
-            human_bytes(u64::from(blocks) * block_bytes),
-            wishes.block_size
-        ),
+        format!("context {max_model_len} tokens ({context_reason})"),
+        format!("KV cache {} = {blocks} blocks of {} tokens ({kv_reason})", human_bytes(kv_bytes), wishes.block_size),
         format!("up to {} sequences at once, {max_num_batched_tokens} tokens a step", wishes.max_num_seqs),
     ];
     Ok(Plan {
@@ -73,24 +72,32 @@ pub fn plan(size: &ModelSize, wishes: &Wishes, available_bytes: Option<u64>) -> 
         max_model_len,
         max_num_seqs: wishes.max_num_seqs,
         max_num_batched_tokens,
-        kv_bytes: u64::from(blocks) * block_bytes,
+        kv_bytes,
         reasons,
     })
 }
 
-fn context(size: &ModelSize, wishes: &Wishes) -> Result<u32, String> {
+/// A context that was asked for is kept or refused. One that was not is all that the model supports, or, said aloud,
+/// as much of it as the memory holds.
+fn context(size: &ModelSize, wishes: &Wishes, room: Option<u64>) -> Result<(u32, String), String> {
+    let full = size.context_max;
     match wishes.max_model_len {
-        Some(wanted) if wanted > size.context_max => Err(format!(
-            "--max-model-len {wanted} is beyond the {} tokens that this model was made for; give at most that",
-            size.context_max
+        Some(wanted) if wanted > full => Err(format!(
+            "--max-model-len {wanted} is beyond the {full} tokens that this model was made for; give at most that"
         )),
-        Some(wanted) => Ok(wanted),
-        None => Ok(size.context_max),
+        Some(wanted) => Ok((wanted, "as given by --max-model-len".to_owned())),
+        None => {
+            let block = u64::from(wishes.block_size);
+            let in_room = room.map_or(u64::MAX, |room| room / size.kv_bytes_per_token.max(1) / block * block);
+            let fits = u32::try_from(in_room).unwrap_or(u32::MAX);
+            let choose = wishes.kv_cache_bytes.is_none() && fits < full && fits >= CONTEXT_CHOSEN_MIN;
+            if choose {
+                Ok((fits, format!("what the memory holds of the model's {full}; change it with --max-model-len")))
+            } else {
+                Ok((full, "all the model supports".to_owned()))
+            }
+        }
     }
-}
-
-fn context_reason(wishes: &Wishes) -> &'static str {
-    if wishes.max_model_len.is_some() { "as given by --max-model-len" } else { "all the model supports" }
 }
 
 fn chosen_kv_bytes(
@@ -199,9 +206,18 @@ mod tests {
     }
 
     #[test]
+    fn a_context_that_nobody_asked_for_shrinks_aloud() {
+        let plan = plan(&SMOL, &WISHES, Some(300 << 20)).expect("fits");
+        assert!((CONTEXT_CHOSEN_MIN..8192).contains(&plan.max_model_len), "{plan:?}");
+        assert!(plan.reasons[0].contains("of the model's 8192"), "{plan:?}");
+    }
+
+    #[test]
     fn what_does_not_fit_says_what_would() {
-        let error = plan(&SMOL, &WISHES, Some(300 << 20)).expect_err("too small");
+        let error = plan(&SMOL, &WISHES, Some(150 << 20)).expect_err("too small");
         assert!(error.contains("--max-model-len to") && error.contains("8192 tokens needs 360.0 MiB"), "{error}");
+        let wishes = Wishes { max_model_len: Some(8192), ..WISHES };
+        assert!(plan(&SMOL, &wishes, Some(300 << 20)).expect_err("asked for").contains("--max-model-len to"));
         let wishes = Wishes { kv_cache_bytes: Some(64 << 30), ..WISHES };
         assert!(plan(&SMOL, &wishes, Some(24 << 30)).expect_err("too much").contains("--kv-cache-memory-bytes"));
         let wishes = Wishes { max_model_len: Some(9000), ..WISHES };
