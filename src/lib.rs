@@ -53,6 +53,8 @@
 //!    "skipped: why".
 //! 10. The server opens no accelerator that it was not told to use, and no secret reaches a log.
 
+#![forbid(unsafe_code)]
+
 pub mod api;
 pub mod cli;
 pub mod config;
