@@ -192,7 +192,8 @@ fn banner(config: &ServeConfig, address: SocketAddr, reports: &[LoadReport], ela
         "  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' \\\n    \
          -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Why is the sky blue?\"}}]}}'\n"
     );
-    output::print(&text);
+    // The server serves, whether or not anyone reads this.
+    let _ = output::print(&text);
 }
 
 /// An address that a client on this machine can use.
