@@ -114,6 +114,31 @@ fn limits_that_cannot_work_are_refused() {
 }
 
 #[test]
+fn keys_that_nobody_could_send_are_refused() {
+    for key in ["", " secret", "good,"] {
+        let output = run(&["serve", "sim", "--port", "0", "--api-key", key]);
+        fails_with(&output, &["API key"]);
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("secret"));
+    }
+}
+
+#[test]
+fn a_run_ends_with_its_reader_and_asks_nothing_of_no_one() {
+    fails_with(&run(&["run", "sim"]), &["standard input"]);
+    let mut child = sconce(&["run", "sim", "hello"]).stdout(Stdio::piped()).spawn().expect("the binary runs");
+    let mut stdout = child.stdout.take().expect("a pipe");
+    stdout.read_exact(&mut [0; 1]).expect("an answer begins");
+    drop(stdout);
+    // The whole answer would take the simulator five minutes.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while child.try_wait().expect("a child").is_none() {
+        assert!(Instant::now() < deadline, "it goes on for nobody");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(child.wait().expect("a child").success());
+}
+
+#[test]
 fn a_taken_port_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("an address").port().to_string();

@@ -20,6 +20,7 @@ where
     T: DeserializeOwned + Send + 'static,
 {
     require_json(headers)?;
+    refuse_encoded(headers)?;
     let limit = config.body_read_timeout;
     let bytes = tokio::time::timeout(limit, collect(headers, body, config.body_bytes_max)).await.map_err(|_| {
         let message = format!("the body did not arrive within {} s; send it faster", limit.as_secs_f32());
@@ -52,6 +53,21 @@ fn require_json(headers: &HeaderMap) -> Result<(), Failure> {
     };
     let error = Error::new(ErrorKind::InvalidRequest, message).with_code("unsupported_media_type");
     Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, error))
+}
+
+/// A compressed body would only be called bad JSON, which helps nobody.
+fn refuse_encoded(headers: &HeaderMap) -> Result<(), Failure> {
+    let sent = headers.get(header::CONTENT_ENCODING).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    match sent.as_deref().map(str::trim) {
+        None | Some("") => Ok(()),
+        Some(plain) if plain.eq_ignore_ascii_case("identity") => Ok(()),
+        Some(other) => {
+            let message =
+                format!("the content encoding '{}' is not supported; send the body as it is", shortened(other));
+            let error = Error::new(ErrorKind::InvalidRequest, message).with_code("unsupported_content_encoding");
+            Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, error))
+        }
+    }
 }
 
 async fn collect(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Bytes, Failure> {

@@ -1,13 +1,14 @@
 //! Data on stdout. A reader that went away (`sconce list | head`) is no failure.
 
-use std::io::Write;
+use std::io::{Result, Write};
 
-pub fn print(text: &str) {
+/// Tells when nobody reads any more, so that no more is made for them.
+pub fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    // Nobody reads any more: there is no one to tell either.
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
 }
 
 pub fn line(text: &str) {
-    print(&format!("{text}\n"));
+    // Nobody reads any more: there is no one to tell either.
+    let _ = print(&format!("{text}\n"));
 }

@@ -95,6 +95,10 @@ impl Conversation {
             std::io::stdin().read_to_string(&mut prompt).map_err(|why| {
                 Error::new(ErrorKind::InvalidRequest, format!("cannot read the prompt from standard input: {why}"))
             })?;
+            if prompt.trim().is_empty() {
+                let message = "standard input is empty; write a prompt to it or give one as an argument";
+                return Err(Error::new(ErrorKind::InvalidRequest, message));
+            }
             return self.answer(prompt).await.map(drop);
         }
         eprintln!("{}: /clear forgets, /bye or Ctrl-D ends, Ctrl-C stops an answer", self.args.model);
@@ -158,12 +162,17 @@ impl Conversation {
             match event {
                 Some(Event::Text { text, .. }) => {
                     first.get_or_insert_with(Instant::now);
-                    output::print(&text);
                     answer.push_str(&text);
+                    match output::print(&text) {
+                        Ok(()) => {}
+                        // As with `| head`: enough was read, and dropping the events stops the model.
+                        Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => return Ok(answer),
+                        Err(why) => return Err(Error::internal(format!("cannot write the answer: {why}"))),
+                    }
                 }
                 Some(Event::Failed(error)) => return Err(error),
                 Some(Event::Done(usage)) => {
-                    output::print("\n");
+                    output::line("");
                     if self.args.verbose {
                         report(usage, started, first.unwrap_or(started));
                     }

@@ -155,6 +155,11 @@ fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
         model.limits.max_queue = args.max_queue.unwrap_or(model.limits.max_queue);
     }
     let api_keys = if args.api_key.is_empty() { file.server.api_keys } else { args.api_key.clone() };
+    // Such a key can never be sent, so everyone would be locked out. The value itself is not repeated.
+    if api_keys.iter().any(|key| key.is_empty() || key.trim() != key) {
+        let message = "an API key is empty or begins or ends with a space; set it, or leave it out to need none";
+        return Err(Error::invalid("--api-key", message));
+    }
     let timeout_s = args.shutdown_timeout.or(file.server.shutdown_timeout_s);
     Ok(ServeConfig {
         host: args.host.clone().or(file.server.host).unwrap_or_else(|| config::HOST_DEFAULT.to_owned()),
@@ -187,7 +192,8 @@ fn banner(config: &ServeConfig, address: SocketAddr, reports: &[LoadReport], ela
         "  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' \\\n    \
          -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Why is the sky blue?\"}}]}}'\n"
     );
-    output::print(&text);
+    // The server serves, whether or not anyone reads this.
+    let _ = output::print(&text);
 }
 
 /// An address that a client on this machine can use.

@@ -54,14 +54,17 @@ impl Pool {
         if let MemberState::Loading(what) = slot.member.state() {
             return Err(Error::new(
                 ErrorKind::Unavailable,
-                format!("model '{}' is not ready yet: {what}", request.model),
+                format!("model '{}' is not ready yet: {what}", slot.member.card().id),
             )
             .with_code("model_not_ready")
             .with_retry_after_s(2));
         }
         if let MemberState::Failed(why) = slot.member.state() {
-            return Err(Error::new(ErrorKind::Unavailable, format!("model '{}' has failed: {why}", request.model))
-                .with_code("model_failed"));
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("model '{}' has failed: {why}", slot.member.card().id),
+            )
+            .with_code("model_failed"));
         }
         let permit = slot.admission.admit(request.params.n.max(1))?;
         let mut events = slot.member.start(request).await?;

@@ -130,6 +130,21 @@ async fn only_json_is_read() {
 }
 
 #[tokio::test]
+async fn compressed_bodies_are_refused_by_name() {
+    let app = app(&Fake::hello());
+    let body = r#"{"messages":[{"role":"user","content":"a"}]}"#;
+    for (encoding, status) in [("gzip", 415), ("br, gzip", 415), ("identity", 200), ("", 200)] {
+        let request = Request::post(PATH).header("content-type", "application/json");
+        let request = request.header("content-encoding", encoding).body(Body::from(body)).unwrap();
+        let answer = ask(&app, request).await;
+        assert_eq!(answer.status.as_u16(), status, "{encoding}: {}", answer.text);
+        if status == 415 {
+            assert_eq!(error(&answer).3.as_deref(), Some("unsupported_content_encoding"));
+        }
+    }
+}
+
+#[tokio::test]
 async fn keys() {
     let fake = Fake::hello();
     let config = ApiConfig { api_keys: vec!["secret-one".into(), "secret-two".into()], ..ApiConfig::default() };

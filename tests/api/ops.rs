@@ -66,6 +66,7 @@ async fn ready_says_why_not() {
     assert!(answer.header("retry-after").parse::<u32>().is_ok());
     let answer = post(&app, "/v1/completions", r#"{"prompt": "a"}"#).await;
     assert_eq!((answer.status.as_u16(), error(&answer).3.as_deref()), (503, Some("model_not_ready")));
+    assert!(error(&answer).0.contains("'org/tiny:q4'"), "{}", answer.text);
     let answer = post(&app, "/tokenize", r#"{"prompt": "a"}"#).await;
     assert_eq!((answer.status.as_u16(), error(&answer).3.as_deref()), (503, Some("model_not_ready")));
     assert_eq!(get(&app, "/health").await.status, StatusCode::OK);

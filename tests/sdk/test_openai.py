@@ -1,8 +1,10 @@
 """The official `openai` client, sync and async, streaming and not, against a running server."""
 
 import asyncio
+import json
 import math
 import time
+import urllib.request
 
 import openai
 import pytest
@@ -116,6 +118,29 @@ def test_echo_with_prompt_logprobs(client):
     assert choice.logprobs.text_offset[0] == 0
 
 
+def test_echo_returns_the_prompt_as_it_was_sent(client, server):
+    prompt = "<|im_start|>user\nhi  there \u00e9\U0001f44b<|im_end|>\n"
+    arguments = dict(model=MODEL, max_tokens=2, echo=True, temperature=0)
+    answer = client.completions.create(prompt=prompt, **arguments)
+    assert answer.choices[0].text.startswith(prompt)
+    chunks = client.completions.create(prompt=prompt, stream=True, **arguments)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == answer.choices[0].text
+    headers = {"content-type": "application/json", "authorization": f"Bearer {API_KEY}"}
+    ask = urllib.request.Request(f"{server.url}/tokenize", json.dumps({"prompt": prompt}).encode(), headers)
+    ids = json.load(urllib.request.urlopen(ask, timeout=30))["tokens"]
+    answer = client.completions.create(prompt=ids, logprobs=0, **arguments)
+    assert answer.choices[0].text.startswith(prompt)
+    assert answer.choices[0].logprobs.tokens[0] == "<|im_start|>"
+
+
+def test_a_far_too_long_prompt_is_refused_at_once(client):
+    started = time.monotonic()
+    with pytest.raises(openai.BadRequestError) as long:
+        client.completions.create(model=MODEL, prompt="x " * 14_000_000)
+    assert long.value.code == "context_length_exceeded"
+    assert time.monotonic() - started < 20, "the whole of it was tokenised"
+
+
 def test_streamed_completions(client):
     arguments = dict(model=MODEL, prompt="Once upon a time", max_tokens=8, temperature=0)
     whole = client.completions.create(**arguments).choices[0].text
@@ -180,8 +205,6 @@ def test_a_client_that_goes_away_frees_its_sequence(server):
             await stream.close()
 
     def running():
-        import urllib.request
-
         text = urllib.request.urlopen(f"{server.url}/metrics", timeout=5).read().decode()
         lines = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running")]
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)

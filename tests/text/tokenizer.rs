@@ -85,6 +85,26 @@ fn tokenizers_equal_the_library() {
     assert!(checks > 1_000, "only {checks} checks ran");
 }
 
+#[test]
+fn a_far_too_long_text_is_refused_and_others_are_as_before() {
+    for name in ["smollm", "spm", "wordpiece"] {
+        for (kind, tokenizer) in both(&fixture(&format!("tokenizers/{name}.json"))) {
+            let text = "The quick brown fox, in 2024. 日本語 naïve\n".repeat(1_500);
+            let whole = tokenizer.encode(&text, true).unwrap();
+            for tokens_max in [whole.len(), whole.len() / 2 + 1] {
+                let bounded = tokenizer.encode_bounded(&text, true, tokens_max).unwrap();
+                assert_eq!(bounded.as_ref(), Some(&whole), "{name} from {kind}, at most {tokens_max}");
+            }
+            for far_too_long in [text.as_str(), &"日".repeat(30_000), &"x".repeat(80_000)] {
+                let count = tokenizer.encode(far_too_long, true).unwrap().len();
+                let bounded = tokenizer.encode_bounded(far_too_long, true, 1_000).unwrap();
+                // A WordPiece vocabulary makes one unknown token of a word however long it is.
+                assert_eq!(bounded.is_none(), count > 2_100, "{name} from {kind}: {count} tokens");
+            }
+        }
+    }
+}
+
 /// Real vocabularies, which are too large to commit: `make_text.py vocab` says how to run this.
 #[test]
 fn extra_vocab() {

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::engine::stats::STEP_TOKENS_BOUNDS;
 use crate::engine::{EngineHandle, StepTokens, Submit, SubmitError};
@@ -23,6 +23,9 @@ const PROGRESS_CHANNEL_STEPS: usize = 64;
 
 /// A text shorter than this is rendered and tokenised on the async thread: a hand-over costs more than the work.
 const INLINE_PROMPT_BYTES_MAX: usize = 16 * 1024;
+
+/// Longer prompts that are rendered and tokenised at once; more wait.
+const PREPARING_MAX: usize = 4;
 
 /// Everything a loaded model needs to answer.
 pub struct Loaded {
@@ -61,11 +64,19 @@ pub struct LocalMember {
     loaded: OnceLock<Arc<Loaded>>,
     failed: OnceLock<String>,
     metrics: Arc<ModelMetrics>,
+    /// Turns to prepare a long prompt: each takes a core and memory in proportion to the prompt.
+    preparing: Arc<Semaphore>,
 }
 
 impl LocalMember {
     pub fn loading(card: ModelCard, metrics: Arc<ModelMetrics>) -> Self {
-        Self { provisional: card, loaded: OnceLock::new(), failed: OnceLock::new(), metrics }
+        Self {
+            provisional: card,
+            loaded: OnceLock::new(),
+            failed: OnceLock::new(),
+            metrics,
+            preparing: Arc::new(Semaphore::new(PREPARING_MAX)),
+        }
     }
 
     /// Called once, when the model can serve.
@@ -113,7 +124,7 @@ impl Member for LocalMember {
     fn start(&self, request: Request) -> BoxFuture<'_, Result<EventStream>> {
         async move {
             let loaded = Arc::clone(self.ready()?);
-            let (request, prompt) = prepared_off_thread(&loaded, request).await?;
+            let (request, prompt) = self.prepared(&loaded, request).await?;
             self.submit(&loaded, request, prompt)
         }
         .boxed()
@@ -121,10 +132,7 @@ impl Member for LocalMember {
 
     fn tokenize(&self, input: TokenizeInput) -> Result<Tokenized> {
         let loaded = self.ready()?;
-        let tokens = match input {
-            TokenizeInput::Text { text, add_special_tokens } => loaded.tokenizer.encode(&text, add_special_tokens)?,
-            TokenizeInput::Chat(chat) => prepare::chat_tokens(loaded, &chat)?,
-        };
+        let tokens = prepare::counted_tokens(loaded, &input)?;
         let texts = tokens.iter().map(|&id| loaded.tokenizer.token_text(id)).collect();
         Ok(Tokenized { tokens, texts })
     }
@@ -159,6 +167,24 @@ impl Member for LocalMember {
 }
 
 impl LocalMember {
+    /// Rendering and tokenising a long prompt takes milliseconds: that is done where it delays no other stream.
+    async fn prepared(&self, loaded: &Arc<Loaded>, request: Request) -> Result<(Request, Vec<u32>)> {
+        if prompt_bytes(&request.prompt) <= INLINE_PROMPT_BYTES_MAX {
+            let prompt = prepare::prompt_tokens(loaded, &request)?;
+            return Ok((request, prompt));
+        }
+        let turn = Arc::clone(&self.preparing).acquire_owned().await;
+        let turn = turn.map_err(|_| Error::internal("the turns to prepare prompts were closed"))?;
+        let loaded = Arc::clone(loaded);
+        tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let prompt = prepare::prompt_tokens(&loaded, &request)?;
+            Ok((request, prompt))
+        })
+        .await
+        .map_err(|panic| Error::internal(format!("preparing the prompt failed: {panic}")))?
+    }
+
     fn submit(&self, loaded: &Arc<Loaded>, request: Request, prompt: Vec<u32>) -> Result<EventStream> {
         let mut receivers = Vec::with_capacity(request.params.n as usize);
         for choice in 0..request.params.n.max(1) {
@@ -199,21 +225,6 @@ fn refused(refusal: SubmitError) -> Error {
         SubmitError::Stopped => Error::new(ErrorKind::Unavailable, "the engine has stopped and takes no new requests")
             .with_code("engine_stopped"),
     }
-}
-
-/// Rendering and tokenising a long prompt takes milliseconds: that is done where it delays no other stream.
-async fn prepared_off_thread(loaded: &Arc<Loaded>, request: Request) -> Result<(Request, Vec<u32>)> {
-    if prompt_bytes(&request.prompt) <= INLINE_PROMPT_BYTES_MAX {
-        let prompt = prepare::prompt_tokens(loaded, &request)?;
-        return Ok((request, prompt));
-    }
-    let loaded = Arc::clone(loaded);
-    tokio::task::spawn_blocking(move || {
-        let prompt = prepare::prompt_tokens(&loaded, &request)?;
-        Ok((request, prompt))
-    })
-    .await
-    .map_err(|panic| Error::internal(format!("preparing the prompt failed: {panic}")))?
 }
 
 fn prompt_bytes(prompt: &Prompt) -> usize {

@@ -6,15 +6,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Loaded;
 use crate::engine::SamplingParams;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::pool::member::TokenizeInput;
 use crate::request::{Chat, Params, Prompt, Request};
 use crate::text::Now;
 
 /// Token ids of the prompt, checked against the vocabulary and the context length.
 pub fn prompt_tokens(loaded: &Loaded, request: &Request) -> Result<Vec<u32>> {
     let tokens = match &request.prompt {
-        Prompt::Chat(chat) => chat_tokens(loaded, chat)?,
-        Prompt::Text(text) => loaded.tokenizer.encode(text, true)?,
+        Prompt::Chat(chat) => {
+            let text = rendered(loaded, chat)?;
+            within_context(loaded, &text, false, "messages")?
+        }
+        Prompt::Text(text) => within_context(loaded, text, true, "prompt")?,
         Prompt::Tokens(ids) => {
             check_ids(loaded, ids, "prompt")?;
             ids.clone()
@@ -25,8 +29,38 @@ pub fn prompt_tokens(loaded: &Loaded, request: &Request) -> Result<Vec<u32>> {
     Ok(tokens)
 }
 
-/// Renders the conversation once and tokenises it; the template itself writes the special tokens.
-pub fn chat_tokens(loaded: &Loaded, chat: &Chat) -> Result<Vec<u32>> {
+/// Tokenises a prompt, but not one that is far too long: refusing it must be cheap.
+fn within_context(loaded: &Loaded, text: &str, add_special: bool, param: &str) -> Result<Vec<u32>> {
+    let context = loaded.card.max_model_len as usize;
+    loaded.tokenizer.encode_bounded(text, add_special, context)?.ok_or_else(|| {
+        let message = format!(
+            "this model's context is {context} tokens, but the {param} has more than {}; shorten the {param}",
+            context.saturating_mul(2)
+        );
+        Error::invalid(param, message).with_code("context_length_exceeded")
+    })
+}
+
+/// Tokens of `/tokenize`. Longer texts than the context may be counted, within what four calls at once may take.
+pub fn counted_tokens(loaded: &Loaded, input: &TokenizeInput) -> Result<Vec<u32>> {
+    const TOKENS_MAX: usize = 64 * 1024;
+    let tokens_max = TOKENS_MAX.max(loaded.card.max_model_len as usize);
+    let (tokens, param) = match input {
+        TokenizeInput::Text { text, add_special_tokens } => {
+            (loaded.tokenizer.encode_bounded(text, *add_special_tokens, tokens_max)?, "prompt")
+        }
+        TokenizeInput::Chat(chat) => {
+            (loaded.tokenizer.encode_bounded(&rendered(loaded, chat)?, false, tokens_max)?, "messages")
+        }
+    };
+    tokens.ok_or_else(|| {
+        let message = format!("the {param} has more than {} tokens; count it in pieces", tokens_max.saturating_mul(2));
+        Error::new(ErrorKind::TooLarge, message).with_param(param)
+    })
+}
+
+/// Renders the conversation once; the template itself writes the special tokens.
+fn rendered(loaded: &Loaded, chat: &Chat) -> Result<String> {
     let template = loaded.template.as_ref().ok_or_else(|| {
         Error::invalid(
             "messages",
@@ -37,8 +71,7 @@ pub fn chat_tokens(loaded: &Loaded, chat: &Chat) -> Result<Vec<u32>> {
         )
         .with_code("no_chat_template")
     })?;
-    let text = template.render(chat, now())?;
-    loaded.tokenizer.encode(&text, false)
+    template.render(chat, now())
 }
 
 /// The clock that templates see, in UTC: a server's own time zone means nothing to its clients.

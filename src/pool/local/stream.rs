@@ -11,7 +11,7 @@ use super::choice::{Advance, Choice, report};
 use crate::engine::{Progress, PromptDone};
 use crate::error::{Error, Result};
 use crate::pool::member::EventStream;
-use crate::request::{Event, Finish, PromptReport, PromptToken, Request, Usage};
+use crate::request::{Event, Finish, Prompt, PromptReport, PromptToken, Request, Usage};
 use crate::telemetry::{FinishLabel, ModelMetrics, RequestTimes};
 
 struct Running {
@@ -159,7 +159,12 @@ impl Running {
         } else {
             Vec::new()
         };
-        let text = params.echo.then(|| tokenizer.decode(&self.prompt, params.skip_special_tokens).unwrap_or_default());
+        let text = params.echo.then(|| match &self.request.prompt {
+            // Clients cut the answer off behind what they sent, so it must come back as it was.
+            Prompt::Text(text) => text.clone(),
+            // Every token counts, as in the offsets.
+            _ => tokenizer.decode(&self.prompt, false).unwrap_or_default(),
+        });
         PromptReport { prompt_tokens: self.prompt.len() as u32, cached_tokens: done.cached_tokens, text, tokens }
     }
 

@@ -107,6 +107,25 @@ impl Tokenizer {
         Ok([self.prefix.as_slice(), encoding.get_ids(), self.suffix.as_slice()].concat())
     }
 
+    /// As `encode`, or `None` when the text has clearly more than `tokens_max` tokens: more than twice as many.
+    ///
+    /// The library takes some 200 bytes of memory a byte of text. A text that is refused for its length must not cost
+    /// that, so beginnings of it are tried first; one has at most a few tokens more than it has inside the whole, where
+    /// a merge spans the cut, hence the factor of two.
+    pub fn encode_bounded(&self, text: &str, add_special: bool, tokens_max: usize) -> Result<Option<Vec<u32>>> {
+        const BEGINNING_BYTES_MIN: usize = 64 * 1024;
+        // Ordinary text has 3 to 5 bytes a token: a text that fits is rarely tried twice.
+        let mut bytes = tokens_max.saturating_mul(8).max(BEGINNING_BYTES_MIN);
+        while bytes < text.len() {
+            let beginning = &text[..text.floor_char_boundary(bytes)];
+            if self.encode(beginning, false)?.len() / 2 > tokens_max {
+                return Ok(None);
+            }
+            bytes = bytes.saturating_mul(4);
+        }
+        self.encode(text, add_special).map(Some)
+    }
+
     /// Equal to transformers' `decode(ids, clean_up_tokenization_spaces=False)`; ids without a token are skipped.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let pieces = || {

@@ -31,6 +31,8 @@ fn message_policy(key: &str) -> Policy {
         "audio" => Policy::Refused { neutral: &[], instead: "only text is understood" },
         // Citations of an earlier answer: no template reads them.
         "annotations" => Policy::Inert,
+        // lm-eval and OpenAI's newer endpoints name the kind of an item; there is only this one here.
+        "type" => Policy::Refused { neutral: &[r#""text""#, r#""message""#], instead: "messages have no type" },
         _ => Policy::Unknown,
     }
 }

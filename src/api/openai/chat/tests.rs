@@ -184,9 +184,11 @@ fn messages_keep_their_shape() {
         {"role": "assistant", "content": "ok", "reasoning_content": "because"},
         {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
         {"role": "assistant", "refusal": "no"},
+        {"type": "text", "role": "user", "content": "as lm-eval writes it"},
+        {"type": "message", "role": "user", "content": "as OpenAI's items are written"},
     ]))
     .expect("good");
-    let roles: Vec<_> = chat.messages.iter().map(|message| message.role.as_str()).collect();
+    let roles: Vec<_> = chat.messages.iter().take(8).map(|message| message.role.as_str()).collect();
     assert_eq!(roles, ["system", "developer", "user", "assistant", "tool", "assistant", "assistant", "assistant"]);
     assert_eq!(chat.messages[1].content, Content::Parts(vec!["d".into()]));
     assert_eq!(chat.messages[2].content, Content::Parts(vec!["a".into(), "b".into()]));
