@@ -128,6 +128,8 @@ pub struct TokenLogprob {
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenReport {
     pub token: TokenLogprob,
+    /// Place of the token among the whole vocabulary, 1 for the likeliest.
+    pub rank: u32,
     pub top: Vec<TokenLogprob>,
 }
 

@@ -191,7 +191,7 @@ pub fn hello() -> Vec<Event> {
 pub fn report(id: u32, own: &str) -> TokenReport {
     let token =
         |id, text: &str, logprob| TokenLogprob { id, text: text.into(), bytes: text.as_bytes().to_vec(), logprob };
-    TokenReport { token: token(id, own, -0.25), top: vec![token(id, own, -0.25), token(99, " no", -2.5)] }
+    TokenReport { token: token(id, own, -0.25), rank: 1, top: vec![token(id, own, -0.25), token(99, " no", -2.5)] }
 }
 
 pub fn pool(fake: &Arc<Fake>) -> Arc<Pool> {

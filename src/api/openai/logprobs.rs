@@ -126,16 +126,15 @@ pub(in crate::api) fn prompt_logprobs(tokens: &[PromptToken], top: usize) -> Val
             let Some(report) = &token.report else { return Value::Null };
             let mut entries = Map::new();
             for (rank, token) in (1_u32..).zip(report.top.iter().take(top)) {
-                entries.insert(token.id.to_string(), entry(token, Some(rank)));
+                entries.insert(token.id.to_string(), entry(token, rank));
             }
-            // Its rank is known only when it is among the best.
-            entries.entry(report.token.id.to_string()).or_insert_with(|| entry(&report.token, None));
+            entries.entry(report.token.id.to_string()).or_insert_with(|| entry(&report.token, report.rank));
             Value::Object(entries)
         })
         .collect()
 }
 
-fn entry(token: &TokenLogprob, rank: Option<u32>) -> Value {
+fn entry(token: &TokenLogprob, rank: u32) -> Value {
     json!({"logprob": decimal(token.logprob), "rank": rank, "decoded_token": token.text})
 }
 
@@ -148,7 +147,7 @@ mod tests {
     }
 
     fn report(own: TokenLogprob, top: Vec<TokenLogprob>) -> TokenReport {
-        TokenReport { token: own, top }
+        TokenReport { token: own, rank: 7, top }
     }
 
     #[test]
@@ -197,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn prompt_logprobs_give_ranks_where_known() {
+    fn prompt_logprobs_give_ranks() {
         let tokens = [
             PromptToken { id: 1, text: "a".into(), report: None },
             PromptToken {
@@ -210,7 +209,7 @@ mod tests {
             prompt_logprobs(&tokens, 1),
             json!([null, {
                 "9": {"logprob": -0.5, "rank": 1, "decoded_token": "z"},
-                "2": {"logprob": -4.0, "rank": null, "decoded_token": "b"},
+                "2": {"logprob": -4.0, "rank": 7, "decoded_token": "b"},
             }])
         );
     }

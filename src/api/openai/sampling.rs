@@ -132,7 +132,7 @@ impl SamplingFields {
             min_tokens,
             temperature: within("temperature", self.temperature, 0.0, 2.0)?,
             top_k: top_k(self.top_k)?,
-            top_p: above_zero("top_p", self.top_p, 1.0)?,
+            top_p: within("top_p", self.top_p, 0.0, 1.0)?,
             min_p: within("min_p", self.min_p, 0.0, 1.0)?,
             repetition_penalty: above_zero("repetition_penalty", self.repetition_penalty, REPETITION_PENALTY_MAX)?,
             presence_penalty: within("presence_penalty", self.presence_penalty, -2.0, 2.0)?.unwrap_or(0.0),

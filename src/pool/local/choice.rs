@@ -120,6 +120,7 @@ pub fn report(tokenizer: &Tokenizer, id: u32, logprobs: &TokenLogprobs) -> Token
     };
     TokenReport {
         token: named(id, logprobs.logprob),
+        rank: logprobs.rank,
         top: logprobs.top.iter().map(|&(id, logprob)| named(id, logprob)).collect(),
     }
 }
