@@ -58,7 +58,7 @@ async fn a_reader_that_lags_behind_gets_all_choices_in_turn() {
     let member = launch.pool.member("").expect("the only one");
     let mut interval = tokio::time::interval(Duration::from_millis(5));
     // Both choices have as much to be read as they may have, then.
-    while member.snapshot().running > 0 || member.snapshot().waiting < 2 {
+    while member.snapshot().generation_tokens < 2 * 60 || member.snapshot().running > 0 {
         interval.tick().await;
     }
     let mut texts = [0_u32; 2];
