@@ -69,7 +69,8 @@ async fn a_reader_that_lags_behind_gets_all_choices_in_turn() {
             other => panic!("{other:?} after {texts:?}"),
         }
     }
-    assert!(texts[0].abs_diff(texts[1]) <= 1, "{texts:?}");
+    // The first choice begins, for its report on the prompt; from then on they alternate.
+    assert!(texts[0].abs_diff(texts[1]) <= 2, "{texts:?}");
     let rest: Vec<Event> = events.collect().await;
     assert!(matches!(rest.last(), Some(Event::Done(usage)) if usage.completion_tokens == 800), "{:?}", rest.last());
     launch.stop(Duration::from_secs(30)).await;
