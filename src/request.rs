@@ -83,6 +83,9 @@ impl Content {
     }
 }
 
+/// Most choices of one request, whatever the sizes of the queues.
+pub const CHOICES_MAX: u32 = 128;
+
 /// How to generate. `None` means the model's own default (its generation_config.json), then OpenAI's default.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Params {

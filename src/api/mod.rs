@@ -73,7 +73,7 @@ impl Default for ApiConfig {
             keep_alive_interval: Duration::from_secs(15),
             messages_max: 16_384,
             prompts_max: 256,
-            choices_max: 128,
+            choices_max: crate::request::CHOICES_MAX,
             stops_max: 128,
             stop_bytes_max: 4096,
             logit_bias_max: 1024,

@@ -51,6 +51,8 @@ pub const PORT_DEFAULT: u16 = 8080;
 pub const MODEL_DEFAULT: &str = "smollm2:135m";
 pub const MAX_NUM_SEQS_DEFAULT: u32 = 64;
 pub const MAX_QUEUE_DEFAULT: u32 = 256;
+/// Far beyond what one machine serves; what a mistyped flag asks for is refused instead of allocated.
+pub const SEQUENCES_MAX: u32 = 100_000;
 pub const BLOCK_SIZE_DEFAULT: u32 = 16;
 pub const SHUTDOWN_TIMEOUT_DEFAULT_S: u64 = 30;
 pub const MEMORY_UTILIZATION_DEFAULT: f64 = 0.9;
@@ -106,6 +108,11 @@ pub fn check_limits(limits: &ModelLimits) -> Result<()> {
     ];
     if let Some((flag, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
         return Err(Error::invalid(*flag, format!("{flag} must be at least 1")));
+    }
+    // Queues are allocated as a whole at the start.
+    let bounded = [("--max-num-seqs", limits.max_num_seqs), ("--max-queue", limits.max_queue)];
+    if let Some((flag, value)) = bounded.iter().find(|(_, value)| *value > SEQUENCES_MAX) {
+        return Err(Error::invalid(*flag, format!("{flag} {value} is over the limit of {SEQUENCES_MAX}")));
     }
     if !(1..=256).contains(&limits.block_size) || !limits.block_size.is_power_of_two() {
         return Err(Error::invalid(
@@ -167,6 +174,8 @@ mod tests {
     fn impossible_limits_name_their_flag() {
         let cases = [
             (ModelLimits { max_num_seqs: 0, ..ModelLimits::default() }, "--max-num-seqs"),
+            (ModelLimits { max_num_seqs: u32::MAX, ..ModelLimits::default() }, "--max-num-seqs"),
+            (ModelLimits { max_queue: 4_000_000_000, ..ModelLimits::default() }, "--max-queue"),
             (ModelLimits { block_size: 12, ..ModelLimits::default() }, "--block-size"),
             (ModelLimits { memory_share_permille: 0, ..ModelLimits::default() }, "--gpu-memory-utilization"),
         ];

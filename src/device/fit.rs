@@ -8,8 +8,10 @@ pub struct ModelSize {
     pub kv_bytes_per_token: u64,
     /// Longest context the model was made for.
     pub context_max: u32,
-    /// Bytes of activations that one token of a step needs, logits included.
+    /// Bytes of activations that one token of a step needs.
     pub step_bytes_per_token: u64,
+    /// Bytes of one row of logits: one for each sequence that samples, and for each prompt token that is scored.
+    pub logits_row_bytes: u64,
 }
 
 /// What the operator asked for; `None` means: choose.
@@ -20,6 +22,8 @@ pub struct Wishes {
     pub max_num_seqs: u32,
     pub max_num_batched_tokens: Option<u32>,
     pub kv_cache_bytes: Option<u64>,
+    /// Prompt tokens that one step may score.
+    pub scored_rows_max: u64,
     /// Share of the available memory that weights and KV may take, in thousandths (`--gpu-memory-utilization`).
     pub memory_share_permille: u32,
 }
@@ -48,7 +52,11 @@ const CONTEXT_CHOSEN_MIN: u32 = 2048;
 /// Plans for `available_bytes` of memory (`None`: unknown, then only the default cap limits).
 pub fn plan(size: &ModelSize, wishes: &Wishes, available_bytes: Option<u64>) -> Result<Plan, String> {
     let max_num_batched_tokens = wishes.max_num_batched_tokens.unwrap_or(BATCHED_TOKENS_DEFAULT).max(1);
-    let reserved = size.weight_bytes + size.step_bytes_per_token * u64::from(max_num_batched_tokens);
+    let logits_rows = u64::from(wishes.max_num_seqs.min(max_num_batched_tokens)) + wishes.scored_rows_max;
+    let activations = size.step_bytes_per_token.saturating_mul(u64::from(max_num_batched_tokens));
+    let reserved = [size.weight_bytes, activations, size.logits_row_bytes.saturating_mul(logits_rows)]
+        .into_iter()
+        .fold(0, u64::saturating_add);
     let room = available_bytes
         .map(|bytes| (bytes / 1000).saturating_mul(u64::from(wishes.memory_share_permille)).saturating_sub(reserved));
     let (max_model_len, context_reason) = context(size, wishes, room)?;
@@ -174,6 +182,7 @@ mod tests {
         kv_bytes_per_token: 46_080,
         context_max: 8192,
         step_bytes_per_token: 16_384,
+        logits_row_bytes: 2 * 4 * 49_152,
     };
     const WISHES: Wishes = Wishes {
         block_size: 16,
@@ -181,6 +190,7 @@ mod tests {
         max_num_seqs: 64,
         max_num_batched_tokens: None,
         kv_cache_bytes: None,
+        scored_rows_max: 64,
         memory_share_permille: 900,
     };
 
@@ -195,7 +205,8 @@ mod tests {
     #[test]
     fn a_small_machine_gets_what_is_left() {
         let plan = plan(&SMOL, &WISHES, Some(1 << 30)).expect("fits");
-        let room = (1_u64 << 30) / 1000 * 900 - SMOL.weight_bytes - SMOL.step_bytes_per_token * 256;
+        let step = SMOL.step_bytes_per_token * 256 + SMOL.logits_row_bytes * (64 + 64);
+        let room = (1_u64 << 30) / 1000 * 900 - SMOL.weight_bytes - step;
         assert_eq!(u64::from(plan.blocks), room / (46_080 * 16));
     }
 
@@ -207,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_context_that_nobody_asked_for_shrinks_aloud() {
-        let plan = plan(&SMOL, &WISHES, Some(300 << 20)).expect("fits");
+        let plan = plan(&SMOL, &WISHES, Some(350 << 20)).expect("fits");
         assert!((CONTEXT_CHOSEN_MIN..8192).contains(&plan.max_model_len), "{plan:?}");
         assert!(plan.reasons[0].contains("of the model's 8192"), "{plan:?}");
     }

@@ -228,6 +228,7 @@ impl Engine {
             if delivery.progress.is_closed() {
                 self.cancelled.push(*id);
             } else if delivery.unsent.is_some()
+                && has_caught_up(&delivery.progress)
                 && let Some(progress) = delivery.unsent.take()
             {
                 delivery.unsent = try_deliver(&delivery.progress, progress);
@@ -346,6 +347,11 @@ impl Engine {
     fn publish(&mut self) {
         self.board.stats.publish(self.scheduler.stats());
     }
+}
+
+/// Half of the places are free: one that is parked again after each token would lose its seat each time.
+fn has_caught_up(sender: &Sender<Progress>) -> bool {
+    sender.capacity() >= (sender.max_capacity() / 2).max(2)
 }
 
 /// Sends unless that would take the place kept for the terminal progress; then gives it back.

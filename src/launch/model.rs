@@ -9,11 +9,13 @@ use sconce_models::{LoadOptions, Source, Spec};
 use super::{synthetic, text};
 use crate::config::{ModelConfig, ModelLimits};
 use crate::device::{cpu, fit};
+use crate::engine::scheduler::SCORED_PER_STEP_MAX;
 use crate::engine::{EngineConfig, EngineHandle, Executor, ModelExecutor, SimExecutor, SimOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{LocalFiles, LocalModel, Progress};
 use crate::pool::ModelCard;
 use crate::pool::local::Loaded;
+use crate::request::CHOICES_MAX;
 
 /// What was loaded and chosen, for the person who started it.
 #[derive(Debug, Clone)]
@@ -111,6 +113,7 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport
         kv_bytes_per_token: SIM_KV_BYTES_PER_TOKEN,
         context_max: SIM_CONTEXT_TOKENS,
         step_bytes_per_token: 0,
+        logits_row_bytes: 0,
     };
     let plan = fit::plan(&size, &wishes(&config.limits), None).map_err(does_not_fit)?;
     let (blocks, block_size, vocab_size) = (plan.blocks, plan.block_size, vocab.tokenizer.vocab_size());
@@ -152,6 +155,8 @@ fn plan(spec: &Spec, limits: &ModelLimits, available_bytes: Option<u64>) -> Resu
         kv_bytes_per_token: spec.kv_bytes_per_token(),
         context_max: spec.context_max,
         step_bytes_per_token: step_bytes_per_token(spec),
+        // In f32, as the head's matmul leaves them and as the sampler reads them.
+        logits_row_bytes: 2 * 4 * spec.vocab as u64,
     };
     fit::plan(&size, &wishes(limits), available_bytes).map_err(does_not_fit)
 }
@@ -169,6 +174,7 @@ fn wishes(limits: &ModelLimits) -> fit::Wishes {
         max_num_seqs: limits.max_num_seqs,
         max_num_batched_tokens: limits.max_num_batched_tokens,
         kv_cache_bytes: limits.kv_cache_memory_bytes,
+        scored_rows_max: SCORED_PER_STEP_MAX as u64,
         memory_share_permille: limits.memory_share_permille,
     }
 }
@@ -182,7 +188,7 @@ fn engine_config(plan: &fit::Plan, limits: &ModelLimits) -> EngineConfig {
         max_model_len: plan.max_model_len,
         enable_prefix_caching: limits.enable_prefix_caching,
         // The pool's admission is the bound that clients meet; a request with many choices may pass it when alone.
-        max_waiting: limits.max_queue.saturating_add(limits.max_num_seqs).saturating_mul(2),
+        max_waiting: limits.max_queue.saturating_add(limits.max_num_seqs).saturating_mul(2).max(CHOICES_MAX),
     }
 }
 

@@ -208,6 +208,8 @@ impl Sampler {
             }
             let logit = &mut logits[id];
             *logit = if *logit > 0.0 { *logit / params.repetition_penalty } else { *logit * params.repetition_penalty };
+            // A tiny penalty takes it beyond what f32 holds; that is the client's wish, not a fault of the model.
+            *logit = logit.min(f32::MAX);
             let count = self.output_counts[id];
             if count > 0 {
                 *logit -= params.frequency_penalty * count as f32 + params.presence_penalty;

@@ -37,6 +37,15 @@ fn reference(params: &SamplingParams, logits: &[f32]) -> Vec<(u32, f64)> {
 }
 
 #[test]
+fn no_penalty_that_a_client_may_send_makes_the_logits_unsound() {
+    let params = SamplingParams { repetition_penalty: f32::MIN_POSITIVE, ..SamplingParams::greedy(9) };
+    let history = History { prompt: &[1, 2], output: &[3] };
+    assert_eq!(sample(&params, history, &[1.0, 9.0, -9.0, 9.0, 0.0]), 1);
+    let params = SamplingParams { temperature: 1.0, top_p: 0.5, frequency_penalty: 2.0, ..params };
+    assert_eq!(sample(&params, history, &[1.0, 9.0, -9.0, 0.0, 0.0]), 1);
+}
+
+#[test]
 fn draws_follow_the_reference_distribution() {
     let base = SamplingParams { temperature: 1.0, ..SamplingParams::greedy(1) };
     let cases = [

@@ -28,6 +28,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 pub use config::{Capabilities, EngineConfig};
+pub use plan::SCORED_PER_STEP_MAX;
 
 use super::blocks::BlockPool;
 use super::sequence::{FinishReason, NewSequence, OrderKey, SeqId, Sequence, State, Token, TokenLogprobs};

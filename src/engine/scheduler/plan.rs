@@ -5,13 +5,14 @@ use super::{Row, Scheduler, Step};
 use crate::engine::blocks::blocks_for;
 use crate::engine::sequence::{OrderKey, Sequence, State};
 
-/// Prompt positions scored a step and sequence: each needs a row of logits in memory.
-const SCORED_PER_STEP_MAX: usize = 64;
+/// Prompt positions scored a step, over all sequences: each needs a row of logits in memory.
+pub const SCORED_PER_STEP_MAX: usize = 64;
 
 /// What may still be put into the step being planned.
 struct Room {
     tokens: usize,
     prefills: usize,
+    scored: usize,
     decodes_allowed: bool,
     prefills_allowed: bool,
 }
@@ -47,6 +48,7 @@ impl Scheduler {
         let mut room = Room {
             tokens: self.tokens_per_step_max,
             prefills: if prefills_allowed { self.prefills_per_step_max } else { 0 },
+            scored: SCORED_PER_STEP_MAX,
             decodes_allowed,
             prefills_allowed,
         };
@@ -147,8 +149,12 @@ impl Scheduler {
             return true;
         }
         let left = self.left_to_others(slot, share, room);
-        let chunk = self.to_border(slot, share - left).or_else(|| self.to_border(slot, share));
-        let count = chunk.unwrap_or_else(|| self.chunk_max(slot, share));
+        let chunk = [share - left, share].into_iter().find_map(|share| self.to_border(slot, share, room.scored));
+        let count = chunk.unwrap_or_else(|| self.chunk_max(slot, share, room.scored));
+        if count == 0 {
+            // Others score all that this step can; they were before it in order.
+            return true;
+        }
         let covered = self.grow(slot, computed + count);
         if covered == computed {
             self.undo_take_cached(slot, computed_before, cached_before);
@@ -158,20 +164,21 @@ impl Scheduler {
         self.put(slot, count, false, step);
         room.tokens -= count;
         room.prefills -= 1;
+        room.scored -= step.rows.last().map_or(0, |row| row.scored().len());
         true
     }
 
-    /// The most that a sequence can put into one step, of at most `share` tokens.
-    fn chunk_max(&self, slot: usize, share: usize) -> usize {
+    /// The most that a sequence can put into one step, of at most `share` tokens and `scored` scores.
+    fn chunk_max(&self, slot: usize, share: usize, scored: usize) -> usize {
         let sequence = self.at(slot);
         let count = sequence.uncomputed().min(share);
-        sequence.score_next().map_or(count, |next| count.min(next - sequence.computed() + SCORED_PER_STEP_MAX))
+        sequence.score_next().map_or(count, |next| count.min(next - sequence.computed() + scored))
     }
 
     /// The largest chunk of at most `share` tokens that ends the sequence or at a block's border: then others can share
     /// that block, and this sequence theirs. `None` where neither is in reach.
-    fn to_border(&self, slot: usize, share: usize) -> Option<usize> {
-        let (computed, count) = (self.at(slot).computed(), self.chunk_max(slot, share));
+    fn to_border(&self, slot: usize, share: usize, scored: usize) -> Option<usize> {
+        let (computed, count) = (self.at(slot).computed(), self.chunk_max(slot, share, scored));
         if count == self.at(slot).uncomputed() {
             return Some(count);
         }
@@ -184,7 +191,8 @@ impl Scheduler {
     /// a block can share nothing until it has computed the rest of that block by itself.
     fn is_crumb(&self, slot: usize, share: usize) -> bool {
         let shares = self.pool.caching() && self.at(slot).score_next().is_none();
-        shares && self.tokens_per_step_max >= self.config.block_size as usize && self.to_border(slot, share).is_none()
+        let size = self.config.block_size as usize;
+        shares && self.tokens_per_step_max >= size && self.to_border(slot, share, 0).is_none()
     }
 
     /// Part of `share` that the first in order leaves, so that short prompts behind a long one move on too: at most a

@@ -38,6 +38,17 @@ impl Bench {
         id
     }
 
+    /// A prompt whose tokens are scored.
+    fn add_scored(&mut self, first: u32, length: usize) -> SeqId {
+        let id = SeqId(self.next_id);
+        self.next_id += 1;
+        let prompt = (0..length as u32).map(|place| if place == 0 { first } else { place }).collect();
+        let params = SamplingParams { prompt_logprobs: Some(0), ..SamplingParams::greedy(1) };
+        let new = NewSequence { id, prompt, params, priority: 0, salt: [0; 32] };
+        self.scheduler.add(new).expect("it can run");
+        id
+    }
+
     /// One step in which every sampling row gets token 1. Returns (id, tokens) of its rows.
     fn step(&mut self) -> Vec<(u64, usize)> {
         self.scheduler.schedule(&mut self.step);
@@ -45,7 +56,10 @@ impl Bench {
             true => Sampled::Token(Token { id: 1, logprobs: None }),
             false => Sampled::Nothing,
         });
-        let mut results = StepResults { sampled: sampled.collect(), scores: Vec::new() };
+        let scored = self.step.rows.iter().map(|row| row.scored().len()).sum();
+        assert!(scored <= SCORED_PER_STEP_MAX, "{scored} rows of logits for scores alone");
+        let score = TokenLogprobs { logprob: 0.0, rank: 1, top: Vec::new() };
+        let mut results = StepResults { sampled: sampled.collect(), scores: vec![score; scored] };
         self.scheduler.commit(&self.step, &mut results, &mut Vec::new());
         self.scheduler.audit().expect("sound");
         self.step.rows.iter().map(|row| (row.id.0, row.count)).collect()
@@ -72,6 +86,21 @@ fn decodes_come_before_all_prefills_but_the_first_in_order() {
     assert_eq!(bench.step(), [(0, 1), (1, 1), (2, 1)]);
     bench.add(9, 40, 1, 0);
     assert_eq!(bench.step(), [(0, 1), (1, 1), (2, 1), (3, 4)]);
+}
+
+#[test]
+fn many_that_score_their_prompts_share_the_rows_of_logits() {
+    let config = EngineConfig { max_num_batched_tokens: 256, blocks: 256, ..config() };
+    let mut bench = Bench::new(config, &Capabilities::any());
+    for first in 0..6 {
+        bench.add_scored(first, 101);
+    }
+    bench.add(9, 8, 4, 0);
+    // The first in order takes all the scores of the step; whoever needs none goes on beside it.
+    assert_eq!(bench.step(), [(0, 64), (6, 8)]);
+    assert_eq!(bench.step(), [(0, 37), (6, 1), (1, 28)]);
+    let steps = (0..).take_while(|_| !bench.step().is_empty()).count();
+    assert!(steps <= 6 * 100 / SCORED_PER_STEP_MAX + 6, "{steps} steps");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod prepare;
 mod stream;
 
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -122,10 +123,15 @@ impl Member for LocalMember {
     }
 
     fn start(&self, request: Request) -> BoxFuture<'_, Result<EventStream>> {
+        let arrived = Instant::now();
         async move {
             let loaded = Arc::clone(self.ready()?);
-            let (request, prompt) = self.prepared(&loaded, request).await?;
-            self.submit(&loaded, request, prompt)
+            let (mut request, prompt) = self.prepared(&loaded, request).await?;
+            if !request.params.echo {
+                // The ids are all that is needed from here on; the text of a queued request would only take memory.
+                request.prompt = Prompt::Tokens(Vec::new());
+            }
+            self.submit(&loaded, request, prompt, arrived)
         }
         .boxed()
     }
@@ -185,7 +191,13 @@ impl LocalMember {
         .map_err(|panic| Error::internal(format!("preparing the prompt failed: {panic}")))?
     }
 
-    fn submit(&self, loaded: &Arc<Loaded>, request: Request, prompt: Vec<u32>) -> Result<EventStream> {
+    fn submit(
+        &self,
+        loaded: &Arc<Loaded>,
+        request: Request,
+        prompt: Vec<u32>,
+        arrived: Instant,
+    ) -> Result<EventStream> {
         let mut receivers = Vec::with_capacity(request.params.n as usize);
         for choice in 0..request.params.n.max(1) {
             let (progress, receiver) = mpsc::channel(PROGRESS_CHANNEL_STEPS);
@@ -200,7 +212,8 @@ impl LocalMember {
             loaded.engine.submit(submit).map_err(refused)?;
             receivers.push(receiver);
         }
-        Ok(stream::events(Arc::clone(loaded), Arc::clone(&self.metrics), request, prompt, receivers))
+        let submitted = stream::Submitted { request, prompt, arrived, receivers };
+        Ok(stream::events(Arc::clone(loaded), Arc::clone(&self.metrics), submitted))
     }
 }
 
@@ -231,6 +244,8 @@ fn prompt_bytes(prompt: &Prompt) -> usize {
     match prompt {
         Prompt::Text(text) => text.len(),
         Prompt::Tokens(ids) => ids.len(),
+        // Tools are JSON of any size, and rendering writes all of it: not worth measuring.
+        Prompt::Chat(chat) if !chat.tools.is_empty() => usize::MAX,
         Prompt::Chat(chat) => chat.messages.iter().map(|message| message.content.bytes()).sum(),
     }
 }

@@ -21,6 +21,8 @@ struct Running {
     prompt: Vec<u32>,
     receivers: Vec<Option<Receiver<Progress>>>,
     choices: Vec<Choice>,
+    /// Who is asked first for progress: each in turn, so that no choice waits behind another's backlog.
+    turn: usize,
     usage: Usage,
     clock: Clock,
     last: Option<FinishLabel>,
@@ -29,33 +31,34 @@ struct Running {
 
 /// When things happened, for the histograms.
 struct Clock {
-    submitted: Instant,
+    arrived: Instant,
     queue_s: f64,
     prefill_s: f64,
     first_token: Option<Instant>,
     last_token: Vec<Option<Instant>>,
 }
 
+/// A request whose choices are all in the engine.
+pub struct Submitted {
+    pub request: Request,
+    pub prompt: Vec<u32>,
+    /// Before rendering and tokenising: the client has been waiting since then.
+    pub arrived: Instant,
+    /// `[choices]`
+    pub receivers: Vec<Receiver<Progress>>,
+}
+
 /// Dropping the stream drops every receiver, by which the engine frees the sequences at its next step.
-pub fn events(
-    loaded: Arc<Loaded>,
-    metrics: Arc<ModelMetrics>,
-    request: Request,
-    prompt: Vec<u32>,
-    receivers: Vec<Receiver<Progress>>,
-) -> EventStream {
+pub fn events(loaded: Arc<Loaded>, metrics: Arc<ModelMetrics>, submitted: Submitted) -> EventStream {
+    let Submitted { request, prompt, arrived, receivers } = submitted;
     let choices: Vec<_> = receivers.iter().map(|_| Choice::new(&loaded, &request.params, &prompt)).collect();
-    let clock = Clock {
-        submitted: Instant::now(),
-        queue_s: 0.0,
-        prefill_s: 0.0,
-        first_token: None,
-        last_token: vec![None; choices.len()],
-    };
+    let clock =
+        Clock { arrived, queue_s: 0.0, prefill_s: 0.0, first_token: None, last_token: vec![None; choices.len()] };
     let usage = Usage { prompt_tokens: prompt.len() as u32, ..Usage::default() };
     let receivers = receivers.into_iter().map(Some).collect();
+    let (turn, last, recorded) = (0, None, false);
     let mut running =
-        Running { loaded, metrics, request, prompt, receivers, choices, usage, clock, last: None, recorded: false };
+        Running { loaded, metrics, request, prompt, receivers, choices, turn, usage, clock, last, recorded };
     Box::pin(async_stream::stream! {
         let mut next = running.first_progress().await;
         loop {
@@ -70,9 +73,12 @@ pub fn events(
             };
             for event in running.advance(choice, progress) {
                 let failed = matches!(event, Event::Failed(_));
+                if failed {
+                    // Before the event: whoever gets it may drop the stream.
+                    running.finished(FinishLabel::Error);
+                }
                 yield event;
                 if failed {
-                    running.finished(FinishLabel::Error);
                     return;
                 }
             }
@@ -97,10 +103,11 @@ impl Running {
         if self.receivers.iter().all(Option::is_none) {
             return Ok(None);
         }
-        let receivers = &mut self.receivers;
+        let (receivers, turn) = (&mut self.receivers, self.turn);
         let (choice, progress) = std::future::poll_fn(|context| {
-            for (choice, receiver) in receivers.iter_mut().enumerate() {
-                let Some(open) = receiver else { continue };
+            for place in 0..receivers.len() {
+                let choice = (turn + place) % receivers.len();
+                let Some(open) = &mut receivers[choice] else { continue };
                 if let Poll::Ready(progress) = open.poll_recv(context) {
                     return Poll::Ready((choice, progress));
                 }
@@ -108,6 +115,7 @@ impl Running {
             Poll::Pending
         })
         .await;
+        self.turn = choice + 1;
         progress.map(|progress| Some((choice, progress))).ok_or_else(engine_gone)
     }
 
@@ -175,7 +183,7 @@ impl Running {
         let now = Instant::now();
         if self.clock.first_token.is_none() {
             self.clock.first_token = Some(now);
-            self.metrics.time_to_first_token((now - self.clock.submitted).as_secs_f64());
+            self.metrics.time_to_first_token((now - self.clock.arrived).as_secs_f64());
         }
         if let Some(last) = self.clock.last_token[choice].replace(now) {
             self.metrics.inter_token((now - last).as_secs_f64() / tokens as f64);
@@ -192,7 +200,7 @@ impl Running {
                 queue_s: self.clock.queue_s,
                 prefill_s: self.clock.prefill_s,
                 decode_s,
-                e2e_s: (now - self.clock.submitted).as_secs_f64(),
+                e2e_s: (now - self.clock.arrived).as_secs_f64(),
                 prompt_tokens: self.usage.prompt_tokens,
                 generation_tokens: self.usage.completion_tokens,
                 generation_tokens_longest: self.choices.iter().map(|choice| choice.generated).max().unwrap_or(0),
