@@ -42,12 +42,29 @@ pub struct Chat {
     pub messages: Vec<Message>,
     /// Tool definitions exactly as the client sent them; templates read them as data.
     pub tools: Vec<Value>,
+    pub tool_choice: ToolChoice,
+    /// One answer may hold several calls. True unless the client says otherwise.
+    pub parallel_tool_calls: bool,
     /// Open the assistant's turn at the end. True unless the client says otherwise.
     pub add_generation_prompt: bool,
     /// Leave the last message's turn open so that the model continues it.
     pub continue_final_message: bool,
     /// Extra template variables (`chat_template_kwargs`).
     pub template_kwargs: Map<String, Value>,
+}
+
+/// Whether the model may or must call a tool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// The model decides, and what it writes in its format of calls becomes calls.
+    #[default]
+    Auto,
+    /// Tools are shown to the model, but its text is text.
+    None,
+    /// At least one call.
+    Required,
+    /// Exactly this function.
+    Named(String),
 }
 
 /// One message. `content` keeps the client's parts: some templates take a string, some take parts.
@@ -110,12 +127,29 @@ pub struct Params {
     pub skip_special_tokens: bool,
     /// Number of choices, at least 1.
     pub n: u32,
+    /// What the answer must be. With tools it holds for the text, never for the calls.
+    pub constraint: Option<Constraint>,
     /// Report the sampled token's logprob and this many alternatives.
     pub logprobs: Option<u32>,
     /// The same for each prompt token but the first.
     pub prompt_logprobs: Option<u32>,
     /// Return the prompt's text and token reports in `Event::Prompt` (completions with `echo`).
     pub echo: bool,
+}
+
+/// A form that every answer has, because tokens that would break it cannot be sampled.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Constraint {
+    /// Any JSON object.
+    JsonObject,
+    /// A JSON value that the schema accepts.
+    JsonSchema(Value),
+    /// Text that the expression matches whole.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// A grammar in llguidance's Lark-like notation.
+    Grammar(String),
 }
 
 /// A token with its log-probability, as text and as bytes (a token may be part of a character).
@@ -144,12 +178,36 @@ pub enum Event {
     /// More text of one choice. `tokens` is filled when logprobs or token ids were asked for; text that is held back
     /// because it may become a stop string comes with a later event.
     Text { choice: u32, text: String, tokens: Vec<TokenReport>, token_ids: Vec<u32> },
+    /// What the model thinks before it answers, for models that mark it. Comes before the choice's text.
+    Reasoning { choice: u32, text: String, tokens: Vec<TokenReport>, token_ids: Vec<u32> },
+    /// A part of a function call. Parts of one call come in order, and calls one after the other.
+    ToolCall { choice: u32, part: ToolCallPart },
     /// One choice has ended.
     Finished { choice: u32, reason: Finish },
     /// All choices have ended.
     Done(Usage),
     /// The request ended without a full answer.
     Failed(Error),
+}
+
+/// A call's beginning, or more of its arguments.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ToolCallPart {
+    /// Place of the call in its choice, from 0.
+    pub index: u32,
+    /// In the first part of a call only.
+    pub start: Option<ToolCallStart>,
+    /// More of the arguments' JSON text; the parts of a call put together are one JSON object.
+    pub arguments: String,
+    pub tokens: Vec<TokenReport>,
+    pub token_ids: Vec<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolCallStart {
+    /// Unique in the conversation (`call_…`).
+    pub id: String,
+    pub name: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -175,6 +233,8 @@ pub enum Finish {
     /// An end-of-sequence token, or a stop string or token: which one, when the request named it.
     Stop(Option<StopMatch>),
     Length,
+    /// The answer ended with function calls.
+    ToolCalls,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,4 +248,6 @@ pub struct Usage {
     pub prompt_tokens: u32,
     pub completion_tokens: u32,
     pub cached_tokens: u32,
+    /// The part of `completion_tokens` that was reasoning.
+    pub reasoning_tokens: u32,
 }

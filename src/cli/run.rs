@@ -178,7 +178,7 @@ impl Conversation {
                     }
                     return Ok(answer);
                 }
-                Some(Event::Prompt(_) | Event::Finished { .. }) => {}
+                Some(Event::Prompt(_) | Event::Reasoning { .. } | Event::ToolCall { .. } | Event::Finished { .. }) => {}
                 None => return Err(Error::internal("the answer ended without a result")),
             }
         }

@@ -200,7 +200,10 @@ mod tests {
             log.model("m");
             log.tenant("key-1");
             log.first_token();
-            log.finish("length", Usage { prompt_tokens: 3, completion_tokens: 2, cached_tokens: 1 });
+            log.finish(
+                "length",
+                Usage { prompt_tokens: 3, completion_tokens: 2, cached_tokens: 1, reasoning_tokens: 0 },
+            );
             line.answered(200);
             line.complete();
         });

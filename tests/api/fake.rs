@@ -180,7 +180,7 @@ pub fn finished(choice: u32) -> Event {
 }
 
 pub fn done(completion_tokens: u32) -> Event {
-    Event::Done(Usage { prompt_tokens: 9, completion_tokens, cached_tokens: 4 })
+    Event::Done(Usage { prompt_tokens: 9, completion_tokens, cached_tokens: 4, reasoning_tokens: 0 })
 }
 
 pub fn hello() -> Vec<Event> {

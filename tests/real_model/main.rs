@@ -74,7 +74,7 @@ async fn read(mut events: EventStream, take: usize) -> Answer {
                 return answer;
             }
             Event::Failed(error) => panic!("failed: {error}"),
-            Event::Prompt(_) => {}
+            Event::Prompt(_) | Event::Reasoning { .. } | Event::ToolCall { .. } => {}
         }
     }
     panic!("the stream ended without a terminal event");

@@ -113,7 +113,7 @@ impl Answer {
 
     fn note(&mut self, event: &Event) {
         match event {
-            Event::Text { .. } if !self.first_token_seen => {
+            Event::Text { .. } | Event::Reasoning { .. } | Event::ToolCall { .. } if !self.first_token_seen => {
                 self.first_token_seen = true;
                 self.log.first_token();
             }

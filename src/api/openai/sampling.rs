@@ -145,6 +145,7 @@ impl SamplingFields {
             include_stop_str_in_output: self.include_stop_str_in_output.unwrap_or(false),
             skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
             n,
+            constraint: None,
             // Only so that events carry their tokens, which `continuous_usage_stats` counts.
             logprobs: delivery.continuous_usage.then_some(0),
             prompt_logprobs: prompt_logprobs(self.prompt_logprobs, delivery.stream)?,

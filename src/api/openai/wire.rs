@@ -48,7 +48,10 @@ impl From<Usage> for UsageWire {
             completion_tokens: usage.completion_tokens,
             total_tokens: usage.prompt_tokens.saturating_add(usage.completion_tokens),
             prompt_tokens_details: PromptDetails { cached_tokens: usage.cached_tokens, audio_tokens: 0 },
-            completion_tokens_details: CompletionDetails::default(),
+            completion_tokens_details: CompletionDetails {
+                reasoning_tokens: usage.reasoning_tokens,
+                ..CompletionDetails::default()
+            },
         }
     }
 }
@@ -57,6 +60,7 @@ pub(in crate::api) fn finish_reason(finish: &Finish) -> &'static str {
     match finish {
         Finish::Stop(_) => "stop",
         Finish::Length => "length",
+        Finish::ToolCalls => "tool_calls",
     }
 }
 
@@ -65,6 +69,6 @@ pub(in crate::api) fn stop_reason(finish: &Finish) -> Value {
     match finish {
         Finish::Stop(Some(StopMatch::Text(text))) => Value::from(text.as_str()),
         Finish::Stop(Some(StopMatch::Token(id))) => Value::from(*id),
-        Finish::Stop(None) | Finish::Length => Value::Null,
+        Finish::Stop(None) | Finish::Length | Finish::ToolCalls => Value::Null,
     }
 }

@@ -140,7 +140,7 @@ impl Running {
                 // A stop string ends the choice before the engine knows: dropping the receiver tells it.
                 self.receivers[choice] = None;
                 self.last = Some(match reason {
-                    Finish::Stop(_) => FinishLabel::Stop,
+                    Finish::Stop(_) | Finish::ToolCalls => FinishLabel::Stop,
                     Finish::Length => FinishLabel::Length,
                 });
                 events.push(Event::Finished { choice: index, reason });

@@ -3,7 +3,7 @@
 use crate::api::ApiConfig;
 use crate::api::openai::sampling::{Call, LOGPROBS_MAX};
 use crate::error::{Error, Result};
-use crate::request::Chat;
+use crate::request::{Chat, ToolChoice};
 
 use super::messages;
 use super::wire::{ChatBody, ChatFields};
@@ -26,6 +26,8 @@ pub(in crate::api) fn checked(body: ChatBody, config: &ApiConfig) -> Result<(Cal
     let chat = Chat {
         messages: messages::checked(chat.messages, config.messages_max)?,
         tools: Vec::new(),
+        tool_choice: ToolChoice::Auto,
+        parallel_tool_calls: true,
         add_generation_prompt,
         continue_final_message,
         template_kwargs: chat.chat_template_kwargs.unwrap_or_default(),

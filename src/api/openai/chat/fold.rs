@@ -42,7 +42,8 @@ impl ChatFold {
                     folded.finish = Some(reason);
                 }
             }
-            Event::Done(_) | Event::Failed(_) => {}
+            // Not asked for here: tools and the parting of reasoning are refused by name.
+            Event::Reasoning { .. } | Event::ToolCall { .. } | Event::Done(_) | Event::Failed(_) => {}
         }
     }
 

@@ -59,7 +59,8 @@ impl ChunkWriter for ChatWriter {
                 let stop_reason = stop_reason(&reason);
                 self.chunk(ChunkChoice { index, finish_reason, stop_reason, ..ChunkChoice::default() }, out);
             }
-            Event::Done(_) | Event::Failed(_) => {}
+            // Not asked for here: tools and the parting of reasoning are refused by name.
+            Event::Reasoning { .. } | Event::ToolCall { .. } | Event::Done(_) | Event::Failed(_) => {}
         }
     }
 

@@ -59,6 +59,7 @@ fn every_field_arrives() {
         include_stop_str_in_output: true,
         skip_special_tokens: false,
         n: 3,
+        constraint: None,
         logprobs: Some(20),
         prompt_logprobs: Some(3),
         echo: false,

@@ -46,7 +46,8 @@ impl CompletionFold {
                     folded.finish = Some(reason);
                 }
             }
-            Event::Done(_) | Event::Failed(_) => {}
+            // Not asked for here: tools and the parting of reasoning are refused by name.
+            Event::Reasoning { .. } | Event::ToolCall { .. } | Event::Done(_) | Event::Failed(_) => {}
         }
     }
 

@@ -105,7 +105,8 @@ impl ChunkWriter for CompletionWriter {
                 };
                 self.chunk(choice, out);
             }
-            Event::Done(_) | Event::Failed(_) => {}
+            // Not asked for here: tools and the parting of reasoning are refused by name.
+            Event::Reasoning { .. } | Event::ToolCall { .. } | Event::Done(_) | Event::Failed(_) => {}
         }
     }
 

@@ -4,7 +4,7 @@ use crate::api::ApiConfig;
 use crate::api::openai::chat::{messages, turn_ends};
 use crate::error::{Error, Result};
 use crate::pool::TokenizeInput;
-use crate::request::Chat;
+use crate::request::{Chat, ToolChoice};
 
 use super::wire::{DetokenizeBody, TokenizeBody, TokenizeFields};
 
@@ -49,6 +49,8 @@ fn chat(fields: TokenizeFields, config: &ApiConfig) -> Result<Chat> {
     Ok(Chat {
         messages: messages::checked(fields.messages, config.messages_max)?,
         tools: fields.tools.unwrap_or_default(),
+        tool_choice: ToolChoice::Auto,
+        parallel_tool_calls: true,
         add_generation_prompt,
         continue_final_message,
         template_kwargs: fields.chat_template_kwargs.unwrap_or_default(),
