@@ -10,7 +10,9 @@ use super::{synthetic, text};
 use crate::config::{ModelConfig, ModelLimits};
 use crate::device::{cpu, fit};
 use crate::engine::scheduler::SCORED_PER_STEP_MAX;
-use crate::engine::{EngineConfig, EngineHandle, Executor, ModelExecutor, SimExecutor, SimOptions};
+use crate::engine::{
+    EngineConfig, EngineHandle, Executor, ItlTarget, ModelExecutor, NgramConfig, SimExecutor, SimOptions,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{LocalFiles, LocalModel, Progress};
 use crate::pool::ModelCard;
@@ -189,6 +191,8 @@ fn engine_config(plan: &fit::Plan, limits: &ModelLimits) -> EngineConfig {
         enable_prefix_caching: limits.enable_prefix_caching,
         // The pool's admission is the bound that clients meet; a request with many choices may pass it when alone.
         max_waiting: limits.max_queue.saturating_add(limits.max_num_seqs).saturating_mul(2).max(CHOICES_MAX),
+        itl_target: ItlTarget::Auto,
+        speculation: Some(NgramConfig::default()),
     }
 }
 

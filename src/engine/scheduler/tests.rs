@@ -1,7 +1,7 @@
 //! The scheduler's rules one by one; the seeded simulator (tests/simulator) has them all at once.
 
 use super::*;
-use crate::engine::SamplingParams;
+use crate::engine::{SamplingParams, Token, TokenLogprobs};
 
 fn config() -> EngineConfig {
     EngineConfig {
@@ -12,6 +12,8 @@ fn config() -> EngineConfig {
         max_model_len: 512,
         enable_prefix_caching: true,
         max_waiting: 8,
+        itl_target: ItlTarget::Auto,
+        speculation: None,
     }
 }
 
@@ -53,13 +55,15 @@ impl Bench {
     fn step(&mut self) -> Vec<(u64, usize)> {
         self.scheduler.schedule(&mut self.step);
         let sampled = self.step.rows.iter().map(|row| match row.sample {
-            true => Sampled::Token(Token { id: 1, logprobs: None }),
+            true => Sampled::Tokens(1),
             false => Sampled::Nothing,
         });
         let scored = self.step.rows.iter().map(|row| row.scored().len()).sum();
         assert!(scored <= SCORED_PER_STEP_MAX, "{scored} rows of logits for scores alone");
         let score = TokenLogprobs { logprob: 0.0, rank: 1, top: Vec::new() };
-        let mut results = StepResults { sampled: sampled.collect(), scores: vec![score; scored] };
+        let tokens = self.step.rows.iter().filter(|row| row.sample).map(|_| Token { id: 1, logprobs: None });
+        let (sampled, tokens) = (sampled.collect(), tokens.collect());
+        let mut results = StepResults { sampled, tokens, scores: vec![score; scored] };
         self.scheduler.commit(&self.step, &mut results, &mut Vec::new());
         self.scheduler.audit().expect("sound");
         self.step.rows.iter().map(|row| (row.id.0, row.count)).collect()
