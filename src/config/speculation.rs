@@ -111,7 +111,10 @@ mod tests {
             }))
         };
         let cases = [
-            (r#"{"method":"ngram","num_speculative_tokens":4,"prompt_lookup_max":4,"prompt_lookup_min":2}"#, ngram(4, 4, 2)),
+            (
+                r#"{"method":"ngram","num_speculative_tokens":4,"prompt_lookup_max":4,"prompt_lookup_min":2}"#,
+                ngram(4, 4, 2),
+            ),
             (r#"{"method":"ngram","prompt_lookup_max":7}"#, ngram(5, 7, 7)),
             (r#"{"prompt_lookup_min":2}"#, ngram(5, 2, 2)),
             ("{}", Ok(Speculation::default())),
