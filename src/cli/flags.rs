@@ -49,7 +49,7 @@ pub struct ModelFlags {
     /// their wait without), off, or milliseconds [default: auto]
     #[arg(long, value_name = "MS")]
     pub itl_target_ms: Option<ItlTarget>,
-    /// Guessing tokens ahead: off, or JSON as vLLM takes it, {"method": "ngram", "num_speculative_tokens": 5,
+    /// Guessing tokens ahead: off, or JSON as vLLM takes it, {"method": "ngram", "num_speculative_tokens": 8,
     /// "prompt_lookup_max": 5, "prompt_lookup_min": 3} (the default). Answers stay the same; where guesses do not pay
     /// none are made
     #[arg(long, value_name = "JSON", value_parser = SpeculativeSection::parse)]

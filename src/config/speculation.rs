@@ -33,7 +33,7 @@ pub struct NgramLookup {
     pub prompt_lookup_min: u32,
 }
 
-pub const NUM_SPECULATIVE_TOKENS_DEFAULT: u32 = 5;
+pub const NUM_SPECULATIVE_TOKENS_DEFAULT: u32 = 8;
 pub const NUM_SPECULATIVE_TOKENS_MAX: u32 = 16;
 pub const PROMPT_LOOKUP_MAX_DEFAULT: u32 = 5;
 pub const PROMPT_LOOKUP_MIN_DEFAULT: u32 = 3;
@@ -115,8 +115,8 @@ mod tests {
                 r#"{"method":"ngram","num_speculative_tokens":4,"prompt_lookup_max":4,"prompt_lookup_min":2}"#,
                 ngram(4, 4, 2),
             ),
-            (r#"{"method":"ngram","prompt_lookup_max":7}"#, ngram(5, 7, 7)),
-            (r#"{"prompt_lookup_min":2}"#, ngram(5, 2, 2)),
+            (r#"{"method":"ngram","prompt_lookup_max":7}"#, ngram(8, 7, 7)),
+            (r#"{"prompt_lookup_min":2}"#, ngram(8, 2, 2)),
             ("{}", Ok(Speculation::default())),
             ("off", Ok(Speculation::Off)),
         ];

@@ -4,7 +4,7 @@
 //! Pure. A draft of `k` tokens is worth the tokens that it is expected to save, at the price a token has in this step,
 //! and costs the time that `k` more tokens add to it. Where the one does not exceed the other nothing is drafted: that
 //! is how speculation switches itself off, for one sequence that cannot be guessed and for a crowd that leaves the
-//! machine no idle arithmetic. Confidence returns slowly while nothing is drafted, so that what has become predictable
+//! machine no idle arithmetic. Nor does a step take longer for drafts than its target time. Confidence returns slowly while nothing is drafted, so that what has become predictable
 //! is noticed.
 
 use super::costs::StepCosts;
@@ -37,7 +37,7 @@ pub struct NgramConfig {
 
 impl Default for NgramConfig {
     fn default() -> Self {
-        Self { num_speculative_tokens: 5, prompt_lookup_max: 5, prompt_lookup_min: 2 }
+        Self { num_speculative_tokens: 8, prompt_lookup_max: 5, prompt_lookup_min: 3 }
     }
 }
 
@@ -84,8 +84,8 @@ pub struct StepSoFar {
     pub decodes: usize,
     /// Drafts of the sequences before.
     pub drafts: usize,
-    /// Prompt tokens take part too: then no arithmetic is idle.
-    pub prefills: bool,
+    /// What the step should take at most.
+    pub target_us: f32,
 }
 
 impl Drafter {
@@ -133,13 +133,13 @@ impl Drafter {
         let (mut best, mut best_gain_us) = (0, 0.0);
         let (mut all_right, mut saved) = (1.0, 0.0);
         for count in 1..=most {
+            let step_us = costs.decode_us(step.decodes + step.drafts + count);
+            if step_us > step.target_us {
+                break;
+            }
             all_right *= self.confidence;
             saved += all_right;
-            let mut more_us = (costs.decode_us(step.decodes + step.drafts + count) - before_us).max(0.0);
-            if step.prefills {
-                more_us = more_us.max(count as f32 * costs.prompt_token_us());
-            }
-            let gain_us = saved * token_us - more_us * GAIN_MARGIN;
+            let gain_us = saved * token_us - (step_us - before_us).max(0.0) * GAIN_MARGIN;
             // Before anything is measured every count gains nothing, and is worth finding out about.
             if gain_us > best_gain_us || (token_us == 0.0 && gain_us == 0.0) {
                 (best, best_gain_us) = (count, gain_us);
@@ -153,7 +153,7 @@ impl Drafter {
 mod tests {
     use super::*;
 
-    const ALONE: StepSoFar = StepSoFar { decodes: 1, drafts: 0, prefills: false };
+    const ALONE: StepSoFar = StepSoFar { decodes: 1, drafts: 0, target_us: f32::INFINITY };
 
     /// A step of one token takes 1000 us, each further one `more_us`.
     fn costs(more_us: f32) -> StepCosts {
@@ -177,7 +177,7 @@ mod tests {
             ("too dear", 600.0, ALONE, 0),
             ("in a crowd a token costs little, so it saves little", 100.0, crowd, 0),
             ("in a crowd that the memory holds up", 10.0, crowd, 3),
-            ("beside a prompt", 300.0, StepSoFar { prefills: true, ..ALONE }, 2),
+            ("within the target time", 50.0, StepSoFar { target_us: 1100.0, ..ALONE }, 2),
         ];
         for (name, more_us, step, expected) in cases {
             assert_eq!(drafter().worthwhile(5, step, &costs(more_us)), expected, "{name}");
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn wrong_guesses_switch_it_off_and_time_brings_it_back() {
-        let (mut drafter, costs, text) = (drafter(), costs(200.0), [1, 2, 3, 1, 2]);
+        let (mut drafter, costs, text) = (drafter(), costs(200.0), [1, 2, 3, 4, 1, 2, 3]);
         let mut shared = SharedConfidence::default();
         let mut wrong = 0;
         while drafter.draft(&text, 5, ALONE, &costs) > 0 {

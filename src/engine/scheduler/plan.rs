@@ -63,21 +63,25 @@ impl Scheduler {
 
     fn plan(&mut self, step: &mut Step, decodes_allowed: bool, prefills_allowed: bool) {
         let decodes = self.running.iter().filter(|slot| self.at(**slot).is_decode()).count();
-        let prefills_open = prefills_allowed && (decodes < self.running.len() || !self.waiting.is_empty());
         let decoding = if decodes_allowed { decodes } else { 0 };
         let left = self.tokens_per_step_max.saturating_sub(decoding);
+        let target_us = self.target_us(decodes);
         let mut room = Room {
             tokens: self.tokens_per_step_max,
-            prefill_tokens: self.prefill_tokens(decodes),
+            prefill_tokens: self.prefill_tokens(decodes, target_us),
             // Half of what is left, so that a small budget is not spent on guesses.
             drafts: DRAFTS_PER_STEP_MAX.min(left / 2),
             decodes: decoding,
-            so_far: StepSoFar { decodes: decoding, drafts: 0, prefills: prefills_open },
+            so_far: StepSoFar { decodes: decoding, drafts: 0, target_us },
             prefills: if prefills_allowed { self.prefills_per_step_max } else { 0 },
             scored: SCORED_PER_STEP_MAX,
             decodes_allowed,
             prefills_allowed,
         };
+        if prefills_allowed && self.has_open_prefills(decodes) {
+            // Beside prompts no arithmetic is idle, and what the target time leaves is theirs.
+            room.drafts = 0;
+        }
         self.plan_first(step, left.max(1), &mut room);
         if decodes_allowed {
             self.plan_decodes(step, &mut room);
@@ -85,15 +89,24 @@ impl Scheduler {
         self.plan_prefills(step, &mut room);
     }
 
-    /// Prompt tokens that fit into the target time beside so many decodes.
-    fn prefill_tokens(&self, decodes: usize) -> usize {
-        let (decode_us, token_us) = (self.costs.decode_us(decodes), self.costs.prompt_token_us());
-        let target_us = match self.config.itl_target {
-            ItlTarget::Off => return usize::MAX,
-            ItlTarget::Auto => (decode_us * AUTO_FACTOR).max(AUTO_TARGET_MIN_US),
+    /// Whether some prompt, or a sequence that resumes, could be part of the step.
+    fn has_open_prefills(&self, decodes: usize) -> bool {
+        decodes < self.running.len() || (!self.waiting.is_empty() && self.running.len() < self.running_max)
+    }
+
+    /// How long a step with so many decodes should take at most, in microseconds.
+    fn target_us(&self, decodes: usize) -> f32 {
+        match self.config.itl_target {
+            ItlTarget::Off => f32::INFINITY,
+            ItlTarget::Auto => (self.costs.decode_us(decodes) * AUTO_FACTOR).max(AUTO_TARGET_MIN_US),
             ItlTarget::Milliseconds(target_ms) => target_ms as f32 * 1000.0,
-        };
-        if decodes == 0 || token_us == 0.0 {
+        }
+    }
+
+    /// Prompt tokens that fit into the target time beside so many decodes.
+    fn prefill_tokens(&self, decodes: usize, target_us: f32) -> usize {
+        let (decode_us, token_us) = (self.costs.decode_us(decodes), self.costs.prompt_token_us());
+        if decodes == 0 || token_us == 0.0 || target_us.is_infinite() {
             return usize::MAX;
         }
         let fitting = ((target_us - decode_us) / token_us).max(0.0) as usize;
