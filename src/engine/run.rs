@@ -17,7 +17,7 @@ use tokio::sync::mpsc::Sender;
 use super::batch;
 use super::executor::Executor;
 use super::handle::{Arrival, Board, Command, Gate, Progress, PromptDone};
-use super::sampler::StepSampler;
+use super::sampler::{LANE_LOGITS_MIN, StepSampler};
 use super::scheduler::{EngineConfig, Outcome, Scheduler, Step, StepResults};
 use super::sequence::{FinishReason, NewSequence, SeqId};
 
@@ -115,7 +115,7 @@ impl Engine {
         let mut engine = Self {
             scheduler,
             executor,
-            sampler: StepSampler::default(),
+            sampler: StepSampler::new(LANE_LOGITS_MIN),
             deliveries: HashMap::new(),
             board,
             step: Step::default(),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use sconce::engine::executor::Executor;
-use sconce::engine::sampler::Sampler;
+use sconce::engine::sampler::{StepSampler, Workers};
 use sconce::engine::scheduler::{Outcome, Sampled, Scheduler, Step, StepResults};
 use sconce::engine::sequence::{NewSequence, OrderKey, State};
 use sconce::engine::{
@@ -49,7 +49,8 @@ pub struct World {
     vocab: u32,
     scheduler: Scheduler,
     executor: SimExecutor,
-    sampler: Sampler,
+    sampler: StepSampler,
+    workers: Workers,
     clients: BTreeMap<SeqId, Client>,
     next_id: u64,
     prefixes: Vec<Vec<u32>>,
@@ -84,7 +85,9 @@ impl World {
         Self {
             scheduler: Scheduler::new(config.clone(), &capabilities, vocab as usize).expect("a scenario is valid"),
             executor: SimExecutor::new(options),
-            sampler: Sampler::default(),
+            sampler: StepSampler::new(1),
+            // Whoever comes first, the results are the same.
+            workers: Workers { count: 1 + random.below(4) as usize, run: |count, run| (0..count).rev().for_each(run) },
             clients: BTreeMap::new(),
             next_id: 0,
             prefixes,
@@ -257,7 +260,7 @@ impl World {
             self.fail_step();
         } else {
             let broken = self.break_logits();
-            self.sampler.sample_step(&self.scheduler, &self.step, &self.logits, &mut self.results);
+            self.sampler.sample(&self.scheduler, &self.step, &self.logits, &mut self.results, self.workers);
             let broken = self.check_failed(broken);
             self.scheduler.commit(&self.step, &mut self.results, &mut self.outcomes);
             self.take_outcomes(broken);

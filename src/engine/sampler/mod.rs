@@ -15,9 +15,9 @@ use std::cmp::Ordering;
 use sconce_models::Logits;
 
 pub use seen::SeenTokens;
-pub use step::{StepSampler, Workers};
+pub use step::{LANE_LOGITS_MIN, StepSampler, Workers};
 
-use super::scheduler::{Row, Sampled, Scheduler, Step, StepResults};
+use super::scheduler::{Row, Sampled, Scheduler, StepResults};
 use super::sequence::{Sequence, Token, TokenLogprobs};
 
 /// Candidates sorted at first when only top-p cuts; most distributions need no more.
@@ -106,13 +106,7 @@ struct Peak {
 }
 
 impl Sampler {
-    /// Scores and samples every row of a step that asks for it.
-    pub fn sample_step(&mut self, scheduler: &Scheduler, step: &Step, logits: &Logits, results: &mut StepResults) {
-        results.clear();
-        self.sample_rows(scheduler, &step.rows, logits, 0, results);
-    }
-
-    /// Adds the results of rows whose logits begin at `sample`.
+    /// Scores and samples rows whose logits begin at `sample`; adds to `results`.
     fn sample_rows(
         &mut self,
         scheduler: &Scheduler,

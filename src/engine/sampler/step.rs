@@ -14,7 +14,7 @@ use super::Sampler;
 use crate::engine::scheduler::{Row, Scheduler, Step, StepResults};
 
 /// Below so many logits a lane is not worth waking a thread for.
-const LANE_LOGITS_MIN: usize = 32 * 1024;
+pub const LANE_LOGITS_MIN: usize = 32 * 1024;
 
 /// Threads that take part in sampling.
 #[derive(Clone, Copy)]
@@ -30,8 +30,8 @@ impl Workers {
 }
 
 /// Memory of every lane, kept from step to step.
-#[derive(Default)]
 pub struct StepSampler {
+    lane_logits_min: usize,
     lanes: Vec<Mutex<Lane>>,
 }
 
@@ -45,6 +45,11 @@ struct Lane {
 }
 
 impl StepSampler {
+    /// Gives a lane at least so many logits, usually [`LANE_LOGITS_MIN`].
+    pub fn new(lane_logits_min: usize) -> Self {
+        Self { lane_logits_min: lane_logits_min.max(1), lanes: Vec::new() }
+    }
+
     /// Scores and samples every row of a step that asks for it.
     pub fn sample(
         &mut self,
@@ -72,7 +77,7 @@ impl StepSampler {
     /// Gives every lane its rows, about equally many samples each. Returns the number of lanes.
     fn divide(&mut self, rows: &[Row], logits: &Logits, workers: usize) -> usize {
         let samples = logits.values.len().checked_div(logits.vocab).unwrap_or(0);
-        let wanted = workers.min(samples).min(logits.values.len() / LANE_LOGITS_MIN).max(1);
+        let wanted = workers.min(samples).min(logits.values.len() / self.lane_logits_min).max(1);
         self.lanes.resize_with(self.lanes.len().max(wanted), Mutex::default);
         let (mut row, mut sample) = (0, 0);
         for (index, lane) in self.lanes[..wanted].iter_mut().enumerate() {
