@@ -28,11 +28,13 @@ pub struct StepCosts {
     /// With the gaps filled. `[entry]`
     decode_us: [f32; ENTRIES],
     prompt_token_us: f32,
+    /// The largest size measured lately.
+    largest: usize,
 }
 
 impl Default for StepCosts {
     fn default() -> Self {
-        Self { steps: 0, measured: [(0.0, 0); ENTRIES], decode_us: [0.0; ENTRIES], prompt_token_us: 0.0 }
+        Self { steps: 0, measured: [(0.0, 0); ENTRIES], decode_us: [0.0; ENTRIES], prompt_token_us: 0.0, largest: 0 }
     }
 }
 
@@ -60,6 +62,12 @@ impl StepCosts {
         if tokens == 0 { 0.0 } else { self.decode_us[entry(tokens)] }
     }
 
+    /// The most decode tokens that a step should have for the sake of guesses: half as many again as a step had lately,
+    /// so that a size whose cost nobody knows is approached, not leapt to. No bound while nothing is known.
+    pub fn familiar_tokens(&self) -> usize {
+        if self.largest == 0 { usize::MAX } else { self.largest + self.largest / 2 + 4 }
+    }
+
     /// Time that one prompt token adds to a step; 0 while nothing is known.
     pub fn prompt_token_us(&self) -> f32 {
         self.prompt_token_us
@@ -83,6 +91,7 @@ impl StepCosts {
             last = Some(at);
         }
         let Some(last) = last else { return };
+        self.largest = tokens_of(last);
         for at in last + 1..ENTRIES {
             let more = (tokens_of(at) - tokens_of(last)) as f32;
             self.decode_us[at] = self.decode_us[last] + more * self.prompt_token_us;
@@ -155,6 +164,7 @@ mod tests {
             costs.observe(1, 0, 100.0);
         }
         assert!(costs.decode_us(5) < 200.0, "it is worth another try: {}", costs.decode_us(5));
+        assert_eq!(costs.familiar_tokens(), 5, "and approached again");
         costs.observe(1, 0, f32::NAN);
         assert!(costs.decode_us(1).is_finite());
     }

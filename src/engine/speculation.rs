@@ -133,8 +133,9 @@ impl Drafter {
         let (mut best, mut best_gain_us) = (0, 0.0);
         let (mut all_right, mut saved) = (1.0, 0.0);
         for count in 1..=most {
-            let step_us = costs.decode_us(step.decodes + step.drafts + count);
-            if step_us > step.target_us {
+            let tokens = step.decodes + step.drafts + count;
+            let step_us = costs.decode_us(tokens);
+            if step_us > step.target_us || tokens > costs.familiar_tokens() {
                 break;
             }
             all_right *= self.confidence;
@@ -158,8 +159,9 @@ mod tests {
     /// A step of one token takes 1000 us, each further one `more_us`.
     fn costs(more_us: f32) -> StepCosts {
         let mut costs = StepCosts::default();
-        costs.observe(0, 100, more_us * 100.0);
-        costs.observe(1, 0, 1000.0);
+        for tokens in [1, 32] {
+            costs.observe(tokens, 0, 1000.0 + more_us * (tokens - 1) as f32);
+        }
         costs
     }
 
@@ -183,6 +185,9 @@ mod tests {
             assert_eq!(drafter().worthwhile(5, step, &costs(more_us)), expected, "{name}");
         }
         assert_eq!(drafter().worthwhile(5, ALONE, &StepCosts::default()), 5, "nothing is known yet");
+        let mut single = StepCosts::default();
+        single.observe(1, 0, 1000.0);
+        assert_eq!(drafter().worthwhile(8, ALONE, &single), 4, "larger steps are approached");
         assert_eq!(drafter().worthwhile(0, ALONE, &costs(0.0)), 0, "there is no room");
     }
 
