@@ -100,7 +100,9 @@ mod tests {
 
     #[test]
     fn a_draft_is_what_followed_the_longest_and_newest_occurrence() {
-        let cases: &[(&str, &[u32], usize, usize, &[u32])] = &[
+        /// Name, text, shortest and longest n-gram, draft.
+        type Case<'a> = (&'a str, &'a [u32], usize, usize, &'a [u32]);
+        let cases: &[Case] = &[
             ("nothing repeats", &[1, 2, 3, 4], 2, 3, &[]),
             ("too short", &[1], 2, 3, &[]),
             ("once before", &[1, 2, 3, 4, 9, 1, 2], 2, 3, &[3, 4, 9]),
