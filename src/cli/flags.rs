@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::config::file::ModelSection;
-use crate::config::{DeviceChoice, KvCacheDtype, MatmulPrecision, ModelConfig, ModelLimits, parse_bytes};
+use crate::config::speculation::SpeculativeSection;
+use crate::config::{DeviceChoice, ItlTarget, KvCacheDtype, MatmulPrecision, ModelConfig, ModelLimits, parse_bytes};
 use crate::error::{Error, Result};
 
 /// How a model is run. Flags that `vllm serve` has carry its names.
@@ -49,6 +50,15 @@ pub struct ModelFlags {
     /// Compute every prompt from its first token
     #[arg(long)]
     pub no_enable_prefix_caching: bool,
+    /// Longest wait for the next token that streams should have while prompts are read beside them: auto (about twice
+    /// their wait without), off, or milliseconds [default: auto]
+    #[arg(long, value_name = "MS")]
+    pub itl_target_ms: Option<ItlTarget>,
+    /// Guessing tokens ahead: off, or JSON as vLLM takes it, {"method": "ngram", "num_speculative_tokens": 8,
+    /// "prompt_lookup_max": 5, "prompt_lookup_min": 3} (the default). Answers stay the same; where guesses do not pay
+    /// none are made
+    #[arg(long, value_name = "JSON", value_parser = SpeculativeSection::parse)]
+    pub speculative_config: Option<SpeculativeSection>,
     /// A Jinja chat template file that replaces the model's own
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
@@ -63,6 +73,10 @@ impl ModelFlags {
         let in_file_kv = in_file_kv.map_err(|why| Error::invalid("kv_cache_memory", why))?;
         let in_file_device = section.device.as_deref().map(str::parse::<DeviceChoice>).transpose();
         let in_file_device = in_file_device.map_err(|why| Error::invalid("device", why))?;
+        let in_file_itl = section.itl_target_ms.as_deref().map(str::parse::<ItlTarget>).transpose();
+        let in_file_itl = in_file_itl.map_err(|why| Error::invalid("itl_target_ms", why))?;
+        let speculative = self.speculative_config.as_ref().or(section.speculative_config.as_ref());
+        let speculation = speculative.map(SpeculativeSection::resolve).transpose()?;
         let in_file_dtype = section.kv_cache_dtype.as_deref().map(str::parse::<KvCacheDtype>).transpose();
         let in_file_dtype = in_file_dtype.map_err(|why| Error::invalid("kv_cache_dtype", why))?;
         let in_file_precision = section.matmul_precision.as_deref().map(str::parse::<MatmulPrecision>).transpose();
@@ -79,6 +93,8 @@ impl ModelFlags {
             memory_share_permille: utilization.map_or(defaults.memory_share_permille, permille),
             enable_prefix_caching: !self.no_enable_prefix_caching
                 && (self.enable_prefix_caching || section.enable_prefix_caching.unwrap_or(true)),
+            itl_target: self.itl_target_ms.or(in_file_itl).unwrap_or(defaults.itl_target),
+            speculation: speculation.unwrap_or(defaults.speculation),
         };
         Ok(ModelConfig {
             reference: section.model.clone(),

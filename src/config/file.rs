@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::speculation::SpeculativeSection;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The whole file. Every key is optional; flags win over it.
@@ -47,6 +48,10 @@ pub struct ModelSection {
     pub kv_cache_dtype: Option<String>,
     pub gpu_memory_utilization: Option<f64>,
     pub enable_prefix_caching: Option<bool>,
+    /// As `--itl-target-ms` takes it: `"auto"`, `"off"` or `"40"`.
+    pub itl_target_ms: Option<String>,
+    /// `speculative_config = { method = "ngram", num_speculative_tokens = 4 }`
+    pub speculative_config: Option<SpeculativeSection>,
     pub chat_template: Option<PathBuf>,
 }
 
@@ -76,6 +81,17 @@ mod tests {
         let file = parse("[server]\nport = 9000\n[[models]]\nmodel = \"sim\"\nmax_num_seqs = 4\n").expect("valid");
         assert_eq!(file.server.port, Some(9000));
         assert_eq!((file.models[0].model.as_str(), file.models[0].max_num_seqs), ("sim", Some(4)));
+    }
+
+    #[test]
+    fn nested_tables_are_read_and_checked_too() {
+        let model = "[[models]]\nmodel = \"sim\"\nitl_target_ms = \"40\"\n";
+        let text = format!("{model}speculative_config = {{ method = \"ngram\", prompt_lookup_max = 4 }}\n");
+        let file = parse(&text).expect("valid");
+        let speculation = file.models[0].speculative_config.as_ref().expect("it is there");
+        assert_eq!((speculation.method.as_deref(), speculation.prompt_lookup_max), (Some("ngram"), Some(4)));
+        let error = parse(&format!("{model}speculative_config = {{ draft = 1 }}\n")).expect_err("unknown key");
+        assert!(error.starts_with("line 4: ") && error.contains("draft"), "{error}");
     }
 
     #[test]

@@ -2,11 +2,13 @@
 
 pub mod env;
 pub mod file;
+pub mod speculation;
 
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use self::speculation::Speculation;
 use crate::error::{Error, Result};
 
 /// Everything `sconce serve` needs.
@@ -47,6 +49,8 @@ pub struct ModelLimits {
     /// Share of the available memory for weights and KV, in thousandths.
     pub memory_share_permille: u32,
     pub enable_prefix_caching: bool,
+    pub itl_target: ItlTarget,
+    pub speculation: Speculation,
 }
 
 pub const HOST_DEFAULT: &str = "127.0.0.1";
@@ -73,6 +77,34 @@ impl Default for ModelLimits {
             matmul_precision: MatmulPrecision::Fast,
             memory_share_permille: (MEMORY_UTILIZATION_DEFAULT * 1000.0) as u32,
             enable_prefix_caching: true,
+            itl_target: ItlTarget::default(),
+            speculation: Speculation::default(),
+        }
+    }
+}
+
+/// How long streams may wait for their next token while prompts are being read (`--itl-target-ms`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ItlTarget {
+    /// Twice what they wait without prompts.
+    #[default]
+    Auto,
+    Milliseconds(u32),
+    /// As long as a step of `--max-num-batched-tokens` takes.
+    Off,
+}
+
+impl std::str::FromStr for ItlTarget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            _ => match text.parse() {
+                Ok(milliseconds @ 1..=60_000) => Ok(Self::Milliseconds(milliseconds)),
+                _ => Err(format!("'{text}' is not a target; give auto, off or 1 to 60000 milliseconds")),
+            },
         }
     }
 }
@@ -221,6 +253,16 @@ mod tests {
         assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
         assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
         assert!("gpu".parse::<DeviceChoice>().is_err() && "cuda:x".parse::<DeviceChoice>().is_err());
+    }
+
+    #[test]
+    fn targets_are_words_or_milliseconds() {
+        assert_eq!("auto".parse(), Ok(ItlTarget::Auto));
+        assert_eq!("off".parse(), Ok(ItlTarget::Off));
+        assert_eq!("40".parse(), Ok(ItlTarget::Milliseconds(40)));
+        for text in ["0", "-3", "fast", "", "60001", "1.5"] {
+            assert!(text.parse::<ItlTarget>().is_err(), "{text}");
+        }
     }
 
     #[test]

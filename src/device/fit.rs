@@ -10,7 +10,7 @@ pub struct ModelSize {
     pub context_max: u32,
     /// Bytes of activations that one token of a step needs.
     pub step_bytes_per_token: u64,
-    /// Bytes of one row of logits: one for each sequence that samples, and for each prompt token that is scored.
+    /// Bytes of one row of logits: one for each sequence that samples, each prompt token that is scored, each draft.
     pub logits_row_bytes: u64,
 }
 
@@ -22,8 +22,8 @@ pub struct Wishes {
     pub max_num_seqs: u32,
     pub max_num_batched_tokens: Option<u32>,
     pub kv_cache_bytes: Option<u64>,
-    /// Prompt tokens that one step may score.
-    pub scored_rows_max: u64,
+    /// Rows of logits that one step may need beyond one a sequence.
+    pub further_rows_max: u64,
     /// Share of the available memory that weights and KV may take, in thousandths (`--gpu-memory-utilization`).
     pub memory_share_permille: u32,
 }
@@ -52,7 +52,7 @@ const CONTEXT_CHOSEN_MIN: u32 = 2048;
 /// Plans for `available_bytes` of memory (`None`: unknown, then only the default cap limits).
 pub fn plan(size: &ModelSize, wishes: &Wishes, available_bytes: Option<u64>) -> Result<Plan, String> {
     let max_num_batched_tokens = wishes.max_num_batched_tokens.unwrap_or(BATCHED_TOKENS_DEFAULT).max(1);
-    let logits_rows = u64::from(wishes.max_num_seqs.min(max_num_batched_tokens)) + wishes.scored_rows_max;
+    let logits_rows = u64::from(wishes.max_num_seqs.min(max_num_batched_tokens)) + wishes.further_rows_max;
     let activations = size.step_bytes_per_token.saturating_mul(u64::from(max_num_batched_tokens));
     let reserved = [size.weight_bytes, activations, size.logits_row_bytes.saturating_mul(logits_rows)]
         .into_iter()
@@ -190,7 +190,7 @@ mod tests {
         max_num_seqs: 64,
         max_num_batched_tokens: None,
         kv_cache_bytes: None,
-        scored_rows_max: 64,
+        further_rows_max: 64,
         memory_share_permille: 900,
     };
 

@@ -14,7 +14,8 @@ pub fn fill(scheduler: &Scheduler, step: &Step, batch: &mut BatchInput) {
         let first = batch.tokens.len();
         let end = row.start + row.count;
         assert!(sequence.blocks().len() * block_size >= end, "the blocks of a row cover its context");
-        batch.tokens.extend_from_slice(&sequence.tokens()[row.start..end]);
+        batch.tokens.extend_from_slice(&sequence.tokens()[row.start..end - row.drafts]);
+        batch.tokens.extend_from_slice(sequence.drafts());
         for position in row.start..end {
             let block = sequence.blocks()[position / block_size].0 as usize;
             batch.positions.push(position as u32);
@@ -24,10 +25,10 @@ pub fn fill(scheduler: &Scheduler, step: &Step, batch: &mut BatchInput) {
         batch.context_lens.push(end as u32);
         batch.block_tables.extend(sequence.blocks().iter().map(|block| block.0));
         batch.block_table_ends.push(batch.block_tables.len() as u32);
-        // Logits for prompt scores come first, then the one that is sampled: ascending, as positions are.
+        // Logits for prompt scores come first, then those that are sampled: ascending, as positions are.
         batch.sample_rows.extend(row.scored().map(|position| (first + position - row.start) as u32));
         if row.sample {
-            batch.sample_rows.push(batch.tokens.len() as u32 - 1);
+            batch.sample_rows.extend((batch.tokens.len() - 1 - row.drafts..batch.tokens.len()).map(|at| at as u32));
         }
     }
     assert_eq!(batch.tokens.len(), step.tokens, "a batch has the tokens of its step");

@@ -182,7 +182,8 @@ impl BlockPool {
         }
     }
 
-    fn release(&mut self, id: BlockId) {
+    /// Takes one owner off one block.
+    pub fn release(&mut self, id: BlockId) {
         let block = &mut self.blocks[id.0 as usize];
         assert!(block.owners > 0, "a block is released once by each owner");
         block.owners -= 1;

@@ -4,6 +4,7 @@
 
 use sconce_models::{BatchInput, KvCache, KvDtype, Logits, Model};
 
+use super::sampler::Workers;
 use super::scheduler::Capabilities;
 
 /// Runs one ragged step. Called by one thread only, one step at a time.
@@ -13,6 +14,11 @@ pub trait Executor: Send {
 
     /// Number of logits a row; every token id must be below it.
     fn vocab(&self) -> usize;
+
+    /// Threads that sample what it computed; asked for each step.
+    fn workers(&self) -> Workers {
+        Workers::NONE
+    }
 
     /// Writes the K and V of every token of `batch`, then leaves the logits of `batch.sample_rows` in `logits`.
     ///
@@ -43,6 +49,10 @@ impl Executor for ModelExecutor {
 
     fn vocab(&self) -> usize {
         self.model.spec().vocab
+    }
+
+    fn workers(&self) -> Workers {
+        Workers { count: sconce_kernels::cpu::threads(), run: sconce_kernels::cpu::pool::run }
     }
 
     fn execute(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), String> {

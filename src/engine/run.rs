@@ -17,7 +17,7 @@ use tokio::sync::mpsc::Sender;
 use super::batch;
 use super::executor::Executor;
 use super::handle::{Arrival, Board, Command, Gate, Progress, PromptDone};
-use super::sampler::Sampler;
+use super::sampler::{LANE_LOGITS_MIN, StepSampler};
 use super::scheduler::{EngineConfig, Outcome, Scheduler, Step, StepResults};
 use super::sequence::{FinishReason, NewSequence, SeqId};
 
@@ -47,7 +47,7 @@ struct Delivery {
 struct Engine {
     scheduler: Scheduler,
     executor: Box<dyn Executor>,
-    sampler: Sampler,
+    sampler: StepSampler,
     deliveries: HashMap<SeqId, Delivery>,
     board: Arc<Board>,
     step: Step,
@@ -115,7 +115,7 @@ impl Engine {
         let mut engine = Self {
             scheduler,
             executor,
-            sampler: Sampler::default(),
+            sampler: StepSampler::new(LANE_LOGITS_MIN),
             deliveries: HashMap::new(),
             board,
             step: Step::default(),
@@ -246,6 +246,7 @@ impl Engine {
     }
 
     fn run_step(&mut self) -> Result<(), String> {
+        let started = Instant::now();
         self.scheduler.schedule(&mut self.step);
         if self.step.rows.is_empty() {
             assert!(!self.scheduler.has_work(), "a step computes something whenever a sequence is not parked");
@@ -256,9 +257,11 @@ impl Engine {
         match self.execute() {
             Ok(()) => {
                 self.failed_steps = 0;
-                self.sampler.sample_step(&self.scheduler, &self.step, &self.logits, &mut self.results);
+                let workers = self.executor.workers();
+                self.sampler.sample(&self.scheduler, &self.step, &self.logits, &mut self.results, workers);
                 self.scheduler.commit(&self.step, &mut self.results, &mut self.outcomes);
                 self.deliver();
+                self.scheduler.observe(&self.step, started.elapsed().as_secs_f32() * 1e6);
                 Ok(())
             }
             Err(reason) => {
@@ -308,8 +311,7 @@ impl Engine {
                     prefill_time: now.get_or_insert_with(Instant::now).duration_since(started_at),
                 }
             });
-            let tokens = outcome.token.into_iter().collect();
-            let progress = Progress { prompt, tokens, finish: None };
+            let progress = Progress { prompt, tokens: outcome.tokens, finish: None };
             match outcome.finish {
                 Some(finish) => {
                     delivery.unsent = Some(merge(delivery.unsent.take(), progress));

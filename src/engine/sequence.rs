@@ -1,10 +1,13 @@
 //! One sequence: its tokens, how many of them are in the KV cache, and in which blocks.
 //!
 //! Invariants, asserted at every transition: `computed <= tokens.len()`; the blocks cover exactly the computed tokens
-//! between steps; a finished sequence leaves the scheduler at once, so no state here means "finished".
+//! between steps; drafts exist only inside a step and never among the tokens; a finished sequence leaves the scheduler
+//! at once, so no state here means "finished".
 
 use super::blocks::{BlockId, ChainHash, blocks_for};
-use super::sampler::SamplingParams;
+use super::costs::StepCosts;
+use super::sampler::{SamplingParams, SeenTokens};
+use super::speculation::{Drafter, SharedConfidence, StepSoFar};
 
 /// Names one submitted sequence for the life of its engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,6 +90,10 @@ pub struct Sequence {
     cached_tokens: usize,
     prompt_done: bool,
     prompt_scores: Vec<TokenLogprobs>,
+    /// For its penalties, if it has any.
+    seen: Option<Box<SeenTokens>>,
+    /// Guesses ahead, if it may be guessed ahead.
+    drafter: Option<Box<Drafter>>,
 }
 
 /// What `Scheduler::add` turns into a sequence.
@@ -102,6 +109,7 @@ pub struct NewSequence {
 impl Sequence {
     pub(super) fn new(new: NewSequence, key: OrderKey, tokens_max: usize) -> Self {
         let prompt_len = new.prompt.len();
+        let seen = SeenTokens::new(&new.params, &new.prompt).map(Box::new);
         assert!(prompt_len > 0 && prompt_len <= tokens_max, "a prompt has at least one token and fits");
         Self {
             id: new.id,
@@ -122,7 +130,14 @@ impl Sequence {
             cached_tokens: 0,
             prompt_done: false,
             prompt_scores: Vec::new(),
+            seen,
+            drafter: None,
         }
+    }
+
+    /// Lets it be guessed ahead from now on.
+    pub(super) fn set_drafter(&mut self, drafter: Drafter) {
+        self.drafter = Some(Box::new(drafter));
     }
 
     pub fn tokens(&self) -> &[u32] {
@@ -135,6 +150,16 @@ impl Sequence {
 
     pub fn output(&self) -> &[u32] {
         &self.tokens[self.prompt_len..]
+    }
+
+    /// What penalties are computed from, if the parameters have any.
+    pub fn seen(&self) -> Option<&SeenTokens> {
+        self.seen.as_deref()
+    }
+
+    /// Tokens of the step in flight that follow `tokens` if the model agrees.
+    pub fn drafts(&self) -> &[u32] {
+        self.drafter.as_ref().map_or(&[], |drafter| drafter.drafts())
     }
 
     pub fn computed(&self) -> usize {
@@ -226,23 +251,64 @@ impl Sequence {
         self.blocks.push(block);
     }
 
-    /// Makes `count` tokens part of the step in flight.
+    /// Drafts what comes after `tokens`, at most `room` tokens and never so many that the last could not be followed by
+    /// another. Returns how many.
+    pub(super) fn draft(&mut self, room: usize, step: StepSoFar, costs: &StepCosts) -> usize {
+        let output_left = (self.params.max_tokens as usize).saturating_sub(self.output().len());
+        let left = output_left.min(self.tokens_max - self.tokens.len());
+        let Some(drafter) = &mut self.drafter else { return 0 };
+        drafter.draft(&self.tokens, room.min(left.saturating_sub(1)), step, costs)
+    }
+
+    pub(super) fn truncate_drafts(&mut self, count: usize) {
+        if let Some(drafter) = &mut self.drafter {
+            drafter.truncate(count);
+        }
+    }
+
+    /// Makes the next `count` tokens and then the drafts part of the step in flight.
     pub(super) fn schedule(&mut self, count: usize, block_size: u32) {
         assert_eq!(self.state, State::Running, "only running sequences are scheduled");
         assert!(self.scheduled == 0 && count > 0 && count <= self.uncomputed(), "at most what is left, once a step");
-        assert_eq!(self.blocks.len(), blocks_for(self.computed + count, block_size), "blocks cover exactly the step");
+        let drafts = self.drafts().len();
+        assert!(drafts == 0 || count == self.uncomputed(), "drafts follow the last token");
+        let end = self.computed + count + drafts;
+        assert_eq!(self.blocks.len(), blocks_for(end, block_size), "blocks cover exactly the step");
         self.scheduled = count;
     }
 
     /// The scheduled tokens are in the cache now. Returns how many of them had been there before.
-    pub(super) fn advance(&mut self, block_size: u32) -> usize {
+    pub(super) fn advance(&mut self) -> usize {
         assert!(self.scheduled > 0, "only scheduled sequences advance");
         let before = self.computed;
         self.computed += std::mem::take(&mut self.scheduled);
         let recomputed = self.computed_max.min(self.computed).saturating_sub(before);
         self.computed_max = self.computed_max.max(self.computed);
-        self.assert_between_steps(block_size);
         recomputed
+    }
+
+    /// The last token is what was drafted in its place (the `place`-th draft): it is in the cache already.
+    pub(super) fn confirm_draft(&mut self, place: usize) {
+        assert_eq!(self.tokens.last(), self.drafts().get(place), "a confirmed draft is what was sampled");
+        assert_eq!(self.computed + 1, self.tokens.len(), "drafts are confirmed one after the other");
+        self.computed += 1;
+        self.computed_max = self.computed_max.max(self.computed);
+    }
+
+    /// The drafts of the step are checked. What the cache holds beyond the computed tokens is overwritten later.
+    pub(super) fn settle_drafts(&mut self, confirmed: usize, shared: &mut SharedConfidence) {
+        if let Some(drafter) = &mut self.drafter {
+            drafter.learn(confirmed, shared);
+        }
+    }
+
+    /// Takes back a block that only drafts needed; `None` when the blocks cover what is computed and no more.
+    pub(super) fn pop_surplus_block(&mut self, block_size: u32) -> Option<BlockId> {
+        if self.blocks.len() > blocks_for(self.computed, block_size) {
+            return self.blocks.pop();
+        }
+        self.assert_between_steps(block_size);
+        None
     }
 
     /// Adds the log probabilities of the next prompt token.
@@ -265,6 +331,9 @@ impl Sequence {
     pub(super) fn push(&mut self, token: u32) -> Option<FinishReason> {
         assert!(self.computed == self.tokens.len() && self.tokens.len() < self.tokens_max, "a token follows the last");
         self.tokens.push(token);
+        if let Some(seen) = &mut self.seen {
+            seen.push(token);
+        }
         if self.params.stop_token_ids.contains(&token) {
             return Some(FinishReason::StopToken(token));
         }
@@ -298,6 +367,7 @@ impl Sequence {
     pub(super) fn take_blocks(&mut self) -> Vec<BlockId> {
         self.computed = 0;
         self.scheduled = 0;
+        self.truncate_drafts(0);
         std::mem::take(&mut self.blocks)
     }
 

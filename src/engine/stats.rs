@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::speculation::DRAFTS_PER_ROW_MAX;
+
 /// Inclusive upper bounds of [`StepTokens::counts`]; the last count is for everything above.
 pub const STEP_TOKENS_BOUNDS: [u32; 13] = [1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
 
@@ -30,6 +32,8 @@ macro_rules! engine_stats {
             $($(#[$doc])* pub $field: u64,)+
             /// Histogram of the tokens a step computes.
             pub step_tokens: StepTokens,
+            /// Drafted tokens that were right, by their place in the draft.
+            pub spec_accepted_per_position: [u64; DRAFTS_PER_ROW_MAX],
         }
 
         /// The cells behind [`EngineStats`].
@@ -40,6 +44,7 @@ macro_rules! engine_stats {
             $($field: AtomicU64,)+
             step_tokens_counts: [AtomicU64; STEP_TOKENS_BOUNDS.len() + 1],
             step_tokens_sum: AtomicU64,
+            spec_accepted_per_position: [AtomicU64; DRAFTS_PER_ROW_MAX],
         }
 
         impl StatsBoard {
@@ -50,6 +55,9 @@ macro_rules! engine_stats {
                     cell.store(*count, Ordering::Relaxed);
                 }
                 self.step_tokens_sum.store(stats.step_tokens.sum, Ordering::Relaxed);
+                for (cell, count) in self.spec_accepted_per_position.iter().zip(&stats.spec_accepted_per_position) {
+                    cell.store(*count, Ordering::Relaxed);
+                }
             }
 
             pub(super) fn snapshot(&self) -> EngineStats {
@@ -61,6 +69,9 @@ macro_rules! engine_stats {
                 let mut stats = EngineStats {
                     $($field: self.$field.load(Ordering::Relaxed),)+
                     step_tokens,
+                    spec_accepted_per_position: std::array::from_fn(|place| {
+                        self.spec_accepted_per_position[place].load(Ordering::Relaxed)
+                    }),
                 };
                 // Accepted but not yet seen by the engine thread: they wait.
                 let seen = stats.running + stats.waiting + stats.parked;
@@ -102,6 +113,11 @@ engine_stats! {
     finished_failed,
     /// Steps whose executor failed.
     failed_steps,
+    /// Times that tokens were drafted for a sequence.
+    spec_drafts,
+    spec_draft_tokens,
+    /// Drafted tokens that the model confirmed.
+    spec_accepted_tokens,
 }
 
 impl StatsBoard {

@@ -7,10 +7,14 @@ use std::time::{Duration, Instant};
 use sconce_models::{KvDtype, LoadOptions, Precision, Source, Spec};
 
 use super::{synthetic, text};
-use crate::config::{KvCacheDtype, MatmulPrecision, ModelConfig, ModelLimits};
+use crate::config::speculation::Speculation;
+use crate::config::{self, KvCacheDtype, MatmulPrecision, ModelConfig, ModelLimits};
 use crate::device::{cpu, fit};
 use crate::engine::scheduler::SCORED_PER_STEP_MAX;
-use crate::engine::{EngineConfig, EngineHandle, Executor, ModelExecutor, SimExecutor, SimOptions};
+use crate::engine::speculation::DRAFTS_PER_STEP_MAX;
+use crate::engine::{
+    EngineConfig, EngineHandle, Executor, ItlTarget, ModelExecutor, NgramConfig, SimExecutor, SimOptions,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{LocalFiles, LocalModel, Progress};
 use crate::pool::ModelCard;
@@ -107,6 +111,7 @@ fn load_weights(
         template: parts.template,
         defaults: parts.defaults,
         block_size: plan.block_size,
+        drafts_max: drafts_max(&config.limits),
         vocab_size: spec.vocab,
     };
     Ok((loaded, report))
@@ -146,6 +151,7 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport
         engine,
         eos_ids: vocab.tokenizer.eos().to_vec(),
         block_size,
+        drafts_max: drafts_max(&config.limits),
         vocab_size,
         tokenizer: Arc::new(vocab.tokenizer),
         template: vocab.template,
@@ -188,9 +194,23 @@ fn wishes(limits: &ModelLimits) -> fit::Wishes {
         max_num_seqs: limits.max_num_seqs,
         max_num_batched_tokens: limits.max_num_batched_tokens,
         kv_cache_bytes: limits.kv_cache_memory_bytes,
-        scored_rows_max: SCORED_PER_STEP_MAX as u64,
+        further_rows_max: further_rows_max(limits),
         memory_share_permille: limits.memory_share_permille,
     }
+}
+
+/// Most tokens drafted at once.
+fn drafts_max(limits: &ModelLimits) -> usize {
+    match limits.speculation {
+        Speculation::Off => 0,
+        Speculation::Ngram(lookup) => lookup.num_speculative_tokens as usize,
+    }
+}
+
+/// Rows of logits that a step may need beyond one a sequence: for prompt scores and for drafts.
+fn further_rows_max(limits: &ModelLimits) -> u64 {
+    let drafts = if limits.speculation == Speculation::Off { 0 } else { DRAFTS_PER_STEP_MAX };
+    (SCORED_PER_STEP_MAX + drafts) as u64
 }
 
 fn engine_config(plan: &fit::Plan, limits: &ModelLimits) -> EngineConfig {
@@ -203,6 +223,19 @@ fn engine_config(plan: &fit::Plan, limits: &ModelLimits) -> EngineConfig {
         enable_prefix_caching: limits.enable_prefix_caching,
         // The pool's admission is the bound that clients meet; a request with many choices may pass it when alone.
         max_waiting: limits.max_queue.saturating_add(limits.max_num_seqs).saturating_mul(2).max(CHOICES_MAX),
+        itl_target: match limits.itl_target {
+            config::ItlTarget::Auto => ItlTarget::Auto,
+            config::ItlTarget::Milliseconds(target) => ItlTarget::Milliseconds(target),
+            config::ItlTarget::Off => ItlTarget::Off,
+        },
+        speculation: match limits.speculation {
+            Speculation::Off => None,
+            Speculation::Ngram(lookup) => Some(NgramConfig {
+                num_speculative_tokens: lookup.num_speculative_tokens,
+                prompt_lookup_max: lookup.prompt_lookup_max,
+                prompt_lookup_min: lookup.prompt_lookup_min,
+            }),
+        },
     }
 }
 

@@ -86,4 +86,10 @@ pub struct EngineSnapshot {
     /// Tokens a step: how many steps had at most `le` tokens, cumulative, and the sum. (`vllm:iteration_tokens_total`)
     pub step_tokens_buckets: Vec<(f64, u64)>,
     pub step_tokens_sum: f64,
+    /// Times that tokens were drafted, how many tokens, and how many of them the model confirmed.
+    pub drafts: u64,
+    pub draft_tokens: u64,
+    pub accepted_tokens: u64,
+    /// Of the confirmed ones, how many stood at each place of their draft; empty where nothing is drafted.
+    pub accepted_per_position: Vec<u64>,
 }

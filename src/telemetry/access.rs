@@ -133,7 +133,8 @@ impl Drop for AccessLine {
                 (true, _) => "done",
                 (false, _) => "cancelled",
             });
-            if details.model.is_empty() && status < 400 {
+            let not_yet_ready = self.endpoint == "/ready" && status == 503;
+            if details.model.is_empty() && (status < 400 || not_yet_ready) {
                 // Probes and scrapes: too many and too dull for the default level.
                 tracing::debug!(
                     target: "sconce::access",
@@ -243,13 +244,20 @@ mod tests {
 
     #[test]
     fn probes_are_silent_and_refusals_are_not() {
-        for (status, count) in [(200, 0), (401, 1)] {
+        let cases = [
+            ("/health", 200, 0),
+            ("/ready", 503, 0),
+            ("/ready", 500, 1),
+            ("/v1/models", 401, 1),
+            ("/v1/models", 503, 1),
+        ];
+        for (endpoint, status, count) in cases {
             let lines = logged(|| {
-                let mut line = line(&RequestLog::start());
+                let mut line = AccessLine::new("0a".into(), "GET", endpoint, RequestLog::start());
                 line.answered(status);
                 line.complete();
             });
-            assert_eq!(lines.len(), count, "{status}");
+            assert_eq!(lines.len(), count, "{endpoint} {status}");
         }
     }
 }

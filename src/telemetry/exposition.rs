@@ -62,6 +62,11 @@ const FIGURES: &[Figure] = &[
     counter("vllm:num_preemptions_total", "sequences put back to waiting for lack of KV blocks", |engine| {
         engine.preemptions as f64
     }),
+    counter("vllm:spec_decode_num_drafts_total", "times that tokens were drafted", |engine| engine.drafts as f64),
+    counter("vllm:spec_decode_num_draft_tokens_total", "tokens drafted", |engine| engine.draft_tokens as f64),
+    counter("vllm:spec_decode_num_accepted_tokens_total", "drafted tokens that the model confirmed", |engine| {
+        engine.accepted_tokens as f64
+    }),
     counter("sconce_engine_steps_total", "steps of the engine", |engine| engine.steps as f64),
 ];
 
@@ -96,6 +101,17 @@ impl Exposition {
             self.sample("vllm:cache_config_info", &labels, 1.0);
         }
         self.step_tokens(engines, &labels);
+        self.accepted_per_position(engines, &labels);
+    }
+
+    fn accepted_per_position(&mut self, engines: &[(String, EngineSnapshot)], labels: &[String]) {
+        const NAME: &str = "vllm:spec_decode_num_accepted_tokens_per_pos_total";
+        self.head(NAME, "confirmed drafted tokens by their place in the draft", Kind::Counter.as_str());
+        for ((_, engine), labels) in engines.iter().zip(labels) {
+            for (position, accepted) in engine.accepted_per_position.iter().enumerate() {
+                self.sample(NAME, &format!("{labels},position=\"{position}\""), *accepted as f64);
+            }
+        }
     }
 
     fn step_tokens(&mut self, engines: &[(String, EngineSnapshot)], labels: &[String]) {

@@ -40,6 +40,15 @@ impl StopMatcher {
 
     /// Takes the next piece of text.
     pub fn push(&mut self, text: &str) -> Stopped {
+        self.read(text, true)
+    }
+
+    /// Takes a piece of text in which no stop string may end the answer (`min_tokens`); one may still begin in it.
+    pub fn pass(&mut self, text: &str) -> String {
+        self.read(text, false).emit
+    }
+
+    fn read(&mut self, text: &str, stops: bool) -> Stopped {
         if self.done {
             return Stopped::default();
         }
@@ -49,7 +58,7 @@ impl StopMatcher {
         for (index, byte) in text.bytes().enumerate() {
             self.state = automaton.next(self.state, byte);
             let stop_bytes = automaton.nodes[self.state as usize].match_bytes as usize;
-            if stop_bytes == 0 {
+            if stop_bytes == 0 || !stops {
                 continue;
             }
             let mut emit = std::mem::take(&mut self.held);

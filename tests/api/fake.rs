@@ -151,6 +151,10 @@ impl Member for Fake {
             block_size: 16,
             step_tokens_buckets: vec![(1.0, 3), (8.0, 7)],
             step_tokens_sum: 30.0,
+            drafts: 4,
+            draft_tokens: 9,
+            accepted_tokens: 5,
+            accepted_per_position: vec![3, 2],
             ..EngineSnapshot::default()
         }
     }

@@ -7,6 +7,7 @@
 mod model;
 mod oracle;
 mod random;
+mod scenario;
 mod tally;
 mod threads;
 mod world;
@@ -45,6 +46,10 @@ fn every_invariant_holds_over_100_000_random_steps() {
         ("length", total.length),
         ("prompt scores", total.prompt_scores),
         ("steps with several prefills", total.several_prefills),
+        ("drafted tokens", total.drafted),
+        ("accepted drafts", total.accepted),
+        ("rejected drafts", total.drafted - total.accepted),
+        ("prefills that the target time bounds", total.bounded_prefills),
     ];
     for (what, times) in met {
         assert!(times > 100, "the simulation met only {times} {what}");

@@ -1,14 +1,15 @@
 //! A real (tiny, random) model under the engine: what a sequence gives alone it gives in any crowd, bit for bit.
 
 use sconce::engine::{
-    EngineConfig, EngineHandle, Executor, FinishReason, ModelExecutor, Progress, SamplingParams, Submit, Token,
+    EngineConfig, EngineHandle, Executor, FinishReason, ItlTarget, ModelExecutor, NgramConfig, Progress,
+    SamplingParams, Submit, Token,
 };
 use sconce_models::{KvDtype, LoadOptions, Source};
 use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::random::Random;
 
-fn start(blocks: u32, enable_prefix_caching: bool) -> EngineHandle {
+fn start(blocks: u32, enable_prefix_caching: bool, speculation: Option<NgramConfig>) -> EngineHandle {
     let config = EngineConfig {
         block_size: 16,
         blocks,
@@ -17,6 +18,8 @@ fn start(blocks: u32, enable_prefix_caching: bool) -> EngineHandle {
         max_model_len: 1024,
         enable_prefix_caching,
         max_waiting: 64,
+        itl_target: ItlTarget::Auto,
+        speculation,
     };
     EngineHandle::start("engine-model", config, move || {
         let model = sconce_models::load(&Source::Dummy("tiny:f32".into()), LoadOptions::default());
@@ -58,12 +61,13 @@ fn a_model_answers_alone_as_in_a_crowd() {
         })
         .collect();
 
-    let quiet = start(64, false);
+    let quiet = start(64, false, None);
     let alone: Vec<_> = requests.iter().map(|(prompt, params)| read(submit(&quiet, prompt, params))).collect();
     quiet.shutdown(std::time::Duration::from_secs(60));
 
     // Too few blocks for all at once, so that some are preempted and recomputed.
-    let crowded = start(24, true);
+    let single_tokens = NgramConfig { prompt_lookup_min: 1, ..NgramConfig::default() };
+    let crowded = start(24, true, Some(single_tokens));
     let receivers: Vec<_> = requests.iter().map(|(prompt, params)| submit(&crowded, prompt, params)).collect();
     for (index, (receiver, alone)) in receivers.into_iter().zip(alone).enumerate() {
         assert_eq!(alone.len(), 24);
@@ -72,5 +76,6 @@ fn a_model_answers_alone_as_in_a_crowd() {
     crowded.shutdown(std::time::Duration::from_secs(60));
     let stats = crowded.stats();
     assert!(stats.preemptions > 0 && stats.prefix_hits > 0 && stats.recomputed_tokens > 0, "{stats:?}");
+    assert!(stats.spec_accepted_tokens > 0 && stats.spec_accepted_tokens < stats.spec_draft_tokens, "{stats:?}");
     assert_eq!((stats.blocks_owned, stats.finished_length), (0, 24));
 }

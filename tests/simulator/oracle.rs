@@ -1,6 +1,6 @@
 //! What a sequence must produce: computed alone, from its tokens only, without blocks, batches or a scheduler.
 
-use sconce::engine::sampler::{History, Sampler};
+use sconce::engine::sampler::{History, Sampler, SeenTokens};
 use sconce::engine::sim::ContextHash;
 use sconce::engine::{FinishReason, SamplingParams, Token, TokenLogprobs};
 
@@ -27,15 +27,19 @@ pub fn expect(vocab: usize, prompt: &[u32], params: &SamplingParams, tokens_max:
     }
     let mut tokens: Vec<Token> = Vec::new();
     let mut output: Vec<u32> = Vec::new();
+    let mut seen = SeenTokens::new(params, prompt);
     let finish = loop {
         if output.len() >= params.max_tokens as usize || prompt.len() + output.len() >= tokens_max {
             break FinishReason::Length;
         }
         hash.logits(&[], &mut logits);
-        let history = History { prompt, output: &output };
+        let history = History { output_len: output.len(), seen: seen.as_ref(), unseen: &[] };
         let token = sampler.sample(params, history, &logits).expect("the simulated logits are finite");
         hash = hash.extend(token.id, (prompt.len() + output.len()) as u32);
         output.push(token.id);
+        if let Some(seen) = &mut seen {
+            seen.push(token.id);
+        }
         let id = token.id;
         tokens.push(token);
         if params.stop_token_ids.contains(&id) {

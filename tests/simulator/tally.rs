@@ -17,6 +17,9 @@ pub struct Tally {
     pub length: u64,
     pub prompt_scores: u64,
     pub several_prefills: u64,
+    pub drafted: u64,
+    pub accepted: u64,
+    pub bounded_prefills: u64,
 }
 
 impl Tally {
@@ -35,5 +38,8 @@ impl Tally {
         self.length += other.length;
         self.prompt_scores += other.prompt_scores;
         self.several_prefills += other.several_prefills;
+        self.drafted += other.drafted;
+        self.accepted += other.accepted;
+        self.bounded_prefills += other.bounded_prefills;
     }
 }

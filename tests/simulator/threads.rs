@@ -4,8 +4,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use sconce::engine::{
-    Capabilities, EngineConfig, EngineHandle, EngineStats, Executor, FinishReason, Progress, PromptDone,
-    SamplingParams, SimExecutor, SimOptions, Submit, SubmitError, Token,
+    Capabilities, EngineConfig, EngineHandle, EngineStats, Executor, FinishReason, ItlTarget, NgramConfig, Progress,
+    PromptDone, SamplingParams, SimExecutor, SimOptions, Submit, SubmitError, Token,
 };
 use sconce_models::{BatchInput, Logits};
 use tokio::sync::mpsc::{Receiver, channel};
@@ -25,6 +25,8 @@ fn config() -> EngineConfig {
         max_model_len: 2048,
         enable_prefix_caching: true,
         max_waiting: 64,
+        itl_target: ItlTarget::Auto,
+        speculation: Some(NgramConfig::default()),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use sconce::engine::executor::Executor;
-use sconce::engine::sampler::Sampler;
+use sconce::engine::sampler::{StepSampler, Workers};
 use sconce::engine::scheduler::{Outcome, Sampled, Scheduler, Step, StepResults};
 use sconce::engine::sequence::{NewSequence, OrderKey, State};
 use sconce::engine::{
@@ -14,6 +14,7 @@ use sconce_models::{BatchInput, Logits};
 
 use crate::oracle;
 use crate::random::Random;
+use crate::scenario;
 use crate::tally::Tally;
 
 /// One request as its client sees it.
@@ -48,7 +49,8 @@ pub struct World {
     vocab: u32,
     scheduler: Scheduler,
     executor: SimExecutor,
-    sampler: Sampler,
+    sampler: StepSampler,
+    workers: Workers,
     clients: BTreeMap<SeqId, Client>,
     next_id: u64,
     prefixes: Vec<Vec<u32>>,
@@ -74,21 +76,8 @@ impl Drop for World {
 impl World {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let config = EngineConfig {
-            block_size: random.pick(&[1, 2, 4, 8, 16]),
-            blocks: 2 + random.below(60),
-            max_num_seqs: 1 + random.below(12),
-            max_num_batched_tokens: 1 + random.below(96),
-            max_model_len: 16 + random.below(180),
-            enable_prefix_caching: random.chance(85),
-            max_waiting: 32,
-        };
-        let capabilities = Capabilities {
-            static_buckets: random.pick(&[&[][..], &[], &[4], &[1, 2, 8]]).to_vec(),
-            mixed_batch: random.chance(75),
-            max_prefills_per_step: random.pick(&[1, 2, u32::MAX]),
-            max_tokens_per_step: random.pick(&[u32::MAX, u32::MAX, 7]),
-        };
+        let config = scenario::config(&mut random);
+        let capabilities = scenario::capabilities(&mut random);
         let vocab = 8 + random.below(24);
         let mut options = SimOptions::new(vocab, config.blocks, config.block_size);
         options.capabilities = capabilities.clone();
@@ -96,7 +85,9 @@ impl World {
         Self {
             scheduler: Scheduler::new(config.clone(), &capabilities, vocab as usize).expect("a scenario is valid"),
             executor: SimExecutor::new(options),
-            sampler: Sampler::default(),
+            sampler: StepSampler::new(1),
+            // Whoever comes first, the results are the same.
+            workers: Workers { count: 1 + random.below(4) as usize, run: |count, run| (0..count).rev().for_each(run) },
             clients: BTreeMap::new(),
             next_id: 0,
             prefixes,
@@ -136,6 +127,11 @@ impl World {
         self.tally.preemptions = stats.preemptions;
         self.tally.recomputed = stats.recomputed_tokens;
         self.tally.prefix_hits = stats.prefix_hits;
+        self.tally.drafted = stats.spec_draft_tokens;
+        self.tally.accepted = stats.spec_accepted_tokens;
+        let by_position = stats.spec_accepted_per_position;
+        assert_eq!(stats.spec_accepted_tokens, by_position.iter().sum::<u64>(), "every accepted draft has a position");
+        assert!(by_position.is_sorted_by(|left, right| left >= right), "a draft is accepted after those before it");
         assert_eq!(stats.steps, stats.step_tokens.counts.iter().sum::<u64>(), "every step is in the histogram");
         std::mem::take(&mut self.tally)
     }
@@ -148,7 +144,7 @@ impl World {
     fn arrive(&mut self) {
         let id = SeqId(self.next_id);
         self.next_id += 1;
-        let (prompt, params) = (self.prompt(), self.params());
+        let (prompt, params) = (self.prompt(), scenario::params(&mut self.random, self.vocab));
         let salt = [self.random.below(2) as u8; 32];
         let priority = self.random.pick(&[0, 0, 0, 1, -1]);
         let new = NewSequence { id, prompt: prompt.clone(), params: params.clone(), priority, salt };
@@ -212,34 +208,6 @@ impl World {
         prompt
     }
 
-    fn params(&mut self) -> SamplingParams {
-        let mut params = SamplingParams::greedy(self.random.below(40));
-        params.seed = self.random.next();
-        if self.random.chance(50) {
-            params.temperature = self.random.pick(&[0.3, 1.0, 1.7]);
-            params.top_k = self.random.pick(&[0, 0, 1, 5, 100]);
-            params.top_p = self.random.pick(&[1.0, 1.0, 0.9, 0.3]);
-            params.min_p = self.random.pick(&[0.0, 0.0, 0.1]);
-        }
-        if self.random.chance(30) {
-            params.repetition_penalty = self.random.pick(&[1.0, 1.3]);
-            params.presence_penalty = self.random.pick(&[0.0, 0.5]);
-            params.frequency_penalty = self.random.pick(&[0.0, -0.5]);
-            params.logit_bias = vec![(self.random.below(self.vocab), 3.0)];
-        }
-        if self.random.chance(60) {
-            params.stop_token_ids = vec![self.random.below(self.vocab)];
-            params.min_tokens = self.random.pick(&[0, 0, 5]);
-        }
-        if self.random.chance(20) {
-            params.logprobs = Some(self.random.below(4));
-        }
-        if self.random.chance(15) {
-            params.prompt_logprobs = Some(self.random.below(3));
-        }
-        params
-    }
-
     /// Cancels, parks and unparks some.
     fn disturb(&mut self) {
         let ids: Vec<SeqId> = self.clients.keys().copied().collect();
@@ -292,11 +260,16 @@ impl World {
             self.fail_step();
         } else {
             let broken = self.break_logits();
-            self.sampler.sample_step(&self.scheduler, &self.step, &self.logits, &mut self.results);
-            let failed = self.results.sampled.iter().filter(|sampled| matches!(sampled, Sampled::Failed(_))).count();
-            assert_eq!(failed, usize::from(broken.is_some()), "exactly the broken row fails");
+            self.sampler.sample(&self.scheduler, &self.step, &self.logits, &mut self.results, self.workers);
+            let broken = self.check_failed(broken);
             self.scheduler.commit(&self.step, &mut self.results, &mut self.outcomes);
             self.take_outcomes(broken);
+        }
+        if self.random.chance(50) {
+            // Some machine: slow or fast, and never the same twice.
+            let token_us = self.random.pick(&[1.0, 40.0, 900.0]);
+            let step_us = self.random.pick(&[50.0, 20_000.0]);
+            self.scheduler.observe(&self.step, step_us + token_us * self.step.tokens as f32);
         }
         self.look_at_states();
         self.check_between_steps();
@@ -314,8 +287,8 @@ impl World {
         self.tally.failed_steps += 1;
     }
 
-    /// Now and then one row of logits is not a number. Returns whose.
-    fn break_logits(&mut self) -> Option<SeqId> {
+    /// Now and then one row of logits is not a number. Returns whose, and whether it is one behind a draft.
+    fn break_logits(&mut self) -> Option<(SeqId, bool)> {
         let samples = self.batch.sample_rows.len() as u32;
         if samples == 0 || self.random.below(300) > 0 {
             return None;
@@ -323,9 +296,26 @@ impl World {
         let sample = self.random.below(samples) as usize;
         let token = self.random.below(self.vocab) as usize;
         self.logits.row_mut(sample)[token] = self.random.pick(&[f32::NAN, f32::INFINITY]);
-        let row = self.batch.row_ends.partition_point(|end| *end <= self.batch.sample_rows[sample]);
-        self.tally.broken_logits += 1;
-        Some(self.step.rows[row].id)
+        let ends = self.step.rows.iter().scan(0, |end, row| {
+            *end += row.samples();
+            Some(*end)
+        });
+        let (row, end) = self.step.rows.iter().zip(ends).find(|(_, end)| sample < *end).expect("a sample has a row");
+        Some((row.id, sample >= end - row.drafts))
+    }
+
+    /// Exactly the broken row fails; one that is broken behind a draft does so only if the draft was right.
+    fn check_failed(&mut self, broken: Option<(SeqId, bool)>) -> Option<SeqId> {
+        let failed = self.step.rows.iter().zip(&self.results.sampled);
+        let failed: Vec<SeqId> =
+            failed.filter(|(_, sampled)| matches!(sampled, Sampled::Failed(_))).map(|(row, _)| row.id).collect();
+        let Some((id, behind_draft)) = broken else {
+            assert!(failed.is_empty(), "{failed:?} failed for no reason");
+            return None;
+        };
+        assert!(failed == [id] || (behind_draft && failed.is_empty()), "{failed:?} failed, not {id:?}");
+        self.tally.broken_logits += failed.len() as u64;
+        failed.first().copied()
     }
 
     fn take_outcomes(&mut self, broken: Option<SeqId>) {
@@ -338,11 +328,9 @@ impl World {
                 self.tally.prompt_scores += prompt.logprobs.len() as u64;
                 client.prompt_done = Some(prompt.logprobs);
             }
-            if let Some(token) = outcome.token {
-                assert!(client.prompt_done.is_some(), "no token before the prompt is done");
-                client.tokens.push(token);
-                self.tally.tokens += 1;
-            }
+            assert!(outcome.tokens.is_empty() || client.prompt_done.is_some(), "no token before the prompt is done");
+            self.tally.tokens += outcome.tokens.len() as u64;
+            client.tokens.extend(outcome.tokens);
             if let Some(finish) = outcome.finish {
                 let failed = matches!(finish, FinishReason::Failed(_));
                 assert_eq!(failed, broken == Some(outcome.id), "{finish:?}");
@@ -387,9 +375,22 @@ impl World {
         assert!(prefills <= self.capabilities.max_prefills_per_step as usize, "{prefills} prefills");
         assert!(self.capabilities.mixed_batch || prefills == 0 || prefills == rows.len(), "kinds are mixed");
         for row in rows {
-            assert!(!row.decode || row.count == 1, "a decode is one token");
+            assert!(!row.decode || row.count == 1 + row.drafts, "a decode is one token and its drafts");
+            assert!(row.decode || row.drafts == 0, "only decodes are guessed ahead");
+            let speculation = self.config.speculation.map_or(0, |config| config.num_speculative_tokens);
+            let drafts_max = speculation.min(self.capabilities.max_drafts_per_row) as usize;
+            assert!(row.drafts <= drafts_max, "{} drafts, at most {drafts_max}", row.drafts);
             assert_ne!(self.clients[&row.id].state, State::Parked, "a parked sequence is not scheduled");
         }
+    }
+
+    /// A prompt stopped inside, beside decodes, though the budget had room for another block of it.
+    fn is_bounded(&self) -> bool {
+        let room = self.config.max_num_batched_tokens.min(self.capabilities.max_tokens_per_step) as usize;
+        let decodes = self.step.rows.iter().any(|row| row.decode);
+        let cut = self.step.rows.iter().any(|row| !row.decode && !row.sample && row.scored().is_empty());
+        let blocks_left = self.config.blocks as usize > self.step.rows.len() * 4;
+        decodes && cut && blocks_left && self.step.tokens + 2 * self.config.block_size as usize <= room
     }
 
     fn first_running(&self) -> Option<SeqId> {
@@ -452,6 +453,7 @@ impl World {
         assert_eq!(stats.running + stats.waiting + stats.parked, self.clients.len() as u64);
         assert!(self.config.enable_prefix_caching || stats.blocks_cached == 0);
         self.tally.several_prefills += u64::from(self.step.rows.iter().filter(|row| !row.decode).count() > 1);
+        self.tally.bounded_prefills += u64::from(self.is_bounded());
         for (id, client) in &mut self.clients {
             if client.state != State::Parked {
                 client.age += 1;

@@ -226,6 +226,25 @@ fn many_stop_strings_cost_no_more_than_the_text() {
 }
 
 #[test]
+fn a_stop_string_counts_where_it_ends() {
+    // (passed over, then watched, what comes out, whether it stops)
+    let cases = [
+        ("a END b", " c", "a END b c", false),
+        ("a EN", "D b", "a ", true),
+        ("a END", "", "a END", false),
+        ("END", " END", "END ", true),
+    ];
+    for (passed, watched, expected, stops) in cases {
+        let mut matcher = StopMatcher::new(&["END".to_owned()], false);
+        let mut text = matcher.pass(passed);
+        let stopped = matcher.push(watched);
+        text += &stopped.emit;
+        text += &matcher.finish();
+        assert_eq!((text.as_str(), stopped.matched.is_some()), (expected, stops), "{passed:?} {watched:?}");
+    }
+}
+
+#[test]
 fn after_a_stop_nothing_more_comes() {
     let mut matcher = StopMatcher::new(&["END".to_owned()], true);
     let stopped = matcher.push("text EN");

@@ -3,13 +3,21 @@
 //!
 //! The order is vLLM's: log probabilities of the raw logits; then min_tokens, logit bias, penalties (repetition,
 //! frequency, presence), temperature, min-p, top-k, top-p. The random number of output token `i` is a hash of (seed,
-//! i): a sequence that is preempted and recomputed, or runs in another batch, draws the same.
+//! i): a sequence that is preempted and recomputed, or runs in another batch, draws the same. So does one that is
+//! guessed ahead: each place is sampled from the model's own distribution whatever was drafted for it, and a draft only
+//! decides whether the logits of the next place are there already.
+
+mod seen;
+mod step;
 
 use std::cmp::Ordering;
 
 use sconce_models::Logits;
 
-use super::scheduler::{Sampled, Scheduler, Step, StepResults};
+pub use seen::SeenTokens;
+pub use step::{LANE_LOGITS_MIN, StepSampler, Workers};
+
+use super::scheduler::{Row, Sampled, Scheduler, StepResults};
 use super::sequence::{Sequence, Token, TokenLogprobs};
 
 /// Candidates sorted at first when only top-p cuts; most distributions need no more.
@@ -70,10 +78,14 @@ impl SamplingParams {
 }
 
 /// What a token is chosen after.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct History<'a> {
-    pub prompt: &'a [u32],
-    pub output: &'a [u32],
+    /// Tokens of the output before it.
+    pub output_len: usize,
+    /// For parameters with penalties: the tokens before it.
+    pub seen: Option<&'a SeenTokens>,
+    /// The last tokens of the output, where `seen` does not have them yet.
+    pub unseen: &'a [u32],
 }
 
 /// Scratch memory, reused from token to token. It carries nothing from one to the next.
@@ -84,10 +96,6 @@ pub struct Sampler {
     /// Unnormalised probabilities where nothing cuts. `[vocab]`
     weights: Vec<f32>,
     candidates: Vec<(u32, f32)>,
-    /// How often the output has each token; all zero between calls. `[vocab]`
-    output_counts: Vec<u32>,
-    /// All false between calls. `[vocab]`
-    penalised: Vec<bool>,
 }
 
 /// The largest logit and the lowest id that has it.
@@ -98,21 +106,25 @@ struct Peak {
 }
 
 impl Sampler {
-    /// Scores and samples every row of a step that asks for it.
-    pub fn sample_step(&mut self, scheduler: &Scheduler, step: &Step, logits: &Logits, results: &mut StepResults) {
-        results.sampled.clear();
-        results.scores.clear();
-        let mut sample = 0;
-        for row in &step.rows {
-            let sequence = scheduler.sequence(row);
-            let samples = row.scored().len() + usize::from(row.sample);
-            let rows = (sample..sample + samples).map(|index| logits.row(index));
-            sample += samples;
-            let scores_before = results.scores.len();
-            let sampled = self.sample_row(sequence, row.scored(), rows, &mut results.scores);
-            if matches!(sampled, Sampled::Failed(_)) {
+    /// Scores and samples rows whose logits begin at `sample`; adds to `results`.
+    fn sample_rows(
+        &mut self,
+        scheduler: &Scheduler,
+        rows: &[Row],
+        logits: &Logits,
+        mut sample: usize,
+        results: &mut StepResults,
+    ) {
+        for row in rows {
+            let own = sample..sample + row.samples();
+            sample = own.end;
+            let (scores_before, tokens_before) = (results.scores.len(), results.tokens.len());
+            let sampled = self.sample_row(scheduler.sequence(row), row, own.map(|index| logits.row(index)), results);
+            let sampled = sampled.unwrap_or_else(|reason| {
                 results.scores.truncate(scores_before);
-            }
+                results.tokens.truncate(tokens_before);
+                Sampled::Failed(reason)
+            });
             results.sampled.push(sampled);
         }
     }
@@ -120,24 +132,31 @@ impl Sampler {
     fn sample_row<'a>(
         &mut self,
         sequence: &Sequence,
-        scored: std::ops::Range<usize>,
+        row: &Row,
         mut rows: impl Iterator<Item = &'a [f32]>,
-        scores: &mut Vec<TokenLogprobs>,
-    ) -> Sampled {
-        for position in scored {
-            let row = rows.next().expect("one row of logits a scored position");
+        results: &mut StepResults,
+    ) -> Result<Sampled, String> {
+        for position in row.scored() {
+            let logits = rows.next().expect("one row of logits a scored position");
             let top = sequence.params.prompt_logprobs.unwrap_or(0);
-            match self.score(row, sequence.tokens()[position + 1], top) {
-                Ok(score) => scores.push(score),
-                Err(reason) => return Sampled::Failed(reason),
+            results.scores.push(self.score(logits, sequence.tokens()[position + 1], top)?);
+        }
+        if !row.sample {
+            return Ok(Sampled::Nothing);
+        }
+        let drafts = sequence.drafts();
+        for place in 0..=drafts.len() {
+            let logits = rows.next().expect("one row of logits for the next token, and one after each draft");
+            let output_len = sequence.output().len() + place;
+            let history = History { output_len, seen: sequence.seen(), unseen: &drafts[..place] };
+            let token = self.sample(&sequence.params, history, logits)?;
+            let holds = drafts.get(place) == Some(&token.id) && !sequence.params.stop_token_ids.contains(&token.id);
+            results.tokens.push(token);
+            if !holds {
+                return Ok(Sampled::Tokens(place + 1));
             }
         }
-        let Some(row) = rows.next() else { return Sampled::Nothing };
-        let history = History { prompt: &sequence.tokens()[..sequence.prompt_len()], output: sequence.output() };
-        match self.sample(&sequence.params, history, row) {
-            Ok(token) => Sampled::Token(token),
-            Err(reason) => Sampled::Failed(reason),
-        }
+        unreachable!("after the last draft nothing holds")
     }
 
     /// Chooses the next token. Fails when the logits are not numbers or leave nothing to choose.
@@ -147,7 +166,7 @@ impl Sampler {
         let (peak, values) = if is_adjusted(params, history) {
             adjusted.clear();
             adjusted.extend_from_slice(logits);
-            self.adjust(params, history, &mut adjusted);
+            Self::adjust(params, history, &mut adjusted);
             (peak(&adjusted), adjusted.as_slice())
         } else {
             (Ok(raw_peak), logits)
@@ -156,7 +175,7 @@ impl Sampler {
             if params.temperature <= 0.0 {
                 peak.id
             } else {
-                self.draw(params, values, peak, uniform(params.seed, history.output.len() as u64))
+                self.draw(params, values, peak, uniform(params.seed, history.output_len as u64))
             }
         });
         self.adjusted = adjusted;
@@ -172,8 +191,8 @@ impl Sampler {
     }
 
     /// min_tokens, bias and penalties, in place.
-    fn adjust(&mut self, params: &SamplingParams, history: History, logits: &mut [f32]) {
-        if history.output.len() < params.min_tokens as usize {
+    fn adjust(params: &SamplingParams, history: History, logits: &mut [f32]) {
+        if history.output_len < params.min_tokens as usize {
             for id in &params.stop_token_ids {
                 if let Some(logit) = logits.get_mut(*id as usize) {
                     *logit = f32::NEG_INFINITY;
@@ -185,39 +204,8 @@ impl Sampler {
                 *logit += bias;
             }
         }
-        if has_penalties(params) {
-            self.penalise(params, history, logits);
-        }
-    }
-
-    /// Repetition divides positive logits and multiplies negative ones (Keskar et al. 2019, as Transformers does) of
-    /// every token seen; frequency and presence subtract for those generated (OpenAI's definition).
-    fn penalise(&mut self, params: &SamplingParams, history: History, logits: &mut [f32]) {
-        let vocab = logits.len();
-        self.output_counts.resize(vocab, 0);
-        self.penalised.resize(vocab, false);
-        let seen = || history.prompt.iter().chain(history.output).map(|id| *id as usize).filter(|id| *id < vocab);
-        for id in history.output {
-            if let Some(count) = self.output_counts.get_mut(*id as usize) {
-                *count += 1;
-            }
-        }
-        for id in seen() {
-            if std::mem::replace(&mut self.penalised[id], true) {
-                continue;
-            }
-            let logit = &mut logits[id];
-            *logit = if *logit > 0.0 { *logit / params.repetition_penalty } else { *logit * params.repetition_penalty };
-            // A tiny penalty takes it beyond what f32 holds; that is the client's wish, not a fault of the model.
-            *logit = logit.min(f32::MAX);
-            let count = self.output_counts[id];
-            if count > 0 {
-                *logit -= params.frequency_penalty * count as f32 + params.presence_penalty;
-            }
-        }
-        for id in seen() {
-            self.output_counts[id] = 0;
-            self.penalised[id] = false;
+        if let Some(seen) = history.seen {
+            seen.penalise(params, history.unseen, logits);
         }
     }
 
@@ -303,12 +291,8 @@ impl Sampler {
 
 /// Whether the logits are changed before temperature.
 fn is_adjusted(params: &SamplingParams, history: History) -> bool {
-    let masks_stops = !params.stop_token_ids.is_empty() && history.output.len() < params.min_tokens as usize;
-    masks_stops || !params.logit_bias.is_empty() || has_penalties(params)
-}
-
-fn has_penalties(params: &SamplingParams) -> bool {
-    params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
+    let masks_stops = !params.stop_token_ids.is_empty() && history.output_len < params.min_tokens as usize;
+    masks_stops || !params.logit_bias.is_empty() || history.seen.is_some()
 }
 
 /// Higher first, and of equals the lower id.

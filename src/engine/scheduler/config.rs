@@ -1,5 +1,7 @@
 //! What bounds the scheduler: the sizes of one engine, and what its executor can do.
 
+use crate::engine::speculation::NgramConfig;
+
 /// What an executor asks of the scheduler. Plain data: a new device is a new record, not a new branch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
@@ -12,6 +14,8 @@ pub struct Capabilities {
     pub max_prefills_per_step: u32,
     /// `u32::MAX` is any.
     pub max_tokens_per_step: u32,
+    /// Drafted tokens that a decode may carry; 0 where a decode is one token, `u32::MAX` is any.
+    pub max_drafts_per_row: u32,
 }
 
 impl Capabilities {
@@ -22,6 +26,7 @@ impl Capabilities {
             mixed_batch: true,
             max_prefills_per_step: u32::MAX,
             max_tokens_per_step: u32::MAX,
+            max_drafts_per_row: u32::MAX,
         }
     }
 
@@ -35,6 +40,17 @@ impl Capabilities {
         }
         Ok(())
     }
+}
+
+/// How long a step should take at most while sequences decode: what they wait for their next token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ItlTarget {
+    /// Twice what the decodes take alone: beside them, prompts get half of the machine.
+    #[default]
+    Auto,
+    Milliseconds(u32),
+    /// Whatever the token budget allows.
+    Off,
 }
 
 /// Sizes and limits of one engine.
@@ -53,6 +69,9 @@ pub struct EngineConfig {
     pub enable_prefix_caching: bool,
     /// Sequences accepted beyond `max_num_seqs`; more are refused as `Full`.
     pub max_waiting: u32,
+    pub itl_target: ItlTarget,
+    /// `None` drafts nothing.
+    pub speculation: Option<NgramConfig>,
 }
 
 impl EngineConfig {
@@ -69,6 +88,12 @@ impl EngineConfig {
             if value == 0 {
                 return Err(format!("engine config: `{name}` is 0; it must be at least 1"));
             }
+        }
+        if let Some(speculation) = &self.speculation {
+            speculation.check().map_err(|reason| format!("engine config: {reason}"))?;
+        }
+        if self.itl_target == ItlTarget::Milliseconds(0) {
+            return Err("engine config: `itl_target` is 0 ms; it must be at least 1".into());
         }
         let slots = u64::from(self.block_size) * u64::from(self.blocks);
         if slots > u64::from(u32::MAX) {

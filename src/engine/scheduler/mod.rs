@@ -1,8 +1,8 @@
 // performance-critical: no lock, no log, no format but for a refusal; a step is linear in the running sequences
 //! Decides how many tokens of which sequence the next step computes, in which blocks.
 //!
-//! Pure: no clock, no randomness, no I/O. Verbs: `add`, `schedule`, `commit` (or `fail_step`), `park`, `unpark`,
-//! `cancel`.
+//! Pure: no clock, no randomness, no I/O. Verbs: `add`, `schedule`, `commit` (or `fail_step`), `observe`, `park`,
+//! `unpark`, `cancel`.
 //!
 //! Order. Every sequence has a fixed key: the step it arrived at, plus a head start for each level of priority. The
 //! lower key goes first, so within one priority it is first come first served, and no priority waits for ever.
@@ -18,20 +18,32 @@
 //! such victim stands still for a step and keeps its blocks. A sequence alone never exhausts the pool: the pool bounds
 //! its length.
 //!
+//! Waiting for each other. While sequences decode, prompts get what fits into the target time of a step, and at least a
+//! few tokens (`plan::prefill_tokens`); without decodes, or before anything is measured, the budget is the only bound.
+//!
+//! Speculation. A decode may carry drafts (`speculation`): tokens behind its last one that count like any other in the
+//! budget. `commit` keeps those that the model confirmed. Drafts never preempt anybody, and a block that only drafts
+//! needed goes back at the end of the step.
+//!
 //! Blocks are registered in the prefix cache when they are scheduled, so that two sequences with one prefix that
-//! arrive together share it in the same step. A step that fails takes the whole cache with it.
+//! arrive together share it in the same step; what drafts fill is registered when they are confirmed. A step that fails
+//! takes the whole cache with it.
 
+mod commit;
 mod config;
 mod plan;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-pub use config::{Capabilities, EngineConfig};
+pub use commit::{Outcome, PromptOutcome, Sampled, StepResults};
+pub use config::{Capabilities, EngineConfig, ItlTarget};
 pub use plan::SCORED_PER_STEP_MAX;
 
 use super::blocks::BlockPool;
-use super::sequence::{FinishReason, NewSequence, OrderKey, SeqId, Sequence, State, Token, TokenLogprobs};
+use super::costs::StepCosts;
+use super::sequence::{FinishReason, NewSequence, OrderKey, SeqId, Sequence, State};
+use super::speculation::{Drafter, SharedConfidence};
 use super::stats::EngineStats;
 
 /// How many steps earlier a sequence counts as arrived for each level of priority.
@@ -46,10 +58,13 @@ pub struct Row {
     pub id: SeqId,
     /// Position of the first token of the row.
     pub start: usize,
+    /// Tokens, drafts included.
     pub count: usize,
+    /// How many of them, at the end, nobody has generated yet.
+    pub drafts: usize,
     /// One token after those computed in earlier steps; else a part of a prompt, or of a sequence that resumes.
     pub decode: bool,
-    /// The last token's logits are sampled from.
+    /// The logits of the last token before the drafts are sampled from, and those of the drafts as far as they hold.
     pub sample: bool,
     /// The sequence was never part of a step before.
     pub first: bool,
@@ -62,6 +77,11 @@ impl Row {
     pub fn scored(&self) -> Range<usize> {
         self.score_start..self.score_end
     }
+
+    /// Rows of logits that it needs: those for scores come first.
+    pub fn samples(&self) -> usize {
+        self.scored().len() + if self.sample { 1 + self.drafts } else { 0 }
+    }
 }
 
 /// What one step computes. The rows keep their memory from step to step.
@@ -72,50 +92,13 @@ pub struct Step {
     pub tokens: usize,
 }
 
-/// What sampling made of one row.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub enum Sampled {
-    /// Nothing was asked of the row, or only prompt scores.
-    #[default]
-    Nothing,
-    Token(Token),
-    /// The row's logits are useless; says why.
-    Failed(String),
-}
-
-/// What sampling made of a step.
-#[derive(Debug, Default)]
-pub struct StepResults {
-    /// One a row, in the order of the rows.
-    pub sampled: Vec<Sampled>,
-    /// One for each scored position of all rows that did not fail, in their order.
-    pub scores: Vec<TokenLogprobs>,
-}
-
-/// The news about one sequence after a step.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Outcome {
-    pub id: SeqId,
-    /// Once, when the whole prompt has been computed.
-    pub prompt: Option<PromptOutcome>,
-    pub token: Option<Token>,
-    /// The sequence is gone from the scheduler.
-    pub finish: Option<FinishReason>,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct PromptOutcome {
-    pub cached_tokens: u32,
-    /// For `prompt[1..]` when asked for, else empty.
-    pub logprobs: Vec<TokenLogprobs>,
-}
-
 /// All live sequences of one engine, and its blocks.
 pub struct Scheduler {
     config: EngineConfig,
     vocab: usize,
     mixed_batch: bool,
     prefills_per_step_max: usize,
+    drafts_per_row_max: usize,
     tokens_per_step_max: usize,
     running_max: usize,
     /// Blocks that an admission leaves alone while others run.
@@ -133,6 +116,8 @@ pub struct Scheduler {
     /// Where kinds alternate: the latest step was one of prefills.
     prefilled_last: bool,
     in_flight: bool,
+    costs: StepCosts,
+    confidence: SharedConfidence,
     stats: EngineStats,
 }
 
@@ -146,6 +131,7 @@ impl Scheduler {
             vocab,
             mixed_batch: capabilities.mixed_batch,
             prefills_per_step_max: capabilities.max_prefills_per_step as usize,
+            drafts_per_row_max: capabilities.max_drafts_per_row as usize,
             tokens_per_step_max: config.max_num_batched_tokens.min(capabilities.max_tokens_per_step) as usize,
             running_max: config.max_num_seqs.min(bucket_max) as usize,
             watermark: (config.blocks / 100).max(1) as usize,
@@ -161,6 +147,8 @@ impl Scheduler {
             arrivals: 0,
             prefilled_last: false,
             in_flight: false,
+            costs: StepCosts::default(),
+            confidence: SharedConfidence::default(),
             stats: EngineStats::default(),
         })
     }
@@ -180,7 +168,11 @@ impl Scheduler {
         let key = OrderKey { start_step, arrival: self.arrivals };
         self.arrivals += 1;
         let id = new.id;
-        let sequence = Some(Sequence::new(new, key, tokens_max));
+        let mut sequence = Sequence::new(new, key, tokens_max);
+        if let Some(config) = self.config.speculation.filter(|_| self.drafts_per_row_max > 0) {
+            sequence.set_drafter(Drafter::new(config, self.confidence));
+        }
+        let sequence = Some(sequence);
         let slot = match self.vacant.pop() {
             Some(slot) => {
                 self.slots[slot] = sequence;
@@ -272,75 +264,10 @@ impl Scheduler {
         self.waiting.insert(key, slot);
     }
 
-    /// Takes in what a step computed, and says what that means for each sequence. Empties `results`.
-    pub fn commit(&mut self, step: &Step, results: &mut StepResults, outcomes: &mut Vec<Outcome>) {
-        assert!(self.in_flight || step.rows.is_empty(), "only a scheduled step is committed, once");
-        assert_eq!(step.rows.len(), results.sampled.len(), "every row has a result");
-        self.in_flight = false;
-        let mut scores = results.scores.drain(..);
-        for (row, sampled) in step.rows.iter().zip(results.sampled.drain(..)) {
-            let sequence = self.slots[row.slot].as_mut().expect("a scheduled sequence is live until its step ends");
-            self.stats.recomputed_tokens += sequence.advance(self.config.block_size) as u64;
-            if let Sampled::Failed(reason) = sampled {
-                self.pool.forget(sequence.blocks());
-                let finish = FinishReason::Failed(reason);
-                self.finish(row.slot, &finish);
-                outcomes.push(Outcome { id: row.id, prompt: None, token: None, finish: Some(finish) });
-                continue;
-            }
-            for _ in row.scored() {
-                sequence.push_score(scores.next().expect("every scored position has a score"));
-            }
-            let prompt = sequence.complete_prompt().map(|logprobs| {
-                self.stats.prompt_tokens += sequence.prompt_len() as u64;
-                self.stats.cached_prompt_tokens += sequence.cached_tokens() as u64;
-                if self.pool.caching() {
-                    self.stats.prefix_queries += sequence.prompt_len() as u64;
-                    self.stats.prefix_hits += sequence.cached_tokens() as u64;
-                }
-                PromptOutcome { cached_tokens: sequence.cached_tokens() as u32, logprobs }
-            });
-            assert_eq!(row.sample, matches!(sampled, Sampled::Token(_)), "exactly the rows that sample have a token");
-            let (token, finish) = match sampled {
-                Sampled::Token(token) => {
-                    self.stats.generation_tokens += 1;
-                    let finish = sequence.push(token.id);
-                    (Some(token), finish)
-                }
-                _ => (None, (sequence.uncomputed() == 0).then_some(FinishReason::Length)),
-            };
-            if let Some(reason) = &finish {
-                self.finish(row.slot, reason);
-            }
-            if prompt.is_some() || token.is_some() || finish.is_some() {
-                outcomes.push(Outcome { id: row.id, prompt, token, finish });
-            }
-        }
-        assert!(scores.next().is_none(), "no score without its position");
-    }
-
-    /// The executor failed: every sequence of the step ends, and nothing that the KV cache holds is trusted any more.
-    /// The other sequences recompute.
-    pub fn fail_step(&mut self, step: &Step, reason: &str, outcomes: &mut Vec<Outcome>) {
-        assert!(self.in_flight, "only a scheduled step fails");
-        self.in_flight = false;
-        self.stats.failed_steps += 1;
-        for row in &step.rows {
-            let finish = FinishReason::Failed(reason.to_owned());
-            self.finish(row.slot, &finish);
-            outcomes.push(Outcome { id: row.id, prompt: None, token: None, finish: Some(finish) });
-        }
-        while let Some(slot) = self.running.last().copied() {
-            self.preempt(slot);
-        }
-        let parked: Vec<usize> = self.parked.values().copied().collect();
-        for slot in parked {
-            if !self.at(slot).blocks().is_empty() {
-                self.preempt(slot);
-            }
-        }
-        self.pool.reset_cache();
-        assert_eq!(self.pool.free(), self.pool.total(), "after a failed step every block is free");
+    /// A step took so long, from its planning to the delivery of its tokens. Later plans reckon with it.
+    pub fn observe(&mut self, step: &Step, elapsed_us: f32) {
+        let decode_tokens = step.rows.iter().filter(|row| row.decode).map(|row| row.count).sum();
+        self.costs.observe(decode_tokens, step.tokens - decode_tokens, elapsed_us);
     }
 
     /// Drops every sequence and starts over with an empty cache, whatever state a broken invariant left behind.

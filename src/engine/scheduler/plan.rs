@@ -1,16 +1,33 @@
 // performance-critical: no lock, no log, no format
 //! The planning of one step: who takes part, with how many tokens, and who gives up blocks for it.
 
-use super::{Row, Scheduler, Step};
+use super::{ItlTarget, Row, Scheduler, Step};
 use crate::engine::blocks::blocks_for;
 use crate::engine::sequence::{OrderKey, Sequence, State};
+use crate::engine::speculation::{DRAFTS_PER_STEP_MAX, StepSoFar};
 
 /// Prompt positions scored a step, over all sequences: each needs a row of logits in memory.
 pub const SCORED_PER_STEP_MAX: usize = 64;
 
+/// Prompt tokens that a step takes whatever its target time, so that prompts get on: fewer would read all weights for
+/// little.
+const PREFILL_TOKENS_MIN: usize = 32;
+/// `ItlTarget::Auto`: a step with prompt tokens takes as many times as long as its decodes alone.
+const AUTO_FACTOR: f32 = 2.0;
+/// And never aims below this: 40 tokens a second are more than anybody reads.
+const AUTO_TARGET_MIN_US: f32 = 25_000.0;
+
 /// What may still be put into the step being planned.
 struct Room {
     tokens: usize,
+    /// Of them, for what is not decode.
+    prefill_tokens: usize,
+    /// Of them, for drafts.
+    drafts: usize,
+    /// Decodes that are not part of the step yet: drafts leave a token for each.
+    decodes: usize,
+    /// What drafts are weighed against.
+    so_far: StepSoFar,
     prefills: usize,
     scored: usize,
     decodes_allowed: bool,
@@ -45,28 +62,61 @@ impl Scheduler {
     }
 
     fn plan(&mut self, step: &mut Step, decodes_allowed: bool, prefills_allowed: bool) {
+        let decodes = self.running.iter().filter(|slot| self.at(**slot).is_decode()).count();
+        let decoding = if decodes_allowed { decodes } else { 0 };
+        let left = self.tokens_per_step_max.saturating_sub(decoding);
+        let target_us = self.target_us(decodes);
         let mut room = Room {
             tokens: self.tokens_per_step_max,
+            prefill_tokens: self.prefill_tokens(decodes, target_us),
+            // Half of what is left, so that a small budget is not spent on guesses.
+            drafts: DRAFTS_PER_STEP_MAX.min(left / 2),
+            decodes: decoding,
+            so_far: StepSoFar { decodes: decoding, drafts: 0, target_us },
             prefills: if prefills_allowed { self.prefills_per_step_max } else { 0 },
             scored: SCORED_PER_STEP_MAX,
             decodes_allowed,
             prefills_allowed,
         };
-        self.plan_first(step, &mut room);
+        if prefills_allowed && self.has_open_prefills(decodes) {
+            // Beside prompts no arithmetic is idle, and what the target time leaves is theirs.
+            room.drafts = 0;
+        }
+        self.plan_first(step, left.max(1), &mut room);
         if decodes_allowed {
             self.plan_decodes(step, &mut room);
         }
         self.plan_prefills(step, &mut room);
     }
 
+    /// Whether some prompt, or a sequence that resumes, could be part of the step.
+    fn has_open_prefills(&self, decodes: usize) -> bool {
+        decodes < self.running.len() || (!self.waiting.is_empty() && self.running.len() < self.running_max)
+    }
+
+    /// How long a step with so many decodes should take at most, in microseconds.
+    fn target_us(&self, decodes: usize) -> f32 {
+        match self.config.itl_target {
+            ItlTarget::Off => f32::INFINITY,
+            ItlTarget::Auto => (self.costs.decode_us(decodes) * AUTO_FACTOR).max(AUTO_TARGET_MIN_US),
+            ItlTarget::Milliseconds(target_ms) => target_ms as f32 * 1000.0,
+        }
+    }
+
+    /// Prompt tokens that fit into the target time beside so many decodes.
+    fn prefill_tokens(&self, decodes: usize, target_us: f32) -> usize {
+        let (decode_us, token_us) = (self.costs.decode_us(decodes), self.costs.prompt_token_us());
+        if decodes == 0 || token_us == 0.0 || target_us.is_infinite() {
+            return usize::MAX;
+        }
+        let fitting = ((target_us - decode_us) / token_us).max(0.0) as usize;
+        // A block at least: less would never reach a border, see `is_crumb`.
+        fitting.max(PREFILL_TOKENS_MIN).max(self.config.block_size as usize)
+    }
+
     /// The first in order goes first, whatever it needs: this is what bounds every wait.
-    fn plan_first(&mut self, step: &mut Step, room: &mut Room) {
-        let decodes = if room.decodes_allowed {
-            self.running.iter().filter(|slot| self.at(**slot).is_decode()).count()
-        } else {
-            0
-        };
-        let share = room.tokens.saturating_sub(decodes).max(1);
+    fn plan_first(&mut self, step: &mut Step, left: usize, room: &mut Room) {
+        let share = left.min(room.prefill_tokens);
         let first_running = self.running.first().map(|slot| self.at(*slot).key);
         if let Some((key, slot)) = self.waiting.first_key_value()
             && room.prefills_allowed
@@ -100,17 +150,46 @@ impl Scheduler {
 
     fn plan_decode(&mut self, slot: usize, step: &mut Step, room: &mut Room) {
         let target = self.at(slot).computed() + 1;
+        room.decodes -= 1;
         if self.grow(slot, target) == target {
+            let drafts = self.draft(slot, room);
             self.put(slot, 1, true, step);
-            room.tokens -= 1;
+            room.tokens -= 1 + drafts;
         }
+    }
+
+    /// Drafts for a decode, as many as pay and find a place without taking anybody's. Returns how many.
+    fn draft(&mut self, slot: usize, room: &mut Room) -> usize {
+        let tokens_left = room.tokens.saturating_sub(1 + room.decodes);
+        let most = room.drafts.min(tokens_left).min(self.drafts_per_row_max);
+        let sequence = self.slots[slot].as_mut().expect("a queued slot holds a live sequence");
+        let wanted = if most == 0 { 0 } else { sequence.draft(most, room.so_far, &self.costs) };
+        if wanted == 0 {
+            return 0;
+        }
+        let end = sequence.computed() + 1;
+        let missing = blocks_for(end + wanted, self.config.block_size).saturating_sub(sequence.blocks().len());
+        for _ in 0..missing {
+            if self.pool.available() <= self.watermark {
+                break;
+            }
+            let Some(block) = self.pool.allocate() else { break };
+            sequence.add_block(block);
+        }
+        let covered = sequence.blocks().len() * self.config.block_size as usize;
+        let drafts = wanted.min(covered - end);
+        sequence.truncate_drafts(drafts);
+        room.drafts -= drafts;
+        room.so_far.drafts += drafts;
+        drafts
     }
 
     /// Running prefills and admissions, merged in order.
     fn plan_prefills(&mut self, step: &mut Step, room: &mut Room) {
         let mut place = 0;
         let mut admitting = true;
-        while room.tokens > 0 && room.prefills > 0 {
+        while room.tokens.min(room.prefill_tokens) > 0 && room.prefills > 0 {
+            let share = room.tokens.min(room.prefill_tokens);
             while place < self.running.len() && !self.is_open_prefill(self.running[place]) {
                 place += 1;
             }
@@ -120,13 +199,13 @@ impl Scheduler {
                 (Some((running_key, slot)), waiting) if waiting.is_none_or(|(key, _)| running_key < key) => {
                     place += 1;
                     // Who stands still for want of blocks lets nobody new in.
-                    admitting &= self.plan_prefill(slot, room.tokens, step, room);
+                    admitting &= self.plan_prefill(slot, share, step, room);
                 }
                 (_, Some((_, slot))) => {
                     // One that could get no more than a crumb waits for the next step.
-                    admitting = !self.is_crumb(slot, room.tokens) && self.admit(slot);
+                    admitting = !self.is_crumb(slot, share) && self.admit(slot);
                     if admitting {
-                        self.plan_prefill(slot, room.tokens, step, room);
+                        self.plan_prefill(slot, share, step, room);
                     }
                 }
                 _ => return,
@@ -163,6 +242,7 @@ impl Scheduler {
         let count = covered - computed;
         self.put(slot, count, false, step);
         room.tokens -= count;
+        room.prefill_tokens -= count;
         room.prefills -= 1;
         room.scored -= step.rows.last().map_or(0, |row| row.scored().len());
         true
@@ -303,7 +383,8 @@ impl Scheduler {
         behind.into_iter().find(|slot| self.at(*slot).scheduled() == 0 && also(self.at(*slot)))
     }
 
-    /// Makes the next `count` tokens of a running sequence part of the step, and registers the blocks they fill.
+    /// Makes the next `count` tokens of a running sequence, and its drafts, part of the step, and registers the blocks
+    /// that the former fill.
     fn put(&mut self, slot: usize, count: usize, decode: bool, step: &mut Step) {
         let block_size = self.config.block_size;
         let size = block_size as usize;
@@ -313,7 +394,7 @@ impl Scheduler {
             sequence.blocks()[start / size..].iter().all(|block| self.pool.is_private(*block)),
             "a step writes into no shared block"
         );
-        let first = sequence.is_new();
+        let (first, drafts) = (sequence.is_new(), sequence.drafts().len());
         let scores = sequence.score_next().map_or(0..0, |next| next..end.min(sequence.prompt_len() - 1).max(next));
         sequence.schedule(count, block_size);
         if self.pool.caching() {
@@ -324,12 +405,13 @@ impl Scheduler {
             }
         }
         debug_assert_eq!(sequence.state(), State::Running, "only running sequences are part of a step");
-        step.tokens += count;
+        step.tokens += count + drafts;
         step.rows.push(Row {
             slot,
             id: sequence.id,
             start,
-            count,
+            count: count + drafts,
+            drafts,
             decode,
             sample: end == sequence.tokens().len() && sequence.params.max_tokens > 0,
             first,

@@ -1,7 +1,7 @@
 //! The scheduler's rules one by one; the seeded simulator (tests/simulator) has them all at once.
 
 use super::*;
-use crate::engine::SamplingParams;
+use crate::engine::{NgramConfig, SamplingParams, Token, TokenLogprobs};
 
 fn config() -> EngineConfig {
     EngineConfig {
@@ -12,6 +12,8 @@ fn config() -> EngineConfig {
         max_model_len: 512,
         enable_prefix_caching: true,
         max_waiting: 8,
+        itl_target: ItlTarget::Auto,
+        speculation: None,
     }
 }
 
@@ -53,13 +55,15 @@ impl Bench {
     fn step(&mut self) -> Vec<(u64, usize)> {
         self.scheduler.schedule(&mut self.step);
         let sampled = self.step.rows.iter().map(|row| match row.sample {
-            true => Sampled::Token(Token { id: 1, logprobs: None }),
+            true => Sampled::Tokens(1),
             false => Sampled::Nothing,
         });
         let scored = self.step.rows.iter().map(|row| row.scored().len()).sum();
         assert!(scored <= SCORED_PER_STEP_MAX, "{scored} rows of logits for scores alone");
         let score = TokenLogprobs { logprob: 0.0, rank: 1, top: Vec::new() };
-        let mut results = StepResults { sampled: sampled.collect(), scores: vec![score; scored] };
+        let tokens = self.step.rows.iter().filter(|row| row.sample).map(|_| Token { id: 1, logprobs: None });
+        let (sampled, tokens) = (sampled.collect(), tokens.collect());
+        let mut results = StepResults { sampled, tokens, scores: vec![score; scored] };
         self.scheduler.commit(&self.step, &mut results, &mut Vec::new());
         self.scheduler.audit().expect("sound");
         self.step.rows.iter().map(|row| (row.id.0, row.count)).collect()
@@ -254,6 +258,95 @@ fn kinds_take_turns_where_they_may_not_mix() {
     assert_eq!(bench.step(), [(0, 1)]);
     assert_eq!(bench.step(), [(1, 28)]);
     assert_eq!(bench.step(), [(0, 1), (1, 1)]);
+}
+
+#[test]
+fn prompts_beside_decodes_get_what_fits_into_the_target_time() {
+    // 20 ms for the decode alone, 0.1 ms for a prompt token.
+    let cases = [
+        ("twice the decode", ItlTarget::Auto, 200),
+        ("30 ms", ItlTarget::Milliseconds(30), 100),
+        ("less than the decode takes", ItlTarget::Milliseconds(1), 32),
+        ("no target", ItlTarget::Off, 252),
+    ];
+    for (name, itl_target, expected) in cases {
+        let config =
+            EngineConfig { max_num_batched_tokens: 256, blocks: 1024, max_model_len: 2000, itl_target, ..config() };
+        let mut bench = Bench::new(config, &Capabilities::any());
+        bench.add(1, 100, 50, 0);
+        for (rows, elapsed_us) in [([(0, 100)], 10_000.0), ([(0, 1)], 20_000.0)] {
+            assert_eq!(bench.step(), rows, "{name}");
+            bench.scheduler.observe(&bench.step, elapsed_us);
+        }
+        bench.add(2, 1000, 50, 0);
+        assert_eq!(bench.step(), [(0, 1), (1, expected)], "{name}");
+        // A higher priority makes the prompt the first in order, but does not let it hold up the decode.
+        bench.add(3, 1000, 50, -1);
+        let first = expected.min(255) / 4 * 4;
+        assert!(matches!(bench.step()[..], [(2, tokens), (0, 1), ..] if tokens <= first), "{name}");
+        bench.scheduler.cancel(SeqId(0));
+        let rows = bench.step();
+        assert_eq!(rows.iter().map(|row| row.1).sum::<usize>(), 256, "{name}: nobody decodes, nobody waits");
+    }
+}
+
+/// The model goes on with `text`, whatever was drafted. Returns (tokens of the row, tokens taken).
+fn speak(bench: &mut Bench, text: &[u32]) -> (usize, usize) {
+    bench.scheduler.schedule(&mut bench.step);
+    let row = &bench.step.rows[0];
+    let said = &text[row.start + row.count - row.drafts..];
+    let right = bench.scheduler.sequence(row).drafts().iter().zip(said).take_while(|(draft, said)| draft == said);
+    let count = 1 + right.count();
+    let tokens = said[..count].iter().map(|id| Token { id: *id, logprobs: None }).collect();
+    let drafted = row.count;
+    let mut results = StepResults { sampled: vec![Sampled::Tokens(count)], tokens, scores: Vec::new() };
+    let mut outcomes = Vec::new();
+    bench.scheduler.commit(&bench.step, &mut results, &mut outcomes);
+    assert_eq!(outcomes[0].tokens.len(), count);
+    bench.scheduler.audit().expect("sound");
+    (drafted, count)
+}
+
+#[test]
+fn drafts_that_hold_save_steps_and_others_leave_nothing_behind() {
+    let speculation = Some(NgramConfig { num_speculative_tokens: 5, prompt_lookup_max: 3, prompt_lookup_min: 2 });
+    let mut bench = Bench::new(EngineConfig { speculation, ..config() }, &Capabilities::any());
+    let id = bench.add(0, 6, 12, 0);
+    // It begins to repeat the prompt, says something new, and repeats that.
+    let text = [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 9, 0, 1, 2, 3, 9, 0, 1];
+    let mut steps = Vec::new();
+    while bench.scheduler.live() > 0 {
+        steps.push(speak(&mut bench, &text));
+        if bench.scheduler.live() > 0 {
+            let sequence = bench.scheduler.sequences().next().expect("it lives");
+            assert_eq!((sequence.id, sequence.uncomputed(), sequence.drafts()), (id, 1, &[][..]));
+        }
+    }
+    // Of the first draft two hold. The last one is cut to what may still be generated.
+    assert_eq!(steps, [(6, 1), (1, 1), (6, 3), (1, 1), (1, 1), (5, 5)]);
+    let stats = bench.scheduler.stats().clone();
+    assert_eq!((stats.spec_drafts, stats.spec_draft_tokens, stats.spec_accepted_tokens), (2, 9, 6));
+    assert_eq!((stats.generation_tokens, stats.finished_length), (12, 1));
+    // What was confirmed may be shared like any other text.
+    let again = text[..17].to_vec();
+    let new =
+        NewSequence { id: SeqId(9), prompt: again, params: SamplingParams::greedy(1), priority: 0, salt: [0; 32] };
+    bench.scheduler.add(new).expect("it can run");
+    assert_eq!(bench.step(), [(9, 1)]);
+}
+
+#[test]
+fn a_device_whose_decodes_are_one_token_gets_no_drafts() {
+    let speculation = Some(NgramConfig::default());
+    let single = Capabilities { max_drafts_per_row: 0, ..Capabilities::any() };
+    for (capabilities, expected) in [(single, 1), (Capabilities { max_drafts_per_row: 2, ..Capabilities::any() }, 3)] {
+        let mut bench = Bench::new(EngineConfig { speculation, ..config() }, &capabilities);
+        bench.add(1, 1, 30, 0);
+        for _ in 0..4 {
+            bench.step();
+        }
+        assert_eq!(bench.step(), [(0, expected)]);
+    }
 }
 
 #[test]

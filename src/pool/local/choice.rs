@@ -16,6 +16,8 @@ pub struct Choice {
     named_stop_ids: Vec<u32>,
     keep_stop_text: bool,
     with_reports: bool,
+    /// Stop strings that end in so many first tokens are text like any other.
+    min_tokens: u32,
     pub generated: u32,
 }
 
@@ -40,6 +42,7 @@ impl Choice {
             named_stop_ids: params.stop_token_ids.clone(),
             keep_stop_text: params.include_stop_str_in_output,
             with_reports: params.logprobs.is_some(),
+            min_tokens: params.min_tokens,
             generated: 0,
         }
     }
@@ -75,7 +78,16 @@ impl Choice {
             advance.tokens.push(report(&self.tokenizer, token.id, logprobs));
         }
         let text = self.detokenizer.push(token.id);
-        let stopped = self.stops.push(&text);
+        self.add_text(&text, advance)
+    }
+
+    /// Adds what is final of a piece of text; the stop string that it completed, if it did and may.
+    fn add_text(&mut self, text: &str, advance: &mut Advance) -> Option<String> {
+        if self.generated <= self.min_tokens {
+            advance.text.push_str(&self.stops.pass(text));
+            return None;
+        }
+        let stopped = self.stops.push(text);
         advance.text.push_str(&stopped.emit);
         stopped.matched
     }
@@ -98,9 +110,7 @@ impl Choice {
         }
         // The bytes of an unfinished character and the text held back for a stop string are now final.
         let tail = self.detokenizer.finish();
-        let stopped = self.stops.push(&tail);
-        advance.text.push_str(&stopped.emit);
-        match stopped.matched {
+        match self.add_text(&tail, advance) {
             Some(matched) => advance.end = Some(Ok(Finish::Stop(Some(StopMatch::Text(matched))))),
             None => {
                 advance.text.push_str(&self.stops.finish());

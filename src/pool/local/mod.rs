@@ -39,6 +39,8 @@ pub struct Loaded {
     pub eos_ids: Vec<u32>,
     /// Tokens in a KV block.
     pub block_size: u32,
+    /// Most tokens drafted at once; 0 where nothing is.
+    pub drafts_max: usize,
     /// Rows of the logits; tokenizers may know fewer ids.
     pub vocab_size: usize,
 }
@@ -168,6 +170,10 @@ impl Member for LocalMember {
             block_size: u64::from(loaded.block_size),
             step_tokens_buckets: cumulative(&stats.step_tokens),
             step_tokens_sum: stats.step_tokens.sum as f64,
+            drafts: stats.spec_drafts,
+            draft_tokens: stats.spec_draft_tokens,
+            accepted_tokens: stats.spec_accepted_tokens,
+            accepted_per_position: stats.spec_accepted_per_position[..loaded.drafts_max].to_vec(),
         }
     }
 }

@@ -1,0 +1,237 @@
+// performance-critical: no allocation per token, no lock, no log, no format but for a refusal
+//! Whether drafts pay: how many tokens of one sequence to guess ahead in a step, from what guesses were worth so far.
+//!
+//! Pure. A draft of `k` tokens is worth the tokens that it is expected to save, at the price a token has in this step,
+//! and costs the time that `k` more tokens add to it. Where the one does not exceed the other nothing is drafted: that
+//! is how speculation switches itself off, for one sequence that cannot be guessed and for a crowd that leaves the
+//! machine no idle arithmetic. Nor does a step take longer for drafts than its target time. Confidence returns slowly while nothing is drafted, so that what has become predictable
+//! is noticed.
+
+use super::costs::StepCosts;
+use super::lookup::NgramIndex;
+
+/// Most drafted tokens of one row.
+pub const DRAFTS_PER_ROW_MAX: usize = 16;
+/// Most drafted tokens of one step: each needs a row of logits in memory.
+pub const DRAFTS_PER_STEP_MAX: usize = 64;
+
+/// Chance that the next drafted token is right, before anything is known.
+const CONFIDENCE_FIRST: f32 = 0.6;
+/// Weight of one guess in the confidence of its sequence, and in that of the engine.
+const OWN_WEIGHT: f32 = 0.15;
+const SHARED_WEIGHT: f32 = 0.02;
+/// How far confidence returns to where it began with each token that was not drafted for.
+const RETURN_WEIGHT: f32 = 1.0 / 512.0;
+/// Gains below this share of the cost are noise.
+const GAIN_MARGIN: f32 = 1.1;
+
+/// Prompt lookup: drafts are copied from where the text's last n-gram occurred before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NgramConfig {
+    /// Most tokens drafted at once.
+    pub num_speculative_tokens: u32,
+    /// Longest and shortest n-gram that is looked for.
+    pub prompt_lookup_max: u32,
+    pub prompt_lookup_min: u32,
+}
+
+impl Default for NgramConfig {
+    fn default() -> Self {
+        Self { num_speculative_tokens: 8, prompt_lookup_max: 5, prompt_lookup_min: 3 }
+    }
+}
+
+impl NgramConfig {
+    pub fn check(&self) -> Result<(), String> {
+        if !(1..=DRAFTS_PER_ROW_MAX as u32).contains(&self.num_speculative_tokens) {
+            let found = self.num_speculative_tokens;
+            return Err(format!("num_speculative_tokens is {found}; give 1 to {DRAFTS_PER_ROW_MAX}"));
+        }
+        if self.prompt_lookup_min == 0 || self.prompt_lookup_min > self.prompt_lookup_max {
+            return Err(format!(
+                "prompt_lookup_min is {} and prompt_lookup_max {}; both are at least 1, the first not above the second",
+                self.prompt_lookup_min, self.prompt_lookup_max
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// How often guesses are right, over all sequences: where the next one begins.
+#[derive(Debug, Clone, Copy)]
+pub struct SharedConfidence(f32);
+
+impl Default for SharedConfidence {
+    fn default() -> Self {
+        Self(CONFIDENCE_FIRST)
+    }
+}
+
+/// What one sequence needs to be guessed ahead.
+#[derive(Debug)]
+pub struct Drafter {
+    config: NgramConfig,
+    index: NgramIndex,
+    confidence: f32,
+    /// Tokens of the step in flight that nobody has generated yet. They follow those that the sequence has.
+    drafts: Vec<u32>,
+}
+
+/// A step as a drafter sees it: what it computes anyway.
+#[derive(Debug, Clone, Copy)]
+pub struct StepSoFar {
+    /// Sequences that decode.
+    pub decodes: usize,
+    /// Drafts of the sequences before.
+    pub drafts: usize,
+    /// What the step should take at most.
+    pub target_us: f32,
+}
+
+impl Drafter {
+    pub fn new(config: NgramConfig, shared: SharedConfidence) -> Self {
+        let index = NgramIndex::new(config.prompt_lookup_min as usize);
+        Self { config, index, confidence: shared.0, drafts: Vec::new() }
+    }
+
+    pub fn drafts(&self) -> &[u32] {
+        &self.drafts
+    }
+
+    /// Drafts what follows `tokens`: as many as pay, at most `room`. Returns how many there are.
+    pub fn draft(&mut self, tokens: &[u32], room: usize, step: StepSoFar, costs: &StepCosts) -> usize {
+        self.drafts.clear();
+        let count = self.worthwhile(room.min(self.config.num_speculative_tokens as usize), step, costs);
+        if count == 0 {
+            self.confidence += RETURN_WEIGHT * (CONFIDENCE_FIRST - self.confidence);
+            return 0;
+        }
+        self.index.draft(tokens, self.config.prompt_lookup_max as usize, count, &mut self.drafts);
+        self.drafts.len()
+    }
+
+    /// Keeps the first `count` drafts: there is no room for more.
+    pub fn truncate(&mut self, count: usize) {
+        self.drafts.truncate(count);
+    }
+
+    /// The drafts were checked: the first `accepted` of them were right. Forgets them.
+    pub fn learn(&mut self, accepted: usize, shared: &mut SharedConfidence) {
+        for place in 0..self.drafts.len().min(accepted + 1) {
+            let right = if place < accepted { 1.0 } else { 0.0 };
+            self.confidence += OWN_WEIGHT * (right - self.confidence);
+            shared.0 += SHARED_WEIGHT * (right - shared.0);
+        }
+        self.drafts.clear();
+    }
+
+    /// The number of drafts with the largest gain.
+    fn worthwhile(&self, most: usize, step: StepSoFar, costs: &StepCosts) -> usize {
+        let before_us = costs.decode_us(step.decodes + step.drafts);
+        // What one token costs in this step without drafts is what one saves.
+        let token_us = costs.decode_us(step.decodes) / step.decodes.max(1) as f32;
+        let (mut best, mut best_gain_us) = (0, 0.0);
+        let (mut all_right, mut saved) = (1.0, 0.0);
+        for count in 1..=most {
+            let tokens = step.decodes + step.drafts + count;
+            let step_us = costs.decode_us(tokens);
+            if step_us > step.target_us || tokens > costs.familiar_tokens() {
+                break;
+            }
+            all_right *= self.confidence;
+            saved += all_right;
+            let gain_us = saved * token_us - (step_us - before_us).max(0.0) * GAIN_MARGIN;
+            // Before anything is measured every count gains nothing, and is worth finding out about.
+            if gain_us > best_gain_us || (token_us == 0.0 && gain_us == 0.0) {
+                (best, best_gain_us) = (count, gain_us);
+            }
+        }
+        best
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALONE: StepSoFar = StepSoFar { decodes: 1, drafts: 0, target_us: f32::INFINITY };
+
+    /// A step of one token takes 1000 us, each further one `more_us`.
+    fn costs(more_us: f32) -> StepCosts {
+        let mut costs = StepCosts::default();
+        for tokens in [1, 32] {
+            costs.observe(tokens, 0, 1000.0 + more_us * (tokens - 1) as f32);
+        }
+        costs
+    }
+
+    fn drafter() -> Drafter {
+        Drafter::new(NgramConfig::default(), SharedConfidence::default())
+    }
+
+    #[test]
+    fn drafts_are_made_where_they_pay() {
+        let crowd = StepSoFar { decodes: 16, ..ALONE };
+        let cases = [
+            ("free", 0.0, ALONE, 5),
+            ("cheap", 50.0, ALONE, 5),
+            ("dear", 300.0, ALONE, 2),
+            ("too dear", 600.0, ALONE, 0),
+            ("in a crowd a token costs little, so it saves little", 100.0, crowd, 0),
+            ("in a crowd that the memory holds up", 10.0, crowd, 3),
+            ("within the target time", 50.0, StepSoFar { target_us: 1100.0, ..ALONE }, 2),
+        ];
+        for (name, more_us, step, expected) in cases {
+            assert_eq!(drafter().worthwhile(5, step, &costs(more_us)), expected, "{name}");
+        }
+        assert_eq!(drafter().worthwhile(5, ALONE, &StepCosts::default()), 5, "nothing is known yet");
+        let mut single = StepCosts::default();
+        single.observe(1, 0, 1000.0);
+        assert_eq!(drafter().worthwhile(8, ALONE, &single), 4, "larger steps are approached");
+        assert_eq!(drafter().worthwhile(0, ALONE, &costs(0.0)), 0, "there is no room");
+    }
+
+    #[test]
+    fn wrong_guesses_switch_it_off_and_time_brings_it_back() {
+        let (mut drafter, costs, text) = (drafter(), costs(200.0), [1, 2, 3, 4, 1, 2, 3]);
+        let mut shared = SharedConfidence::default();
+        let mut wrong = 0;
+        while drafter.draft(&text, 5, ALONE, &costs) > 0 {
+            drafter.learn(0, &mut shared);
+            wrong += 1;
+        }
+        assert!((2..10).contains(&wrong), "{wrong} wrong guesses");
+        let mut tries = 0;
+        for _ in 0..2000 {
+            if drafter.draft(&text, 5, ALONE, &costs) > 0 {
+                drafter.learn(0, &mut shared);
+                tries += 1;
+            }
+        }
+        // A try of one token costs a fifth of a step.
+        assert!((5..100).contains(&tries), "{tries} tries in 2000 tokens");
+        let mut young = Drafter::new(NgramConfig::default(), shared);
+        assert_eq!(young.draft(&text, 5, ALONE, &costs), 0, "the next sequence knows of it");
+        for _ in 0..200 {
+            if drafter.draft(&text, 5, ALONE, &costs) > 0 {
+                drafter.learn(drafter.drafts.len(), &mut shared);
+            }
+        }
+        assert_eq!(drafter.draft(&text, 5, ALONE, &costs), 5, "right guesses switch it on again");
+    }
+
+    #[test]
+    fn impossible_settings_are_refused_by_name() {
+        let good = NgramConfig::default();
+        let cases = [
+            (NgramConfig { num_speculative_tokens: 0, ..good }, "num_speculative_tokens"),
+            (NgramConfig { num_speculative_tokens: 17, ..good }, "num_speculative_tokens"),
+            (NgramConfig { prompt_lookup_min: 0, ..good }, "prompt_lookup_min"),
+            (NgramConfig { prompt_lookup_min: 6, ..good }, "prompt_lookup_min"),
+        ];
+        for (config, name) in cases {
+            assert!(config.check().expect_err(name).starts_with(name));
+        }
+        assert!(good.check().is_ok());
+    }
+}
