@@ -4,11 +4,13 @@
 //! `ChatTemplate`) is immutable and shared; everything of a choice (`Detokenizer`, `StopMatcher`) is owned by it.
 
 pub mod detok;
+pub mod grammar;
 pub mod stop;
 pub mod template;
 pub mod tokenizer;
 
 pub use detok::Detokenizer;
+pub use grammar::{Begin, Grammar, Vocabulary, Walk};
 pub use stop::{StopMatcher, Stopped};
 pub use template::{ChatTemplate, NamedTemplate, Now, TemplateSource};
 pub use tokenizer::{GgufVocab, SpecialTokens, Tokenizer};

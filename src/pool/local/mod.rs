@@ -204,6 +204,7 @@ impl LocalMember {
             let submit = Submit {
                 prompt: prompt.clone(),
                 params: prepare::sampling(loaded, &request.params, prompt.len(), choice),
+                filter: None,
                 priority: request.priority,
                 salt: request.tenant.salt,
                 progress,
