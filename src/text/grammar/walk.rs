@@ -16,12 +16,6 @@ pub enum Begin {
     After(String),
 }
 
-/// What may follow, as [`Walk::next`] leaves it. The bits are the library's: one an id, the lowest first.
-pub struct Allowed<'a> {
-    pub allowed: &'a mut Vec<u32>,
-    pub forced: &'a mut Vec<u32>,
-}
-
 /// See the module. An error is final: the walk stays failed.
 pub struct Walk {
     vocabulary: Arc<Vocabulary>,
@@ -66,9 +60,9 @@ impl Walk {
         self.matcher.consume_tokens(&tokens[behind..]).map_err(|error| plain(&error.to_string()))
     }
 
-    /// Writes which ids may come next, and, where there is only one way on, the tokens that way has.
-    pub fn next(&mut self, next: Allowed<'_>) -> Result<(), String> {
-        let Allowed { allowed, forced } = next;
+    /// Writes which ids may come next (one bit each, the lowest first) and, where there is only one way on, the tokens
+    /// that way has.
+    pub fn next(&mut self, allowed: &mut Vec<u32>, forced: &mut Vec<u32>) -> Result<(), String> {
         allowed.clear();
         forced.clear();
         if self.gate.is_some() {
