@@ -14,6 +14,7 @@ use std::sync::Arc;
 use llguidance::TokenParser;
 use llguidance::api::TopLevelGrammar;
 
+pub use schema::lark_json;
 pub use vocabulary::Vocabulary;
 pub use walk::{Begin, Walk};
 
@@ -30,7 +31,25 @@ impl Grammar {
     pub fn compile(vocabulary: &Arc<Vocabulary>, constraint: &Constraint) -> Result<Self, String> {
         let source = source(constraint)?;
         let parser = vocabulary.factory.create_parser(source).map_err(|error| plain(&error.to_string()))?;
-        Ok(Self { vocabulary: Arc::clone(vocabulary), parser })
+        let grammar = Self { vocabulary: Arc::clone(vocabulary), parser };
+        grammar.try_out()?;
+        Ok(grammar)
+    }
+
+    /// Goes as far as there is only one way: a grammar that has no answer, or whose first choice is beyond the limits, is
+    /// found out here and not in the middle of an answer.
+    fn try_out(&self) -> Result<(), String> {
+        const FORCED_MAX: usize = 100;
+        let mut walk = self.walk(Begin::AtOnce);
+        let (mut allowed, mut forced, mut taken) = (Vec::new(), Vec::new(), 0);
+        loop {
+            walk.next(&mut allowed, &mut forced)?;
+            taken += forced.len();
+            if forced.is_empty() || taken > FORCED_MAX {
+                return Ok(());
+            }
+            walk.take(&forced)?;
+        }
     }
 
     /// A walk of its own: it shares nothing that changes with other walks.
@@ -73,8 +92,19 @@ fn choice_grammar(choices: &[String]) -> String {
 /// The library's message as one line without its internals.
 fn plain(message: &str) -> String {
     const BYTES_MAX: usize = 400;
-    let end =
-        ["<state>", "<non-verbose", "<backtrace>", "<grammar>"].iter().filter_map(|mark| message.find(mark)).min();
+    const REPHRASED: &[(&str, &str)] = &[
+        ("NoExtensionBias", "no answer can satisfy it"),
+        ("Unimplemented keys:", "these keywords cannot be enforced:"),
+        ("Unknown format:", "this format cannot be enforced:"),
+        (
+            "oneOf constraints are not supported. Enable 'coerce_one_of' option to approximate oneOf with anyOf",
+            "the options of a oneOf must exclude each other by type or by a constant; use anyOf",
+        ),
+        ("retrieving it failed: Default retriever does not fetch resources", "only references into the schema are followed"),
+    ];
+    let rephrase = |text: String, (theirs, ours): &(&str, &str)| text.replace(theirs, ours);
+    let message = &REPHRASED.iter().fold(message.to_owned(), rephrase);
+    let end = ["<state>", "<non-verbose", "<backtrace>", "<grammar>"].iter().filter_map(|mark| message.find(mark)).min();
     let lines = message[..end.unwrap_or(message.len())].lines().map(str::trim).filter(|line| !line.is_empty());
     let mut line = lines.collect::<Vec<_>>().join("; ");
     if line.len() > BYTES_MAX {
