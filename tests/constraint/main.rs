@@ -4,7 +4,6 @@ mod expressions;
 mod hostile;
 mod judge;
 mod schemas;
-mod probe;
 mod suite;
 mod walker;
 

@@ -21,6 +21,10 @@ const STEP_MAX: u64 = 20_000;
 const STEP_DECIMALS_MAX: u32 = 6;
 /// A bound like `{1,50000}` is unrolled.
 const REPETITIONS_MAX: u64 = 20_000;
+/// Counts above this may follow one another in a text that matches both: one in an expression is enough.
+const LARGE_REPETITION: u64 = 1_000;
+/// Parts of an expression that may be left out: where many do so in a row, each one more costs as many steps as there are.
+const OPTIONAL_MAX: usize = 200;
 
 pub fn check_expression(expression: &str) -> Result<(), String> {
     if expression.is_empty() {
@@ -28,7 +32,8 @@ pub fn check_expression(expression: &str) -> Result<(), String> {
     }
     within("the expression has", expression.len(), EXPRESSION_BYTES_MAX, "bytes")?;
     check_brackets(expression)?;
-    check_repetitions(expression)
+    check_repetitions(expression)?;
+    check_optional(expression)
 }
 
 pub fn check_choices(choices: &[String]) -> Result<(), String> {
@@ -47,7 +52,27 @@ pub fn check_grammar(lark: &str) -> Result<(), String> {
         return Err("the grammar is empty; send one with a rule `start`".to_owned());
     }
     within("the grammar has", lark.len(), GRAMMAR_BYTES_MAX, "bytes")?;
-    check_brackets(lark)
+    check_brackets(lark)?;
+    check_repetitions(lark)?;
+    // One definition at a time: it begins where a line does, with a name and a colon.
+    let mut definition = String::new();
+    for line in lark.lines() {
+        let name = line.split(':').next().unwrap_or_default();
+        let begins =
+            line.contains(':') && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.[]{}?!-".contains(&byte));
+        if begins {
+            check_optional(&definition)?;
+            definition.clear();
+        }
+        definition.push_str(line);
+    }
+    check_optional(&definition)
+}
+
+fn check_optional(expression: &str) -> Result<(), String> {
+    let count = |mark: &str| expression.matches(mark).count();
+    let optional = count("?") + count("*") + count("{0,") + count("{,");
+    within("an expression has", optional, OPTIONAL_MAX, "parts that may be left out")
 }
 
 /// Bounds a schema by one walk that does not recurse.
@@ -182,6 +207,7 @@ fn check_repetitions(expression: &str) -> Result<(), String> {
     let mut levels = vec![1_u64];
     // What the latest closed group or single item becomes by itself.
     let mut latest = 1_u64;
+    let mut large = 0_usize;
     let mut at = 0;
     while at < bytes.len() {
         match bytes[at] {
@@ -197,6 +223,8 @@ fn check_repetitions(expression: &str) -> Result<(), String> {
                 if let Some((bound, end)) = counted(bytes, at) {
                     latest = latest.saturating_mul(bound.max(1));
                     at = end;
+                    large += usize::from(bound > LARGE_REPETITION);
+                    within("the expression has", large, 1, "counts above 1000")?;
                     within(
                         "the expression's repetitions come to",
                         latest as usize,
@@ -205,7 +233,8 @@ fn check_repetitions(expression: &str) -> Result<(), String> {
                     )?;
                 }
             }
-            b'*' | b'+' | b'?' => {}
+            // The ends of a text in a grammar, which may be counted itself.
+            b'*' | b'+' | b'?' | b'/' | b'"' => {}
             _ => latest = 1,
         }
         if let Some(level) = levels.last_mut() {
@@ -261,6 +290,9 @@ mod tests {
             ("a{99999999999999999999999}", false),
             ("a{x}{y,z}{1,2,3}", true),
             ("{30000}", false),
+            ("/a{1,1000}/{1,1000}", false),
+            ("a{0,1000}a{1000}b{20000}", true),
+            ("a{0,1001}a{1001}", false),
         ] {
             assert_eq!(check_repetitions(expression).is_ok(), sound, "{expression}");
         }
