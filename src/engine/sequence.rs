@@ -195,7 +195,7 @@ impl Sequence {
     }
 
     /// What must follow the token that is sampled now, beyond that token itself.
-    pub(super) fn forced(&self) -> &[u32] {
+    fn forced(&self) -> &[u32] {
         match &self.restriction {
             // Log probabilities need the logits of every token.
             Restriction::Only(next) if self.params.logprobs.is_none() => next.forced.get(1..).unwrap_or_default(),
@@ -286,14 +286,27 @@ impl Sequence {
         Some(std::mem::take(&mut self.prompt_scores))
     }
 
+    /// Adds a sampled token and those that had to follow it, up to the first that ends the sequence.
+    pub(super) fn push_sampled(&mut self, token: Token) -> (Vec<Token>, Option<FinishReason>) {
+        let mut finish = self.push(token.id);
+        let mut tokens = vec![token];
+        while finish.is_none()
+            && let Some(id) = self.forced().get(tokens.len() - 1).copied()
+        {
+            finish = self.append(id);
+            tokens.push(Token { id, logprobs: None });
+        }
+        (tokens, finish)
+    }
+
     /// Adds a sampled token and says whether the sequence ends with it.
-    pub(super) fn push(&mut self, token: u32) -> Option<FinishReason> {
+    fn push(&mut self, token: u32) -> Option<FinishReason> {
         assert!(self.computed == self.tokens.len(), "a token follows the last");
         self.append(token)
     }
 
     /// Adds a token that needs no sampling, after one that did not end the sequence.
-    pub(super) fn append(&mut self, token: u32) -> Option<FinishReason> {
+    fn append(&mut self, token: u32) -> Option<FinishReason> {
         assert!(self.tokens.len() < self.tokens_max, "a sequence that is full has ended");
         self.tokens.push(token);
         if self.params.stop_token_ids.contains(&token) {

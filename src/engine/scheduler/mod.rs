@@ -317,7 +317,7 @@ impl Scheduler {
             });
             assert_eq!(row.sample, matches!(sampled, Sampled::Token(_)), "exactly the rows that sample have a token");
             let (tokens, finish) = match sampled {
-                Sampled::Token(token) => push_all(sequence, token),
+                Sampled::Token(token) => sequence.push_sampled(token),
                 _ => (Vec::new(), (sequence.uncomputed() == 0).then_some(FinishReason::Length)),
             };
             self.stats.generation_tokens += tokens.len() as u64;
@@ -489,19 +489,6 @@ impl Scheduler {
         }
         Ok(())
     }
-}
-
-/// Adds a sampled token and those that had to follow it, up to the first that ends the sequence.
-fn push_all(sequence: &mut Sequence, token: Token) -> (Vec<Token>, Option<FinishReason>) {
-    let mut finish = sequence.push(token.id);
-    let mut tokens = vec![token];
-    while finish.is_none()
-        && let Some(id) = sequence.forced().get(tokens.len() - 1).copied()
-    {
-        finish = sequence.append(id);
-        tokens.push(Token { id, logprobs: None });
-    }
-    (tokens, finish)
 }
 
 #[cfg(test)]
