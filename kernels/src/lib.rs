@@ -24,7 +24,7 @@ pub use attention::{
     AttentionBatch, AttentionParams, HeadNorms, KvDtype, KvLayer, QkvHeads, paged_attention, rope_and_write_kv,
     write_kv,
 };
-pub use cpu::packed::{Arena, PackedWeight};
+pub use cpu::packed::{Arena, PackedWeight, Precision};
 pub use error::{Error, Result};
 pub use matmul::{Added, Prologue, matmul, matmul_into};
 pub use ops::{add_rms_norm, argmax, embedding, gelu_tanh_mul, rms_norm, silu_mul, top_k};

@@ -18,16 +18,25 @@ pub struct AttentionShape {
 
 /// `y = x W^T + bias`: x `[tokens, input]` -> `[tokens, out]`, x as [`activations`] makes it.
 pub fn matmul(x: &[f32], w: &Weight, bias: Option<&[f32]>) -> Vec<f32> {
+    let x: Vec<f32> = x.chunks(w.input()).flat_map(|row| activations(w.ty(), row)).collect();
+    let mut y = matmul_unrounded(&x, w);
+    if let Some(bias) = bias {
+        y.iter_mut().enumerate().for_each(|(at, y)| *y = (*y as f64 + bias[at % w.out()] as f64) as f32);
+    }
+    y
+}
+
+/// `y = x W^T` with x as it is.
+pub fn matmul_unrounded(x: &[f32], w: &Weight) -> Vec<f32> {
     let mut row = vec![0.0; w.input()];
     let tokens = x.len() / w.input();
-    let x: Vec<f32> = x.chunks(w.input()).flat_map(|row| activations(w.ty(), row)).collect();
     let mut y = vec![0.0; tokens * w.out()];
     for out in 0..w.out() {
         w.row_f32(out, &mut row);
         for token in 0..tokens {
             let x = &x[token * w.input()..(token + 1) * w.input()];
             let sum: f64 = x.iter().zip(&row).map(|(a, b)| *a as f64 * *b as f64).sum();
-            y[token * w.out() + out] = (sum + bias.map_or(0.0, |bias| bias[out] as f64)) as f32;
+            y[token * w.out() + out] = sum as f32;
         }
     }
     y

@@ -8,8 +8,8 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use sconce_kernels::cpu::set_threads;
 use sconce_kernels::{
-    Added, Arena, AttentionBatch, AttentionParams, GgmlType, KvDtype, KvLayer, PackedWeight, Prologue, RopeStyle,
-    RopeTable, Weight, add_rms_norm, argmax, matmul, paged_attention, rope, silu_mul, top_k,
+    Added, Arena, AttentionBatch, AttentionParams, GgmlType, KvDtype, KvLayer, PackedWeight, Precision, Prologue,
+    RopeStyle, RopeTable, Weight, add_rms_norm, argmax, matmul, paged_attention, rope, silu_mul, top_k,
 };
 
 /// CPU time that this thread has used, in seconds: on a busy machine the only figure that means something.
@@ -77,7 +77,7 @@ fn dense() {
 
 fn measure_dense(ty: GgmlType, out: usize, input: usize, tokens: usize) {
     let weight = weight(ty, out, input);
-    let packed = PackedWeight::new(&[&weight], &mut Arena::default()).expect("packs");
+    let packed = PackedWeight::new(&[&weight], Precision::Fast, &mut Arena::default()).expect("packs");
     let x = Tensor::ones((tokens, input), DType::F32, &Device::Cpu).expect("fits");
     let times = seconds(|| drop(matmul(&x, Prologue::None, &packed, Added::default()).expect("runs")));
     let flops = 2.0 * (tokens * out * input) as f64;

@@ -1,7 +1,7 @@
 //! Builds a decoder: every tensor that the spec asks for, found, checked, and put in its place.
 
 use candle_core::{Device, Tensor};
-use sconce_kernels::{Arena, AttentionParams, PackedWeight, RopeTable, Weight};
+use sconce_kernels::{Arena, AttentionParams, PackedWeight, Precision, RopeTable, Weight};
 
 use crate::decoder::{Decoder, Layer};
 use crate::dummy::DummyWeights;
@@ -24,6 +24,7 @@ pub(crate) struct Assembler<'a> {
     device: Device,
     progress: Progress<'a>,
     used: Vec<Part>,
+    precision: Precision,
     arena: Arena,
 }
 
@@ -38,8 +39,8 @@ const UP: Parts = (LayerPart::Up, LayerPart::UpBias);
 const DOWN: Parts = (LayerPart::Down, LayerPart::DownBias);
 
 impl<'a> Assembler<'a> {
-    pub fn new(source: WeightSource, device: Device, progress: Progress<'a>) -> Self {
-        Self { source, device, progress, used: Vec::new(), arena: Arena::default() }
+    pub fn new(source: WeightSource, device: Device, precision: Precision, progress: Progress<'a>) -> Self {
+        Self { source, device, progress, used: Vec::new(), precision, arena: Arena::default() }
     }
 
     pub fn decoder(mut self, spec: Spec) -> Result<Decoder> {
@@ -115,7 +116,7 @@ impl<'a> Assembler<'a> {
     fn packed(&mut self, parts: &[(Part, usize)], input: usize) -> Result<PackedWeight> {
         let weights =
             parts.iter().map(|(part, out)| self.matrix(*part, *out, input)).collect::<Result<Vec<_>, Error>>()?;
-        let packed = PackedWeight::new(&weights.iter().collect::<Vec<_>>(), &mut self.arena)?;
+        let packed = PackedWeight::new(&weights.iter().collect::<Vec<_>>(), self.precision, &mut self.arena)?;
         for (weight, (part, _)) in weights.iter().zip(parts) {
             if let WeightSource::Files(tensors) = &self.source {
                 tensors.read_once(*part);

@@ -35,7 +35,7 @@ pub use error::{Error, Result};
 pub use family::Family;
 pub use kv::KvCache;
 pub use load::{DeviceChoice, LoadOptions, OnProgress, Source, load, read_spec};
-pub use sconce_kernels::KvDtype;
+pub use sconce_kernels::{KvDtype, Precision};
 pub use spec::{RopeScaling, RopeSpec, SlidingWindow, Spec};
 
 /// A loaded decoder-only language model.

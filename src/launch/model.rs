@@ -4,10 +4,10 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sconce_models::{KvDtype, LoadOptions, Source, Spec};
+use sconce_models::{KvDtype, LoadOptions, Precision, Source, Spec};
 
 use super::{synthetic, text};
-use crate::config::{KvCacheDtype, ModelConfig, ModelLimits};
+use crate::config::{KvCacheDtype, MatmulPrecision, ModelConfig, ModelLimits};
 use crate::device::{cpu, fit};
 use crate::engine::scheduler::SCORED_PER_STEP_MAX;
 use crate::engine::{EngineConfig, EngineHandle, Executor, ModelExecutor, SimExecutor, SimOptions};
@@ -69,10 +69,15 @@ fn load_weights(
     let parts = text::read(&source, &spec, config.chat_template.as_deref())?;
     let engine = {
         let source = source.clone();
+        let precision = match config.limits.matmul_precision {
+            MatmulPrecision::Fast => Precision::Fast,
+            MatmulPrecision::High => Precision::High,
+        };
         let (blocks, block_size, model_name) = (plan.blocks, plan.block_size, card.id.clone());
         EngineHandle::start(&card.id, engine_config(&plan, &config.limits), move || {
             let shown = LoadingBar::new(progress, model_name);
             let options = LoadOptions {
+                precision,
                 progress: Some(Box::new(move |done, total| shown.update(done, total))),
                 ..Default::default()
             };

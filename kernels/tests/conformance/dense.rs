@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 use sconce_kernels::cpu::matmul as dense;
 use sconce_kernels::cpu::rows::Gate;
 use sconce_kernels::cpu::{self, Isa};
-use sconce_kernels::{Added, Arena, GgmlType, PackedWeight, Prologue, Weight, embedding, matmul, reference};
+use sconce_kernels::{Added, Arena, GgmlType, PackedWeight, Precision, Prologue, Weight, embedding, matmul, reference};
 
 use super::formats::weight;
 use super::{Values, assert_close, assert_error, assert_same_bits, devices, flat, tensor};
@@ -43,7 +43,11 @@ fn rows_of_any_length_agree_with_the_reference() {
 }
 
 fn packed(weights: &[&Weight]) -> PackedWeight {
-    PackedWeight::new(weights, &mut Arena::default()).expect("one input width")
+    PackedWeight::new(weights, Precision::Fast, &mut Arena::default()).expect("one input width")
+}
+
+fn packed_high(weight: &Weight) -> PackedWeight {
+    PackedWeight::new(&[weight], Precision::High, &mut Arena::default()).expect("one input width")
 }
 
 fn multiply(isa: Isa, x: &[f32], weight: &PackedWeight, bias: Option<&[f32]>) -> Vec<f32> {
@@ -87,19 +91,20 @@ fn every_instruction_set_agrees_with_the_reference() {
 
 #[test]
 fn a_row_has_the_same_bits_alone_and_in_any_batch() {
-    for isa in Isa::available() {
+    let sets = Isa::available().into_iter().flat_map(|isa| [(isa, Precision::Fast), (isa, Precision::High)]);
+    for (isa, precision) in sets {
         for ty in GgmlType::ALL {
             let mut values = Values::new(5);
             let weight = weight(ty, 70, 512, &mut values);
             let (x, bias) = (values.many(41 * 512), values.many(70));
-            let weight = packed(&[&weight]);
+            let weight = if precision == Precision::High { packed_high(&weight) } else { packed(&[&weight]) };
             let all = multiply(isa, &x, &weight, Some(&bias));
             for tokens in [1, 2, 3, 4, 5, 7, 9, 16, 40] {
                 for first in [0, 1, 41 - tokens] {
                     let some = &x[first * 512..(first + tokens) * 512];
                     let y = multiply(isa, some, &weight, Some(&bias));
                     let want = &all[first * 70..(first + tokens) * 70];
-                    assert_same_bits(&y, want, &format!("{isa:?} {ty:?}: {tokens} tokens from {first}"));
+                    assert_same_bits(&y, want, &format!("{isa:?} {precision:?} {ty:?}: {tokens} from {first}"));
                 }
             }
         }
@@ -223,8 +228,11 @@ fn matrices_of_several_types_are_multiplied_as_one() {
         }
     }
     let other = weight(GgmlType::F32, 3, 128, &mut values);
-    assert_error(PackedWeight::new(&[&weights[0], &other], &mut Arena::default()), "256 and 128 columns");
-    assert_error(PackedWeight::new(&[], &mut Arena::default()), "no matrix");
+    assert_error(
+        PackedWeight::new(&[&weights[0], &other], Precision::Fast, &mut Arena::default()),
+        "256 and 128 columns",
+    );
+    assert_error(PackedWeight::new(&[], Precision::Fast, &mut Arena::default()), "no matrix");
 }
 
 #[test]
@@ -268,6 +276,30 @@ fn quantised_activations_stay_near_the_true_product() {
             let want: f64 = x.iter().zip(&row).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
             let size: f64 = x.iter().zip(&row).map(|(a, b)| f64::from(a * b).powi(2)).sum::<f64>().sqrt();
             assert!((f64::from(*y) - want).abs() < 0.02 * size, "{ty:?}: {y} is far from {want} (size {size})");
+        }
+    }
+}
+
+#[test]
+fn high_precision_is_the_product_of_unrounded_activations() {
+    for isa in Isa::available() {
+        for ty in GgmlType::ALL {
+            for tokens in [1, 4, 21] {
+                let mut values = Values::new(15);
+                let weight = weight(ty, 37, 512, &mut values);
+                let mut x = values.many(tokens * 512);
+                // Outliers are what few bits are bad at.
+                x.iter_mut().step_by(77).for_each(|value| *value *= 50.0);
+                let y = multiply(isa, &x, &packed_high(&weight), None);
+                let want = reference::matmul_unrounded(&x, &weight);
+                let mut row = vec![0.0; 512];
+                for (at, (y, want)) in y.iter().zip(&want).enumerate() {
+                    weight.row_f32(at % 37, &mut row);
+                    let token = &x[at / 37 * 512..][..512];
+                    let size = token.iter().zip(&row).map(|(a, b)| (a * b).powi(2)).sum::<f32>().sqrt();
+                    assert!((y - want).abs() < 5e-4 * size, "{isa:?} {ty:?}: [{at}] is {y}, not {want} (size {size})");
+                }
+            }
         }
     }
 }

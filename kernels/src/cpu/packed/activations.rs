@@ -15,6 +15,8 @@ pub(crate) struct Forms {
     pub f32: bool,
     pub bf16: bool,
     pub i8: bool,
+    /// i8 with a second byte below.
+    pub i16: bool,
 }
 
 /// Elements of a tile's unit in the forms f32 and bf16.
@@ -103,8 +105,8 @@ impl Activations {
         let width = input.next_multiple_of(UNIT);
         grow(&mut self.f32, if forms.f32 { tokens * width } else { 0 });
         grow(&mut self.bf16, if forms.bf16 { tokens * width } else { 0 });
-        let blocks = if forms.i8 { tokens * (input / BLOCK) } else { 0 };
-        grow(&mut self.quants, blocks * BLOCK);
+        let blocks = if forms.i8 || forms.i16 { tokens * (input / BLOCK) } else { 0 };
+        grow(&mut self.quants, blocks * BLOCK * if forms.i16 { 2 } else { 1 });
         grow(&mut self.scales, blocks);
         grow(&mut self.starts, blocks);
         grow(&mut self.half_starts, 2 * blocks);
@@ -147,7 +149,10 @@ impl View {
         // SAFETY: as promised by the caller; offsets stay in the token's places of its tile.
         unsafe {
             if forms.i8 {
-                self.put_i8::<S>(row, token, tile);
+                self.put_quants::<S, false>(row, token, tile);
+            }
+            if forms.i16 {
+                self.put_quants::<S, true>(row, token, tile);
             }
             if forms.f32 || forms.bf16 {
                 self.put_plain::<S>(row, token, tile, forms);
@@ -156,13 +161,18 @@ impl View {
     }
 
     #[inline(always)]
-    unsafe fn put_i8<S: Dot>(&self, row: &[f32], token: usize, (first, width): (usize, usize)) {
+    unsafe fn put_quants<S: Dot, const WIDE: bool>(&self, row: &[f32], token: usize, (first, width): (usize, usize)) {
         let blocks = row.len() / BLOCK;
         // SAFETY: as promised by the caller.
         unsafe {
             for block in 0..blocks {
                 let at = first * blocks + block * width + (token - first);
-                let found = S::quantise(row.as_ptr().add(block * BLOCK), self.quants.cast_mut().add(at * BLOCK));
+                let x = row.as_ptr().add(block * BLOCK);
+                let found = if WIDE {
+                    S::quantise_wide(x, self.quants.cast_mut().add(at * 2 * BLOCK))
+                } else {
+                    S::quantise(x, self.quants.cast_mut().add(at * BLOCK))
+                };
                 self.scales.cast_mut().add(at).write(found.scale);
                 let [start, end] = found.sums;
                 let sum = start.wrapping_add(end);

@@ -9,7 +9,7 @@ use super::activations::{Tiles, View};
 use super::layout::ROWS;
 use super::quants::{self, Quants};
 use super::tile::{self, Plain, plain_tile, quant_tile};
-use super::{PackedWeight, Part};
+use super::{PackedWeight, Part, Precision};
 use crate::cpu::simd::{Dot, DotKernel, Isa, Simd, dispatch_dot};
 use crate::weight::GgmlType;
 
@@ -29,6 +29,7 @@ pub(crate) struct Panels<'a> {
 #[derive(Clone, Copy)]
 struct Task<'a> {
     part: &'a Part,
+    precision: Precision,
     from: usize,
     to: usize,
     x: &'a View,
@@ -53,7 +54,8 @@ impl Panels<'_> {
                     while first < end {
                         let tiles = Tiles::at(first, end, isa.tile_tokens());
                         let (from, to) = (from - start, to - start);
-                        let task = Task { part, from, to, x: self.x, tiles, epilogue: self.epilogue };
+                        let (x, precision, epilogue) = (self.x, self.weight.precision, self.epilogue);
+                        let task = Task { part, precision, from, to, x, tiles, epilogue };
                         // SAFETY: as promised by the caller.
                         unsafe { task.run(isa) };
                         first += tiles.count * tiles.width;
@@ -72,6 +74,7 @@ impl Task<'_> {
             match self.part.ty {
                 GgmlType::F32 => self.plain::<tile::F32>(isa),
                 GgmlType::F16 => self.plain::<tile::F16>(isa),
+                GgmlType::Bf16 if self.precision == Precision::High => self.plain::<tile::Bf16Wide>(isa),
                 GgmlType::Bf16 => self.plain::<tile::Bf16>(isa),
                 GgmlType::Q4_0 => self.quants::<quants::Q4_0>(isa),
                 GgmlType::Q4_1 => self.quants::<quants::Q4_1>(isa),
@@ -91,10 +94,13 @@ impl Task<'_> {
     unsafe fn quants<Q: Quants>(self, isa: Isa) {
         // SAFETY: as promised by the caller; tiles have the widths of `Tiles::at`.
         unsafe {
-            match self.tiles.width {
-                16 => dispatch_dot(isa, QuantTask::<Q, 16>(self, PhantomData)),
-                4 => dispatch_dot(isa, QuantTask::<Q, 4>(self, PhantomData)),
-                _ => dispatch_dot(isa, QuantTask::<Q, 1>(self, PhantomData)),
+            match (self.tiles.width, self.precision) {
+                (16, Precision::Fast) => dispatch_dot(isa, QuantTask::<Q, 16, false>(self, PhantomData)),
+                (4, Precision::Fast) => dispatch_dot(isa, QuantTask::<Q, 4, false>(self, PhantomData)),
+                (_, Precision::Fast) => dispatch_dot(isa, QuantTask::<Q, 1, false>(self, PhantomData)),
+                (16, Precision::High) => dispatch_dot(isa, QuantTask::<Q, 16, true>(self, PhantomData)),
+                (4, Precision::High) => dispatch_dot(isa, QuantTask::<Q, 4, true>(self, PhantomData)),
+                (_, Precision::High) => dispatch_dot(isa, QuantTask::<Q, 1, true>(self, PhantomData)),
             }
         }
     }
@@ -119,9 +125,9 @@ impl Task<'_> {
     }
 }
 
-struct QuantTask<'a, Q, const T: usize>(Task<'a>, PhantomData<Q>);
+struct QuantTask<'a, Q, const T: usize, const WIDE: bool>(Task<'a>, PhantomData<Q>);
 
-impl<Q: Quants, const T: usize> DotKernel for QuantTask<'_, Q, T> {
+impl<Q: Quants, const T: usize, const WIDE: bool> DotKernel for QuantTask<'_, Q, T, WIDE> {
     type Output = ();
     const BF16: bool = false;
 
@@ -138,7 +144,7 @@ impl<Q: Quants, const T: usize> DotKernel for QuantTask<'_, Q, T> {
                 let (panel, row, rows) = task.panel(index);
                 for tile in 0..task.tiles.count {
                     let token = task.tiles.first + tile * T;
-                    let acc = quant_tile::<S, Q, T>(panel, task.x, token);
+                    let acc = quant_tile::<S, Q, T, WIDE>(panel, task.x, token);
                     task.epilogue.store::<S, T>(&acc, token, row, rows.min(ROWS));
                 }
             }

@@ -12,13 +12,13 @@ use super::activations::{UNIT, View};
 use super::quants::Quants;
 use crate::cpu::simd::{BLOCK, Dot};
 
-/// Sums of `T` tokens with one panel of a block type.
+/// Sums of `T` tokens with one panel of a block type. `WIDE` activations have two bytes each.
 ///
 /// # Safety
-/// `panel` must be a whole panel of `Q` over `x.input`, `token` the first of a tile of `T` tokens of `x` in the form i8,
-/// and the machine must have the instructions of `S`.
+/// `panel` must be a whole panel of `Q` over `x.input`, `token` the first of a tile of `T` tokens of `x` in the form i8 or
+/// i16, and the machine must have the instructions of `S`.
 #[inline(always)]
-pub(super) unsafe fn quant_tile<S: Dot, Q: Quants, const T: usize>(
+pub(super) unsafe fn quant_tile<S: Dot, Q: Quants, const T: usize, const WIDE: bool>(
     panel: *const u8,
     x: &View,
     token: usize,
@@ -28,7 +28,8 @@ pub(super) unsafe fn quant_tile<S: Dot, Q: Quants, const T: usize>(
     unsafe {
         let mut acc = [S::splat(0.0); T];
         let first = token * blocks;
-        let (mut quants, mut scales) = (x.quants.add(first * BLOCK), x.scales.add(first));
+        let token_bytes = if WIDE { 2 * BLOCK } else { BLOCK };
+        let (mut quants, mut scales) = (x.quants.add(first * token_bytes), x.scales.add(first));
         let (mut starts, mut sums) = (x.starts.add(first), x.sums.add(first));
         if Q::PARTS == 2 {
             (starts, sums) = (x.half_starts.add(2 * first), x.half_sums.add(2 * first));
@@ -48,14 +49,18 @@ pub(super) unsafe fn quant_tile<S: Dot, Q: Quants, const T: usize>(
                     let (scale, min) = Q::scales::<S>(head, block, part);
                     let quads = 8 / Q::PARTS;
                     for token in 0..T {
-                        let x = quants.add(token * BLOCK);
+                        let x = quants.add(token * token_bytes);
                         let mut sum = if Q::MINS { S::zero() } else { S::start(starts.add(token)) };
-                        for quad in part * quads..(part + 1) * quads {
-                            if Q::MINS {
-                                sum = S::dot(sum, codes[quad], x.add(quad * 4));
-                            } else {
-                                sum = S::dot_biased(sum, codes[quad], x.add(quad * 4));
+                        if WIDE {
+                            let mut high = S::zero();
+                            for quad in part * quads..(part + 1) * quads {
+                                high = multiply::<S, Q>(high, codes[quad], x.add(quad * 4));
                             }
+                            sum = S::join(high, sum);
+                        }
+                        for quad in part * quads..(part + 1) * quads {
+                            let x = if WIDE { x.add(BLOCK + quad * 4) } else { x.add(quad * 4) };
+                            sum = multiply::<S, Q>(sum, codes[quad], x);
                         }
                         let factor = S::mul(scale, S::splat(*scales.add(token)));
                         acc[token] = S::fma(S::floats(sum), factor, acc[token]);
@@ -66,7 +71,7 @@ pub(super) unsafe fn quant_tile<S: Dot, Q: Quants, const T: usize>(
                     starts = starts.add(T);
                     sums = sums.add(T);
                 }
-                quants = quants.add(T * BLOCK);
+                quants = quants.add(T * token_bytes);
                 scales = scales.add(T);
                 block = block.add(Q::BLOCK_BYTES);
             }
@@ -74,6 +79,16 @@ pub(super) unsafe fn quant_tile<S: Dot, Q: Quants, const T: usize>(
         }
         acc
     }
+}
+
+/// Adds a quad's products in the way of `Q`'s codes.
+///
+/// # Safety
+/// As [`Dot::dot`].
+#[inline(always)]
+unsafe fn multiply<S: Dot, Q: Quants>(sum: S::I, codes: S::B, x: *const i8) -> S::I {
+    // SAFETY: as promised by the caller.
+    unsafe { if Q::MINS { S::dot(sum, codes, x) } else { S::dot_biased(sum, codes, x) } }
 }
 
 /// How far ahead of its use a weight is asked for.
@@ -98,6 +113,8 @@ pub(super) trait Plain {
 pub(super) struct F32;
 pub(super) struct F16;
 pub(super) struct Bf16;
+/// BF16 with activations in f32.
+pub(super) struct Bf16Wide;
 
 impl Plain for F32 {
     const STEP: usize = 1;
@@ -142,6 +159,24 @@ impl Plain for Bf16 {
         unsafe {
             for token in 0..T {
                 acc[token] = S::dot_bf16(acc[token], w, x.bf16.add(at + token * UNIT));
+            }
+        }
+    }
+}
+
+impl Plain for Bf16Wide {
+    const STEP: usize = 2;
+    const STEP_BYTES: usize = 64;
+
+    #[inline(always)]
+    unsafe fn step<S: Dot, const T: usize>(acc: &mut [S::V; T], w: *const u8, x: &View, at: usize) {
+        // SAFETY: as promised by the caller; behind an odd input stands a zero.
+        unsafe {
+            let [even, odd] = S::bf16_pairs(w);
+            for token in 0..T {
+                let x = x.f32.add(at + token * UNIT);
+                acc[token] = S::fma(even, S::splat(*x), acc[token]);
+                acc[token] = S::fma(odd, S::splat(*x.add(1)), acc[token]);
             }
         }
     }

@@ -331,6 +331,27 @@ impl<const VNNI: bool> Dot for Avx2<VNNI> {
         unsafe { [_mm256_cvtepi32_ps(ints[0]), _mm256_cvtepi32_ps(ints[1])] }
     }
     #[inline(always)]
+    unsafe fn join(a: Ints, b: Ints) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            let (first, second) = (_mm256_slli_epi32::<8>(a[0]), _mm256_slli_epi32::<8>(a[1]));
+            [_mm256_add_epi32(first, b[0]), _mm256_add_epi32(second, b[1])]
+        }
+    }
+    #[inline(always)]
+    unsafe fn bf16_pairs(w: *const u8) -> [Pair; 2] {
+        // SAFETY: see above.
+        unsafe {
+            let (w, high) = (Self::bytes(w), _mm256_set1_epi32(0xffff_0000_u32.cast_signed()));
+            let even = [_mm256_slli_epi32::<16>(w[0]), _mm256_slli_epi32::<16>(w[1])];
+            let odd = [_mm256_and_si256(w[0], high), _mm256_and_si256(w[1], high)];
+            [
+                [_mm256_castsi256_ps(even[0]), _mm256_castsi256_ps(even[1])],
+                [_mm256_castsi256_ps(odd[0]), _mm256_castsi256_ps(odd[1])],
+            ]
+        }
+    }
+    #[inline(always)]
     unsafe fn dot_bf16(acc: Pair, w: *const u8, x: *const u16) -> Pair {
         // SAFETY: see above.
         unsafe {

@@ -277,6 +277,20 @@ impl<const BF16: bool> Dot for Avx512<BF16> {
         unsafe { _mm512_cvtepi32_ps(ints) }
     }
     #[inline(always)]
+    unsafe fn join(a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_add_epi32(_mm512_slli_epi32::<8>(a), b) }
+    }
+    #[inline(always)]
+    unsafe fn bf16_pairs(w: *const u8) -> [__m512; 2] {
+        // SAFETY: see above.
+        unsafe {
+            let w = w.cast::<__m512i>().read_unaligned();
+            let odd = _mm512_and_si512(w, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(w)), _mm512_castsi512_ps(odd)]
+        }
+    }
+    #[inline(always)]
     unsafe fn dot_bf16(acc: __m512, w: *const u8, x: *const u16) -> __m512 {
         // SAFETY: see above.
         unsafe {

@@ -24,13 +24,30 @@ impl QuantBlock {
     /// finite makes the scale NaN, so that it reaches every output and cannot pass for a value.
     #[inline(always)]
     pub fn factors(largest: f32) -> (f32, f32) {
+        Self::factors_to(127.0, largest)
+    }
+
+    /// As [`QuantBlock::factors`] for values of two bytes, of which neither may be below -127 or above 127.
+    #[inline(always)]
+    pub fn wide_factors(largest: f32) -> (f32, f32) {
+        Self::factors_to(127.0 * 256.0 + 127.0, largest)
+    }
+
+    #[inline(always)]
+    fn factors_to(most: f32, largest: f32) -> (f32, f32) {
         if largest > 0.0 && largest < f32::INFINITY {
             // Below, the factor would be infinite; such activations are as good as zero.
-            let factor = 127.0 / largest;
-            return if factor < f32::INFINITY { (factor, largest / 127.0) } else { (0.0, 0.0) };
+            let factor = most / largest;
+            return if factor < f32::INFINITY { (factor, largest / most) } else { (0.0, 0.0) };
         }
         (0.0, if largest == 0.0 { 0.0 } else { f32::NAN })
     }
+}
+
+/// The largest magnitude; NaN wins.
+#[inline(always)]
+fn largest(x: &[f32; BLOCK]) -> f32 {
+    x.iter().fold(0.0_f32, |largest, x| if x.abs() <= largest || largest.is_nan() { largest } else { x.abs() })
 }
 
 /// A piece of work on packed weights, compiled once for each instruction set.
@@ -102,20 +119,40 @@ pub(crate) trait Dot: Simd {
     /// Adds `code * x` over each row's 4 codes, all below 64.
     unsafe fn dot(acc: Self::I, codes: Self::B, x: *const i8) -> Self::I;
     unsafe fn floats(ints: Self::I) -> Self::V;
+    /// `256 * a + b`
+    unsafe fn join(a: Self::I, b: Self::I) -> Self::I;
+
+    /// 16 pairs of bf16 as f32: the first and the second of each.
+    unsafe fn bf16_pairs(w: *const u8) -> [Self::V; 2];
 
     /// Adds the products of each row's pair of bf16 with the pair at `x`.
     unsafe fn dot_bf16(acc: Self::V, w: *const u8, x: *const u16) -> Self::V;
+
+    /// 32 activations as 16 bits in two bytes each: 32 high ones, then 32 low ones, of `256 * high + low`.
+    #[inline(always)]
+    unsafe fn quantise_wide(x: *const f32, to: *mut i8) -> QuantBlock {
+        // SAFETY: the caller promises 32 readable and 64 writable values.
+        let (x, to) = unsafe { (&*x.cast::<[f32; BLOCK]>(), &mut *to.cast::<[[i8; BLOCK]; 2]>()) };
+        let (factor, scale) = QuantBlock::wide_factors(largest(x));
+        let [high, low] = to;
+        let mut sums = [0; 2];
+        for at in 0..BLOCK {
+            let value = (x[at] * factor).round_ties_even() as i32;
+            let upper = (value + 128) >> 8;
+            // -128 cannot change its sign in a byte; -127 is as near as makes no difference.
+            let lower = (value - (upper << 8)).max(-127);
+            (high[at], low[at]) = (upper as i8, lower as i8);
+            sums[at / LANES] += (upper << 8) + lower;
+        }
+        QuantBlock { scale, sums }
+    }
 
     /// 32 activations as i8: rounded to nearest, ties to even.
     #[inline(always)]
     unsafe fn quantise(x: *const f32, to: *mut i8) -> QuantBlock {
         // SAFETY: the caller promises 32 readable and 32 writable values.
         let (x, to) = unsafe { (&*x.cast::<[f32; BLOCK]>(), &mut *to.cast::<[i8; BLOCK]>()) };
-        let largest = x.iter().fold(0.0_f32, |largest, x| {
-            // NaN must win, and stay.
-            if x.abs() <= largest || largest.is_nan() { largest } else { x.abs() }
-        });
-        let (factor, scale) = QuantBlock::factors(largest);
+        let (factor, scale) = QuantBlock::factors(largest(x));
         let mut sums = [0; 2];
         for (at, (x, to)) in x.iter().zip(to).enumerate() {
             *to = (x * factor).round_ties_even() as i8;

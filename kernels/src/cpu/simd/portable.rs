@@ -182,6 +182,18 @@ impl Dot for Portable {
         ints.map(|int| int as f32)
     }
     #[inline(always)]
+    unsafe fn join(a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
+        std::array::from_fn(|lane| (a[lane] << 8).wrapping_add(b[lane]))
+    }
+    #[inline(always)]
+    unsafe fn bf16_pairs(w: *const u8) -> [Lanes; 2] {
+        // SAFETY: the caller promises 16 pairs.
+        unsafe {
+            let even = convert::<4>(w, |raw| bf16::from_le_bytes([raw[0], raw[1]]).to_f32());
+            [even, convert::<4>(w, |raw| bf16::from_le_bytes([raw[2], raw[3]]).to_f32())]
+        }
+    }
+    #[inline(always)]
     unsafe fn dot_bf16(acc: Lanes, w: *const u8, x: *const u16) -> Lanes {
         // SAFETY: the caller promises 16 pairs of w and one of x.
         unsafe {
