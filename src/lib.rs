@@ -8,7 +8,7 @@
 //! | 2 | wire struct, then [`request::Request`] or [`error::Error`] naming the field | `api/openai/*/convert.rs` | tokio |
 //! | 3 | a permit: one place in a bounded queue, held by the event stream | `pool/admission.rs` | tokio |
 //! | 4 | prompt token ids (rendered and tokenised once) and resolved parameters | `pool/local/prepare.rs` | tokio, or the blocking pool for long prompts |
-//! | 5 | [`engine::Submit`] through a bounded channel | `engine/handle.rs` | engine thread from here on |
+//! | 5 | [`engine::Submit`], with a token filter where the answer has a form (`pool/local/constraint.rs`), through a bounded channel | `engine/handle.rs` | engine thread from here on |
 //! | 6 | a step: how many tokens of which sequence, in which blocks | `engine/scheduler` (pure) | engine |
 //! | 7 | `BatchInput`: flat arrays | `engine/batch.rs` (pure) | engine |
 //! | 8 | logits of the sampled rows | `models` on `kernels` | engine + device |
@@ -26,7 +26,7 @@
 //! - [`cli`]: one file a command.
 //! - [`api`]: HTTP. Knows the pool and the vocabulary, not the engine.
 //! - [`pool`]: members that can answer, admission in front of them. `pool/local` joins engine and text.
-//! - [`text`]: tokenizers, chat templates, detokenisation, stop strings. No I/O, no clock.
+//! - [`text`]: tokenizers, chat templates, detokenisation, stop strings, grammars. No I/O, no clock.
 //! - [`engine`]: scheduler, blocks, sampler (pure), and the one thread that runs them.
 //! - [`hub`]: a model reference becomes local files.
 //! - [`device`]: what hardware is here; `device/fit.rs` says what fits, as a pure function.

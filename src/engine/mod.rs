@@ -12,6 +12,7 @@ pub mod batch;
 pub mod blocks;
 mod costs;
 pub mod executor;
+pub mod filter;
 pub mod handle;
 mod lookup;
 mod run;
@@ -24,6 +25,7 @@ pub mod stats;
 
 pub use blocks::BlockId;
 pub use executor::{Executor, ModelExecutor};
+pub use filter::{NextTokens, TokenFilter};
 pub use handle::{EngineHandle, Progress, PromptDone, Submit, SubmitError};
 pub use sampler::SamplingParams;
 pub use scheduler::{Capabilities, EngineConfig, ItlTarget};

@@ -6,6 +6,7 @@
 
 use super::blocks::{BlockId, ChainHash, blocks_for};
 use super::costs::StepCosts;
+use super::filter::Restriction;
 use super::sampler::{SamplingParams, SeenTokens};
 use super::speculation::{Drafter, SharedConfidence, StepSoFar};
 
@@ -94,6 +95,8 @@ pub struct Sequence {
     seen: Option<Box<SeenTokens>>,
     /// Guesses ahead, if it may be guessed ahead.
     drafter: Option<Box<Drafter>>,
+    /// Of the next token; set anew before each.
+    restriction: Restriction,
 }
 
 /// What `Scheduler::add` turns into a sequence.
@@ -132,12 +135,17 @@ impl Sequence {
             prompt_scores: Vec::new(),
             seen,
             drafter: None,
+            restriction: Restriction::None,
         }
     }
 
     /// Lets it be guessed ahead from now on.
     pub(super) fn set_drafter(&mut self, drafter: Drafter) {
         self.drafter = Some(Box::new(drafter));
+    }
+
+    pub(super) fn never_draft(&mut self) {
+        self.drafter = None;
     }
 
     pub fn tokens(&self) -> &[u32] {
@@ -201,6 +209,27 @@ impl Sequence {
     pub fn score_next(&self) -> Option<usize> {
         let wanted = self.params.prompt_logprobs.is_some() && self.prompt_scores.len() + 1 < self.prompt_len;
         (wanted && !self.prompt_done).then_some(self.prompt_scores.len())
+    }
+
+    pub fn restriction(&self) -> &Restriction {
+        &self.restriction
+    }
+
+    pub(super) fn restrict(&mut self, restriction: Restriction) {
+        self.restriction = restriction;
+    }
+
+    pub(super) fn take_restriction(&mut self) -> Restriction {
+        std::mem::take(&mut self.restriction)
+    }
+
+    /// What must follow the token that is sampled now, beyond that token itself.
+    pub(super) fn forced(&self) -> &[u32] {
+        match &self.restriction {
+            // Log probabilities need the logits of every token.
+            Restriction::Only(next) if self.params.logprobs.is_none() => next.forced.get(1..).unwrap_or_default(),
+            _ => &[],
+        }
     }
 
     /// How many leading tokens may come from the prefix cache: the last token always runs, for its logits, and prompt
@@ -329,7 +358,13 @@ impl Sequence {
 
     /// Adds a sampled token and says whether the sequence ends with it.
     pub(super) fn push(&mut self, token: u32) -> Option<FinishReason> {
-        assert!(self.computed == self.tokens.len() && self.tokens.len() < self.tokens_max, "a token follows the last");
+        assert!(self.computed == self.tokens.len(), "a token follows the last");
+        self.append(token)
+    }
+
+    /// Adds a token that needs no sampling, after one that did not end the sequence.
+    pub(super) fn append(&mut self, token: u32) -> Option<FinishReason> {
+        assert!(self.tokens.len() < self.tokens_max, "a sequence that is full has ended");
         self.tokens.push(token);
         if let Some(seen) = &mut self.seen {
             seen.push(token);

@@ -1,14 +1,17 @@
-//! Tokenizers, chat templates, incremental detokenisation and stop strings: text in, ids out, and back.
+//! Tokenizers, chat templates, incremental detokenisation, stop strings and grammars: text in, ids out, and back.
 //!
 //! No I/O and no clock here: the caller reads files and passes the time. Everything of a model (`Tokenizer`,
-//! `ChatTemplate`) is immutable and shared; everything of a choice (`Detokenizer`, `StopMatcher`) is owned by it.
+//! `ChatTemplate`, `Vocabulary`) is immutable and shared; everything of a choice (`Detokenizer`, `StopMatcher`, `Walk`)
+//! is owned by it.
 
 pub mod detok;
+pub mod grammar;
 pub mod stop;
 pub mod template;
 pub mod tokenizer;
 
 pub use detok::Detokenizer;
+pub use grammar::{Begin, Grammar, Vocabulary, Walk};
 pub use stop::{StopMatcher, Stopped};
 pub use template::{ChatTemplate, NamedTemplate, Now, TemplateSource};
 pub use tokenizer::{GgufVocab, SpecialTokens, Tokenizer};

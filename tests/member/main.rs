@@ -1,5 +1,7 @@
 //! A whole local member without HTTP: launch, pool, engine thread and text, on the simulated model.
 
+mod structured;
+
 use std::sync::Arc;
 use std::time::Duration;
 

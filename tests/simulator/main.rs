@@ -4,8 +4,10 @@
 //!
 //! A failure prints its seed. `SCONCE_SIM_SEED=<seed> cargo test --test simulator` replays that one scenario.
 
+mod filtered;
 mod model;
 mod oracle;
+mod puzzle;
 mod random;
 mod scenario;
 mod tally;
@@ -50,6 +52,8 @@ fn every_invariant_holds_over_100_000_random_steps() {
         ("accepted drafts", total.accepted),
         ("rejected drafts", total.drafted - total.accepted),
         ("prefills that the target time bounds", total.bounded_prefills),
+        ("tokens of filtered sequences", total.filtered),
+        ("forced tokens", total.forced),
     ];
     for (what, times) in met {
         assert!(times > 100, "the simulation met only {times} {what}");

@@ -20,6 +20,9 @@ pub struct Tally {
     pub drafted: u64,
     pub accepted: u64,
     pub bounded_prefills: u64,
+    pub filtered: u64,
+    /// Tokens that came without sampling.
+    pub forced: u64,
 }
 
 impl Tally {
@@ -41,5 +44,7 @@ impl Tally {
         self.drafted += other.drafted;
         self.accepted += other.accepted;
         self.bounded_prefills += other.bounded_prefills;
+        self.filtered += other.filtered;
+        self.forced += other.forced;
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use sconce::engine::executor::Executor;
+use sconce::engine::filter::Restriction;
 use sconce::engine::sampler::{StepSampler, Workers};
 use sconce::engine::scheduler::{Outcome, Sampled, Scheduler, Step, StepResults};
 use sconce::engine::sequence::{NewSequence, OrderKey, State};
@@ -13,6 +14,7 @@ use sconce::engine::{
 use sconce_models::{BatchInput, Logits};
 
 use crate::oracle;
+use crate::puzzle::Puzzle;
 use crate::random::Random;
 use crate::scenario;
 use crate::tally::Tally;
@@ -23,6 +25,7 @@ struct Client {
     params: SamplingParams,
     salt: [u8; 32],
     key: OrderKey,
+    puzzle: Option<Puzzle>,
     tokens: Vec<Token>,
     /// Cached tokens and scores, once the prompt is done.
     prompt_done: Option<Vec<TokenLogprobs>>,
@@ -161,11 +164,16 @@ impl World {
             Err(other) => panic!("refused as {other:?}"),
         }
         let key = self.scheduler.sequences().find(|sequence| sequence.id == id).expect("it was added").key;
+        let puzzle = self.random.chance(30).then(|| Puzzle { seed: self.random.next(), vocab: self.vocab });
+        if puzzle.is_some() {
+            self.scheduler.never_draft(id);
+        }
         let client = Client {
             prompt,
             params,
             salt,
             key,
+            puzzle,
             tokens: Vec::new(),
             prompt_done: None,
             state: State::Waiting,
@@ -260,6 +268,7 @@ impl World {
             self.fail_step();
         } else {
             let broken = self.break_logits();
+            self.restrict();
             self.sampler.sample(&self.scheduler, &self.step, &self.logits, &mut self.results, self.workers);
             let broken = self.check_failed(broken);
             self.scheduler.commit(&self.step, &mut self.results, &mut self.outcomes);
@@ -287,6 +296,16 @@ impl World {
         self.tally.failed_steps += 1;
     }
 
+    /// What the filters say of the rows that sample now.
+    fn restrict(&mut self) {
+        for row in self.step.rows.iter().filter(|row| row.sample) {
+            let client = &self.clients[&row.id];
+            if let Some(puzzle) = client.puzzle {
+                self.scheduler.restrict(row.id, Restriction::Only(puzzle.next(client.tokens.len())));
+            }
+        }
+    }
+
     /// Now and then one row of logits is not a number. Returns whose, and whether it is one behind a draft.
     fn break_logits(&mut self) -> Option<(SeqId, bool)> {
         let samples = self.batch.sample_rows.len() as u32;
@@ -295,12 +314,17 @@ impl World {
         }
         let sample = self.random.below(samples) as usize;
         let token = self.random.below(self.vocab) as usize;
-        self.logits.row_mut(sample)[token] = self.random.pick(&[f32::NAN, f32::INFINITY]);
+        let broken = self.random.pick(&[f32::NAN, f32::INFINITY]);
         let ends = self.step.rows.iter().scan(0, |end, row| {
             *end += row.samples();
             Some(*end)
         });
         let (row, end) = self.step.rows.iter().zip(ends).find(|(_, end)| sample < *end).expect("a sample has a row");
+        if self.clients[&row.id].puzzle.is_some() {
+            // A forced token needs no logits, and those that are not allowed are never looked at.
+            return None;
+        }
+        self.logits.row_mut(sample)[token] = broken;
         Some((row.id, sample >= end - row.drafts))
     }
 
@@ -329,7 +353,12 @@ impl World {
                 client.prompt_done = Some(prompt.logprobs);
             }
             assert!(outcome.tokens.is_empty() || client.prompt_done.is_some(), "no token before the prompt is done");
-            self.tally.tokens += outcome.tokens.len() as u64;
+            let count = outcome.tokens.len() as u64;
+            self.tally.tokens += count;
+            if client.puzzle.is_some() {
+                self.tally.filtered += count;
+                self.tally.forced += count.saturating_sub(1);
+            }
             client.tokens.extend(outcome.tokens);
             if let Some(finish) = outcome.finish {
                 let failed = matches!(finish, FinishReason::Failed(_));
@@ -343,7 +372,8 @@ impl World {
     fn end(&mut self, id: SeqId, finish: &FinishReason) {
         let client = self.clients.remove(&id).expect("a sequence ends once");
         let tokens_max = self.tokens_max(&client);
-        let expected = oracle::expect(self.vocab as usize, &client.prompt, &client.params, tokens_max);
+        let vocab = self.vocab as usize;
+        let expected = oracle::expect_filtered(vocab, &client.prompt, &client.params, tokens_max, client.puzzle);
         let whole = match finish {
             FinishReason::StopToken(_) | FinishReason::Length => {
                 assert_eq!(*finish, expected.finish, "{id:?}");

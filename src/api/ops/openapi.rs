@@ -83,7 +83,7 @@ fn schemas() -> Value {
             }, "required": ["message", "type", "param", "code"]}},
             "required": ["error"],
         },
-        "ChatCompletionRequest": {"allOf": [sampling.clone(), {
+        "ChatCompletionRequest": {"allOf": [sampling.clone(), structured(), {
             "type": "object", "required": ["messages"], "properties": {
                 "messages": {"type": "array", "minItems": 1, "items": message()},
                 "max_completion_tokens": {"type": "integer", "minimum": 1},
@@ -94,7 +94,7 @@ fn schemas() -> Value {
                 "chat_template_kwargs": {"type": "object"},
             },
         }]},
-        "CompletionRequest": {"allOf": [sampling, {"type": "object", "required": ["prompt"], "properties": {
+        "CompletionRequest": {"allOf": [sampling, structured(), {"type": "object", "required": ["prompt"], "properties": {
             "prompt": {"type": ["string", "array"]},
             "echo": {"type": "boolean"},
             "logprobs": {"type": "integer", "minimum": 0, "maximum": 5},
@@ -152,5 +152,26 @@ fn sampling() -> Value {
         "priority": {"type": "integer"},
         "cache_salt": {"type": "string"},
         "return_tokens_as_token_ids": {"type": "boolean"},
+    }})
+}
+
+/// The fields that give an answer its form.
+fn structured() -> Value {
+    json!({"type": "object", "properties": {
+        "response_format": {"type": "object", "required": ["type"], "properties": {
+            "type": {"enum": ["text", "json_object", "json_schema"]},
+            "json_schema": {"type": "object", "required": ["name", "schema"], "properties": {
+                "name": {"type": "string"}, "description": {"type": "string"}, "strict": {"type": "boolean"},
+                "schema": {"type": ["object", "boolean"]},
+            }},
+        }},
+        "structured_outputs": {"type": "object", "properties": {
+            "json": {"type": ["object", "string"]}, "json_object": {"type": "boolean"}, "regex": {"type": "string"},
+            "choice": {"type": "array", "items": {"type": "string"}}, "grammar": {"type": "string"},
+        }},
+        "guided_json": {"type": ["object", "string"]},
+        "guided_regex": {"type": "string"},
+        "guided_choice": {"type": "array", "items": {"type": "string"}},
+        "guided_grammar": {"type": "string"},
     }})
 }

@@ -150,19 +150,9 @@ fn each_adjustment_changes_the_logits_as_documented() {
                 repetition_penalty: 2.0,
                 presence_penalty: 1.0,
                 frequency_penalty: 0.25,
-                ..base.clone()
+                ..base
             },
             [1.0, -4.0, 0.0, 0.75, 5.0],
-        ),
-        (
-            "min_tokens",
-            SamplingParams { min_tokens: 4, stop_token_ids: vec![4], ..base.clone() },
-            [1.0, -2.0, 3.0, 4.0, f32::NEG_INFINITY],
-        ),
-        (
-            "min_tokens reached",
-            SamplingParams { min_tokens: 3, stop_token_ids: vec![4], ..base },
-            [1.0, -2.0, 3.0, 4.0, 5.0],
         ),
     ];
     let output = [2, 2, 3];
@@ -177,6 +167,43 @@ fn each_adjustment_changes_the_logits_as_documented() {
             assert_eq!(logits, expected, "{name}, {counted} counted");
         }
     }
+}
+
+#[test]
+fn stops_wait_for_min_tokens_and_a_filter_goes_before_everything() {
+    let logits = [1.0, -2.0, 3.0, 4.0, 5.0];
+    let history = History { output_len: 3, ..NOTHING };
+    let held = |min_tokens| SamplingParams { min_tokens, stop_token_ids: vec![4], ..SamplingParams::greedy(9) };
+    let biased = SamplingParams { logit_bias: vec![(3, 100.0), (1, 50.0)], ..held(0) };
+    let only = |ids: &[u32]| {
+        let mut next = NextTokens::default();
+        ids.iter().for_each(|id| next.allow(*id));
+        Some(next)
+    };
+    let cases = [
+        ("min_tokens", held(4), None, 3),
+        ("min_tokens reached", held(3), None, 4),
+        ("a filter", held(0), only(&[0, 1]), 0),
+        ("a filter and min_tokens", held(4), only(&[1, 4]), 1),
+        ("a filter that lets nothing but the end", held(4), only(&[4]), 4),
+        ("a filter and bias", biased, only(&[0, 1]), 1),
+        ("a filter beyond the vocabulary", held(0), only(&[2, 70]), 2),
+    ];
+    let mut sampler = Sampler::default();
+    for (name, params, next, expected) in cases {
+        let token = match &next {
+            None => sampler.sample(&params, history, &logits),
+            Some(next) => sampler.sample_allowed(&params, history, &logits, next),
+        };
+        assert_eq!(token.expect(name).id, expected, "{name}");
+    }
+    let nothing = sampler.sample_allowed(&held(0), history, &logits, &NextTokens::default());
+    assert!(nothing.is_err_and(|why| why.contains("no token is left")));
+    let params = SamplingParams { logprobs: Some(3), ..held(0) };
+    let token = sampler.sample_allowed(&params, history, &logits, &only(&[0, 2]).expect("a filter")).expect("a token");
+    let logprobs = token.logprobs.expect("asked for");
+    assert_eq!((token.id, logprobs.rank, logprobs.top.len()), (2, 1, 2), "only allowed tokens are alternatives");
+    assert!((logprobs.logprob - (1.0_f32 / (1.0 + (-2.0_f32).exp())).ln()).abs() < 1e-6, "{logprobs:?}");
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub struct Outcome {
     pub id: SeqId,
     /// Once, when the whole prompt has been computed.
     pub prompt: Option<PromptOutcome>,
-    /// Usually one.
+    /// Usually one; with drafts that held, or what a filter forces, several.
     pub tokens: Vec<Token>,
     /// The sequence is gone from the scheduler.
     pub finish: Option<FinishReason>,
@@ -84,8 +84,8 @@ impl Scheduler {
                 "exactly the rows that sample have tokens"
             );
             let prompt = self.advance(row, &mut scores);
-            let sampled: Vec<Token> = tokens.by_ref().take(sampled).collect();
-            let finish = self.take_tokens(row, &sampled);
+            let mut sampled: Vec<Token> = tokens.by_ref().take(sampled).collect();
+            let finish = self.take_tokens(row, &mut sampled);
             if let Some(reason) = &finish {
                 self.finish(row.slot, reason);
             }
@@ -126,8 +126,9 @@ impl Scheduler {
         })
     }
 
-    /// Adds what was sampled. Each token but the last confirms the draft in its place, which is in the cache already.
-    fn take_tokens(&mut self, row: &Row, sampled: &[Token]) -> Option<FinishReason> {
+    /// Adds what was sampled, and to it what must follow. Each sampled token but the last confirms the draft in its
+    /// place, which is in the cache already.
+    fn take_tokens(&mut self, row: &Row, sampled: &mut Vec<Token>) -> Option<FinishReason> {
         let block_size = self.config.block_size;
         let sequence = self.slots[row.slot].as_mut().expect("a scheduled sequence is live until its step ends");
         if sampled.is_empty() && sequence.uncomputed() == 0 {
@@ -142,9 +143,15 @@ impl Scheduler {
             }
             finish = sequence.push(token.id);
         }
+        let confirmed = sampled.len().saturating_sub(1);
+        while finish.is_none()
+            && let Some(id) = sequence.forced().get(sampled.len() - 1).copied()
+        {
+            finish = sequence.append(id);
+            sampled.push(Token { id, logprobs: None });
+        }
         self.stats.generation_tokens += sampled.len() as u64;
         if row.drafts > 0 {
-            let confirmed = sampled.len() - 1;
             sequence.settle_drafts(confirmed, &mut self.confidence);
             self.stats.spec_drafts += 1;
             self.stats.spec_draft_tokens += row.drafts as u64;

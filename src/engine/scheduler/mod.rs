@@ -42,6 +42,7 @@ pub use plan::SCORED_PER_STEP_MAX;
 
 use super::blocks::BlockPool;
 use super::costs::StepCosts;
+use super::filter::Restriction;
 use super::sequence::{FinishReason, NewSequence, OrderKey, SeqId, Sequence, State};
 use super::speculation::{Drafter, SharedConfidence};
 use super::stats::EngineStats;
@@ -240,6 +241,26 @@ impl Scheduler {
         }
         self.at_mut(slot).set_state(State::Parked);
         self.parked.insert(key, slot);
+    }
+
+    /// The sequence is not guessed ahead.
+    pub fn never_draft(&mut self, id: SeqId) {
+        if let Some(slot) = self.by_id.get(&id).copied() {
+            self.at_mut(slot).never_draft();
+        }
+    }
+
+    /// Says what holds for the next token of a sequence. It is asked for again before each.
+    pub fn restrict(&mut self, id: SeqId, restriction: Restriction) {
+        if let Some(slot) = self.by_id.get(&id).copied() {
+            self.at_mut(slot).restrict(restriction);
+        }
+    }
+
+    /// Takes back what `restrict` gave, with its memory; a sequence that has ended kept it.
+    pub fn take_restriction(&mut self, id: SeqId) -> Option<Restriction> {
+        let slot = self.by_id.get(&id).copied()?;
+        Some(self.at_mut(slot).take_restriction())
     }
 
     /// The client reads again. The sequence keeps its old place in the order.
