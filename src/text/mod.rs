@@ -1,14 +1,21 @@
-//! Tokenizers, chat templates, incremental detokenisation and stop strings: text in, ids out, and back.
+//! Tokenizers, chat templates, incremental detokenisation, stop strings, and the parsers of answers with reasoning and
+//! function calls: text in, ids out, and back.
 //!
 //! No I/O and no clock here: the caller reads files and passes the time. Everything of a model (`Tokenizer`,
 //! `ChatTemplate`) is immutable and shared; everything of a choice (`Detokenizer`, `StopMatcher`) is owned by it.
 
+pub mod answer;
 pub mod detok;
+pub mod reasoning;
 pub mod stop;
 pub mod template;
 pub mod tokenizer;
+pub mod tools;
 
+pub use answer::{AnswerFormat, AnswerParser, Opening, Phase, Piece};
 pub use detok::Detokenizer;
+pub use reasoning::ReasoningFormat;
 pub use stop::{StopMatcher, Stopped};
 pub use template::{ChatTemplate, NamedTemplate, Now, TemplateSource};
 pub use tokenizer::{GgufVocab, SpecialTokens, Tokenizer};
+pub use tools::{ToolFormat, ToolSet};
