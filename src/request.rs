@@ -129,6 +129,8 @@ pub struct Params {
     pub n: u32,
     /// What the answer must be. With tools it holds for the text, never for the calls.
     pub constraint: Option<Constraint>,
+    /// The client's name of the field that asked for the constraint, for messages about it.
+    pub constraint_param: Option<&'static str>,
     /// Report the sampled token's logprob and this many alternatives.
     pub logprobs: Option<u32>,
     /// The same for each prompt token but the first.

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::executor::Executor;
+use super::filter::TokenFilter;
 use super::run;
 use super::sampler::SamplingParams;
 use super::scheduler::EngineConfig;
@@ -17,10 +18,11 @@ use super::sequence::{FinishReason, SeqId, Token, TokenLogprobs};
 use super::stats::{EngineStats, StatsBoard};
 
 /// One sequence to generate.
-#[derive(Debug)]
 pub struct Submit {
     pub prompt: Vec<u32>,
     pub params: SamplingParams,
+    /// Restricts what may be generated.
+    pub filter: Option<Box<dyn TokenFilter>>,
     /// Lower goes first. Each level is a head start of a thousand steps, so that nobody starves.
     pub priority: i32,
     /// The prefix cache is shared only between equal salts.

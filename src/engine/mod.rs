@@ -9,6 +9,7 @@
 pub mod batch;
 pub mod blocks;
 pub mod executor;
+pub mod filter;
 pub mod handle;
 mod run;
 pub mod sampler;
@@ -19,6 +20,7 @@ pub mod stats;
 
 pub use blocks::BlockId;
 pub use executor::{Executor, ModelExecutor};
+pub use filter::{NextTokens, TokenFilter};
 pub use handle::{EngineHandle, Progress, PromptDone, Submit, SubmitError};
 pub use sampler::SamplingParams;
 pub use scheduler::{Capabilities, EngineConfig};

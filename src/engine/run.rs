@@ -16,6 +16,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::batch;
 use super::executor::Executor;
+use super::filter::{Desk, Restriction, Verdict};
 use super::handle::{Arrival, Board, Command, Gate, Progress, PromptDone};
 use super::sampler::Sampler;
 use super::scheduler::{EngineConfig, Outcome, Scheduler, Step, StepResults};
@@ -41,6 +42,8 @@ struct Delivery {
     started_at: Option<Instant>,
     /// Of a parked sequence: what its full channel did not take.
     unsent: Option<Progress>,
+    /// The sequence is parked until its filter is back.
+    awaits_filter: bool,
 }
 
 /// Everything the engine thread owns.
@@ -48,6 +51,7 @@ struct Engine {
     scheduler: Scheduler,
     executor: Box<dyn Executor>,
     sampler: Sampler,
+    filters: Desk,
     deliveries: HashMap<SeqId, Delivery>,
     board: Arc<Board>,
     step: Step,
@@ -111,11 +115,13 @@ pub(super) fn engine_thread(
 
 impl Engine {
     fn new(config: EngineConfig, executor: Box<dyn Executor>, board: Arc<Board>) -> Result<Self, String> {
+        let live_max = config.max_num_seqs.saturating_add(config.max_waiting) as usize;
         let scheduler = Scheduler::new(config, &executor.capabilities(), executor.vocab())?;
         let mut engine = Self {
             scheduler,
             executor,
             sampler: Sampler::default(),
+            filters: Desk::new(live_max),
             deliveries: HashMap::new(),
             board,
             step: Step::default(),
@@ -157,7 +163,11 @@ impl Engine {
                 Err(_) => self.draining = true,
             }
         } else if !self.scheduler.has_work() && !self.deliveries.is_empty() {
-            self.wait_for_readers(commands);
+            if self.deliveries.values().any(|delivery| delivery.awaits_filter) {
+                self.filters.wait_for_any(PARKED_WAIT_FIRST);
+            } else {
+                self.wait_for_readers(commands);
+            }
         }
         loop {
             match commands.try_recv() {
@@ -208,7 +218,16 @@ impl Engine {
         };
         match self.scheduler.add(new) {
             Ok(()) => {
-                let delivery = Delivery { progress: submit.progress, submitted_at, started_at: None, unsent: None };
+                if let Some(filter) = submit.filter {
+                    self.filters.admit(id, filter);
+                }
+                let delivery = Delivery {
+                    progress: submit.progress,
+                    submitted_at,
+                    started_at: None,
+                    unsent: None,
+                    awaits_filter: false,
+                };
                 self.deliveries.insert(id, delivery);
             }
             Err(finish) => self.refuse(&submit.progress, finish),
@@ -234,6 +253,14 @@ impl Engine {
                 delivery.unsent = try_deliver(&delivery.progress, progress);
                 if delivery.unsent.is_none() {
                     self.parked_wait = PARKED_WAIT_FIRST;
+                    if !delivery.awaits_filter {
+                        self.scheduler.unpark(*id);
+                    }
+                }
+            }
+            if delivery.awaits_filter && self.filters.is_ready(*id) {
+                delivery.awaits_filter = false;
+                if delivery.unsent.is_none() {
                     self.scheduler.unpark(*id);
                 }
             }
@@ -256,8 +283,10 @@ impl Engine {
         match self.execute() {
             Ok(()) => {
                 self.failed_steps = 0;
+                self.restrict();
                 self.sampler.sample_step(&self.scheduler, &self.step, &self.logits, &mut self.results);
                 self.scheduler.commit(&self.step, &mut self.results, &mut self.outcomes);
+                self.send_filters_on();
                 self.deliver();
                 Ok(())
             }
@@ -269,6 +298,35 @@ impl Engine {
                     return Ok(());
                 }
                 Err(format!("{FAILED_STEPS_MAX} steps failed one after the other; the last: {reason}"))
+            }
+        }
+    }
+
+    /// Asks the filters of the rows that are about to sample what they allow.
+    fn restrict(&mut self) {
+        if self.filters.is_empty() {
+            return;
+        }
+        let deadline = Desk::deadline();
+        for row in self.step.rows.iter().filter(|row| row.sample) {
+            if let Verdict::Restricted(restriction) = self.filters.take(row.id, deadline) {
+                self.scheduler.restrict(row.id, restriction);
+            }
+        }
+    }
+
+    /// Tells the filters which tokens their sequences got: they work out what may follow during the next step.
+    fn send_filters_on(&mut self) {
+        if self.filters.is_empty() {
+            return;
+        }
+        for outcome in self.outcomes.iter().filter(|outcome| !outcome.tokens.is_empty() && outcome.finish.is_none()) {
+            let Some(Restriction::Only(next)) = self.scheduler.take_restriction(outcome.id) else { continue };
+            let ids = outcome.tokens.iter().map(|token| token.id);
+            if self.filters.go_on(outcome.id, ids, next) {
+                self.scheduler.park(outcome.id);
+                let delivery = self.deliveries.get_mut(&outcome.id).expect("every live sequence has a delivery");
+                delivery.awaits_filter = true;
             }
         }
     }
@@ -308,8 +366,7 @@ impl Engine {
                     prefill_time: now.get_or_insert_with(Instant::now).duration_since(started_at),
                 }
             });
-            let tokens = outcome.token.into_iter().collect();
-            let progress = Progress { prompt, tokens, finish: None };
+            let progress = Progress { prompt, tokens: outcome.tokens, finish: None };
             match outcome.finish {
                 Some(finish) => {
                     delivery.unsent = Some(merge(delivery.unsent.take(), progress));
@@ -329,6 +386,7 @@ impl Engine {
     /// Sends the terminal progress of a sequence that the scheduler no longer has, with whatever was not sent yet.
     fn end(&mut self, id: SeqId, finish: FinishReason) {
         let Some(delivery) = self.deliveries.remove(&id) else { return };
+        self.filters.forget(id);
         let nothing = Progress { prompt: None, tokens: Vec::new(), finish: None };
         let last = Progress { finish: Some(finish), ..delivery.unsent.unwrap_or(nothing) };
         // One place is always free for it; a client that has gone needs no answer.
@@ -372,7 +430,7 @@ fn merge(unsent: Option<Progress>, new: Progress) -> Progress {
     unsent
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     format!("panic: {}", text.unwrap_or("without a message"))
 }

@@ -4,6 +4,7 @@
 //! between steps; a finished sequence leaves the scheduler at once, so no state here means "finished".
 
 use super::blocks::{BlockId, ChainHash, blocks_for};
+use super::filter::Restriction;
 use super::sampler::SamplingParams;
 
 /// Names one submitted sequence for the life of its engine.
@@ -87,6 +88,8 @@ pub struct Sequence {
     cached_tokens: usize,
     prompt_done: bool,
     prompt_scores: Vec<TokenLogprobs>,
+    /// Of the next token; set anew before each.
+    restriction: Restriction,
 }
 
 /// What `Scheduler::add` turns into a sequence.
@@ -122,6 +125,7 @@ impl Sequence {
             cached_tokens: 0,
             prompt_done: false,
             prompt_scores: Vec::new(),
+            restriction: Restriction::None,
         }
     }
 
@@ -176,6 +180,27 @@ impl Sequence {
     pub fn score_next(&self) -> Option<usize> {
         let wanted = self.params.prompt_logprobs.is_some() && self.prompt_scores.len() + 1 < self.prompt_len;
         (wanted && !self.prompt_done).then_some(self.prompt_scores.len())
+    }
+
+    pub fn restriction(&self) -> &Restriction {
+        &self.restriction
+    }
+
+    pub(super) fn restrict(&mut self, restriction: Restriction) {
+        self.restriction = restriction;
+    }
+
+    pub(super) fn take_restriction(&mut self) -> Restriction {
+        std::mem::take(&mut self.restriction)
+    }
+
+    /// What must follow the token that is sampled now, beyond that token itself.
+    pub(super) fn forced(&self) -> &[u32] {
+        match &self.restriction {
+            // Log probabilities need the logits of every token.
+            Restriction::Only(next) if self.params.logprobs.is_none() => next.forced.get(1..).unwrap_or_default(),
+            _ => &[],
+        }
     }
 
     /// How many leading tokens may come from the prefix cache: the last token always runs, for its logits, and prompt
@@ -263,7 +288,13 @@ impl Sequence {
 
     /// Adds a sampled token and says whether the sequence ends with it.
     pub(super) fn push(&mut self, token: u32) -> Option<FinishReason> {
-        assert!(self.computed == self.tokens.len() && self.tokens.len() < self.tokens_max, "a token follows the last");
+        assert!(self.computed == self.tokens.len(), "a token follows the last");
+        self.append(token)
+    }
+
+    /// Adds a token that needs no sampling, after one that did not end the sequence.
+    pub(super) fn append(&mut self, token: u32) -> Option<FinishReason> {
+        assert!(self.tokens.len() < self.tokens_max, "a sequence that is full has ended");
         self.tokens.push(token);
         if self.params.stop_token_ids.contains(&token) {
             return Some(FinishReason::StopToken(token));

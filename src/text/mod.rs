@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod detok;
+pub mod grammar;
 pub mod reasoning;
 pub mod stop;
 pub mod template;
@@ -14,6 +15,7 @@ pub mod tools;
 
 pub use answer::{AnswerFormat, AnswerParser, Opening, Phase, Piece};
 pub use detok::Detokenizer;
+pub use grammar::{Begin, Grammar, Vocabulary, Walk};
 pub use reasoning::ReasoningFormat;
 pub use stop::{StopMatcher, Stopped};
 pub use template::{ChatTemplate, NamedTemplate, Now, TemplateSource};

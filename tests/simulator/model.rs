@@ -29,7 +29,9 @@ fn start(blocks: u32, enable_prefix_caching: bool) -> EngineHandle {
 fn submit(engine: &EngineHandle, prompt: &[u32], params: &SamplingParams) -> Receiver<Progress> {
     let (progress, receiver) = channel(64);
     let (prompt, params) = (prompt.to_vec(), params.clone());
-    engine.submit(Submit { prompt, params, priority: 0, salt: [0; 32], progress }).expect("there is room");
+    engine
+        .submit(Submit { prompt, params, filter: None, priority: 0, salt: [0; 32], progress })
+        .expect("there is room");
     receiver
 }
 

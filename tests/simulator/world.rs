@@ -338,7 +338,7 @@ impl World {
                 self.tally.prompt_scores += prompt.logprobs.len() as u64;
                 client.prompt_done = Some(prompt.logprobs);
             }
-            if let Some(token) = outcome.token {
+            for token in outcome.tokens {
                 assert!(client.prompt_done.is_some(), "no token before the prompt is done");
                 client.tokens.push(token);
                 self.tally.tokens += 1;

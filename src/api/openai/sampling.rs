@@ -146,6 +146,7 @@ impl SamplingFields {
             skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
             n,
             constraint: None,
+            constraint_param: None,
             // Only so that events carry their tokens, which `continuous_usage_stats` counts.
             logprobs: delivery.continuous_usage.then_some(0),
             prompt_logprobs: prompt_logprobs(self.prompt_logprobs, delivery.stream)?,

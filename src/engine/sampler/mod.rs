@@ -1,7 +1,8 @@
 // performance-critical: no lock, no log; allocates only what leaves as log probabilities, formats only a failure
 //! From one row of logits to one token: pure, and the same whatever else is in the batch.
 //!
-//! The order is vLLM's: log probabilities of the raw logits; then min_tokens, logit bias, penalties (repetition,
+//! The order is vLLM's: what a filter forbids is taken out before everything else, so that log probabilities are those
+//! among the allowed tokens; then log probabilities of the raw logits; then min_tokens, logit bias, penalties (repetition,
 //! frequency, presence), temperature, min-p, top-k, top-p. The random number of output token `i` is a hash of (seed,
 //! i): a sequence that is preempted and recomputed, or runs in another batch, draws the same.
 
@@ -9,6 +10,7 @@ use std::cmp::Ordering;
 
 use sconce_models::Logits;
 
+use super::filter::{NextTokens, Restriction};
 use super::scheduler::{Sampled, Scheduler, Step, StepResults};
 use super::sequence::{Sequence, Token, TokenLogprobs};
 
@@ -79,6 +81,8 @@ pub struct History<'a> {
 /// Scratch memory, reused from token to token. It carries nothing from one to the next.
 #[derive(Default)]
 pub struct Sampler {
+    /// Logits of the tokens that a filter allows. `[vocab]`
+    masked: Vec<f32>,
     /// Logits after bias and penalties. `[vocab]`
     adjusted: Vec<f32>,
     /// Unnormalised probabilities where nothing cuts. `[vocab]`
@@ -134,7 +138,12 @@ impl Sampler {
         }
         let Some(row) = rows.next() else { return Sampled::Nothing };
         let history = History { prompt: &sequence.tokens()[..sequence.prompt_len()], output: sequence.output() };
-        match self.sample(&sequence.params, history, row) {
+        let token = match sequence.restriction() {
+            Restriction::None => self.sample(&sequence.params, history, row),
+            Restriction::Only(next) => self.sample_allowed(&sequence.params, history, row, next),
+            Restriction::Failed(reason) => Err(reason.clone()),
+        };
+        match token {
             Ok(token) => Sampled::Token(token),
             Err(reason) => Sampled::Failed(reason),
         }
@@ -142,11 +151,46 @@ impl Sampler {
 
     /// Chooses the next token. Fails when the logits are not numbers or leave nothing to choose.
     pub fn sample(&mut self, params: &SamplingParams, history: History, logits: &[f32]) -> Result<Token, String> {
+        let holds_stops = history.output.len() < params.min_tokens as usize && !params.stop_token_ids.is_empty();
+        self.pick(params, history, logits, holds_stops)
+    }
+
+    /// The same among the tokens that a filter allows. `min_tokens` gives way where the answer can only end.
+    pub fn sample_allowed(
+        &mut self,
+        params: &SamplingParams,
+        history: History,
+        logits: &[f32],
+        next: &NextTokens,
+    ) -> Result<Token, String> {
+        if let (Some(id), None) = (next.forced.first(), params.logprobs) {
+            return Ok(Token { id: *id, logprobs: None });
+        }
+        let holds_stops =
+            history.output.len() < params.min_tokens as usize && next.allows_others(&params.stop_token_ids);
+        let mut masked = std::mem::take(&mut self.masked);
+        next.mask(logits, &mut masked);
+        let token = self.pick(params, history, &masked, holds_stops);
+        self.masked = masked;
+        token
+    }
+
+    /// `holds_stops`: no stop token may come now.
+    fn pick(
+        &mut self,
+        params: &SamplingParams,
+        history: History,
+        logits: &[f32],
+        holds_stops: bool,
+    ) -> Result<Token, String> {
         let raw_peak = peak(logits)?;
         let mut adjusted = std::mem::take(&mut self.adjusted);
-        let (peak, values) = if is_adjusted(params, history) {
+        let (peak, values) = if holds_stops || is_adjusted(params) {
             adjusted.clear();
             adjusted.extend_from_slice(logits);
+            if holds_stops {
+                forbid(&params.stop_token_ids, &mut adjusted);
+            }
             self.adjust(params, history, &mut adjusted);
             (peak(&adjusted), adjusted.as_slice())
         } else {
@@ -171,15 +215,8 @@ impl Sampler {
         Ok(self.logprobs(logits, peak, token, top))
     }
 
-    /// min_tokens, bias and penalties, in place.
+    /// Bias and penalties, in place.
     fn adjust(&mut self, params: &SamplingParams, history: History, logits: &mut [f32]) {
-        if history.output.len() < params.min_tokens as usize {
-            for id in &params.stop_token_ids {
-                if let Some(logit) = logits.get_mut(*id as usize) {
-                    *logit = f32::NEG_INFINITY;
-                }
-            }
-        }
         for (id, bias) in &params.logit_bias {
             if let Some(logit) = logits.get_mut(*id as usize) {
                 *logit += bias;
@@ -289,7 +326,8 @@ impl Sampler {
         self.candidates.clear();
         let count = (top as usize).min(logits.len());
         if count > 0 {
-            self.candidates.extend(logits.iter().enumerate().map(|(id, logit)| (id as u32, *logit)));
+            let possible = logits.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+            self.candidates.extend(possible.map(|(id, logit)| (id as u32, *logit)));
             if count < self.candidates.len() {
                 self.candidates.select_nth_unstable_by(count - 1, best_first);
                 self.candidates.truncate(count);
@@ -301,10 +339,17 @@ impl Sampler {
     }
 }
 
-/// Whether the logits are changed before temperature.
-fn is_adjusted(params: &SamplingParams, history: History) -> bool {
-    let masks_stops = !params.stop_token_ids.is_empty() && history.output.len() < params.min_tokens as usize;
-    masks_stops || !params.logit_bias.is_empty() || has_penalties(params)
+/// Whether bias or penalties change the logits before temperature.
+fn is_adjusted(params: &SamplingParams) -> bool {
+    !params.logit_bias.is_empty() || has_penalties(params)
+}
+
+fn forbid(ids: &[u32], logits: &mut [f32]) {
+    for id in ids {
+        if let Some(logit) = logits.get_mut(*id as usize) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
 }
 
 fn has_penalties(params: &SamplingParams) -> bool {

@@ -31,6 +31,7 @@ pub use config::{Capabilities, EngineConfig};
 pub use plan::SCORED_PER_STEP_MAX;
 
 use super::blocks::BlockPool;
+use super::filter::Restriction;
 use super::sequence::{FinishReason, NewSequence, OrderKey, SeqId, Sequence, State, Token, TokenLogprobs};
 use super::stats::EngineStats;
 
@@ -98,7 +99,8 @@ pub struct Outcome {
     pub id: SeqId,
     /// Once, when the whole prompt has been computed.
     pub prompt: Option<PromptOutcome>,
-    pub token: Option<Token>,
+    /// The sampled token, and those that had to follow it.
+    pub tokens: Vec<Token>,
     /// The sequence is gone from the scheduler.
     pub finish: Option<FinishReason>,
 }
@@ -250,6 +252,19 @@ impl Scheduler {
         self.parked.insert(key, slot);
     }
 
+    /// Says what holds for the next token of a sequence. It is asked for again before each.
+    pub fn restrict(&mut self, id: SeqId, restriction: Restriction) {
+        if let Some(slot) = self.by_id.get(&id).copied() {
+            self.at_mut(slot).restrict(restriction);
+        }
+    }
+
+    /// Takes back what `restrict` gave, with its memory; a sequence that has ended kept it.
+    pub fn take_restriction(&mut self, id: SeqId) -> Option<Restriction> {
+        let slot = self.by_id.get(&id).copied()?;
+        Some(self.at_mut(slot).take_restriction())
+    }
+
     /// The client reads again. The sequence keeps its old place in the order.
     pub fn unpark(&mut self, id: SeqId) {
         assert!(!self.in_flight, "a sequence is unparked between steps");
@@ -285,7 +300,7 @@ impl Scheduler {
                 self.pool.forget(sequence.blocks());
                 let finish = FinishReason::Failed(reason);
                 self.finish(row.slot, &finish);
-                outcomes.push(Outcome { id: row.id, prompt: None, token: None, finish: Some(finish) });
+                outcomes.push(Outcome { id: row.id, prompt: None, tokens: Vec::new(), finish: Some(finish) });
                 continue;
             }
             for _ in row.scored() {
@@ -301,19 +316,16 @@ impl Scheduler {
                 PromptOutcome { cached_tokens: sequence.cached_tokens() as u32, logprobs }
             });
             assert_eq!(row.sample, matches!(sampled, Sampled::Token(_)), "exactly the rows that sample have a token");
-            let (token, finish) = match sampled {
-                Sampled::Token(token) => {
-                    self.stats.generation_tokens += 1;
-                    let finish = sequence.push(token.id);
-                    (Some(token), finish)
-                }
-                _ => (None, (sequence.uncomputed() == 0).then_some(FinishReason::Length)),
+            let (tokens, finish) = match sampled {
+                Sampled::Token(token) => push_all(sequence, token),
+                _ => (Vec::new(), (sequence.uncomputed() == 0).then_some(FinishReason::Length)),
             };
+            self.stats.generation_tokens += tokens.len() as u64;
             if let Some(reason) = &finish {
                 self.finish(row.slot, reason);
             }
-            if prompt.is_some() || token.is_some() || finish.is_some() {
-                outcomes.push(Outcome { id: row.id, prompt, token, finish });
+            if prompt.is_some() || !tokens.is_empty() || finish.is_some() {
+                outcomes.push(Outcome { id: row.id, prompt, tokens, finish });
             }
         }
         assert!(scores.next().is_none(), "no score without its position");
@@ -328,7 +340,7 @@ impl Scheduler {
         for row in &step.rows {
             let finish = FinishReason::Failed(reason.to_owned());
             self.finish(row.slot, &finish);
-            outcomes.push(Outcome { id: row.id, prompt: None, token: None, finish: Some(finish) });
+            outcomes.push(Outcome { id: row.id, prompt: None, tokens: Vec::new(), finish: Some(finish) });
         }
         while let Some(slot) = self.running.last().copied() {
             self.preempt(slot);
@@ -477,6 +489,19 @@ impl Scheduler {
         }
         Ok(())
     }
+}
+
+/// Adds a sampled token and those that had to follow it, up to the first that ends the sequence.
+fn push_all(sequence: &mut Sequence, token: Token) -> (Vec<Token>, Option<FinishReason>) {
+    let mut finish = sequence.push(token.id);
+    let mut tokens = vec![token];
+    while finish.is_none()
+        && let Some(id) = sequence.forced().get(tokens.len() - 1).copied()
+    {
+        finish = sequence.append(id);
+        tokens.push(Token { id, logprobs: None });
+    }
+    (tokens, finish)
 }
 
 #[cfg(test)]

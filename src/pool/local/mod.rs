@@ -1,6 +1,7 @@
 //! A member backed by an engine in this process: request -> tokens -> engine -> text -> events.
 
 mod choice;
+mod constraint;
 mod prepare;
 mod stream;
 
@@ -67,6 +68,7 @@ pub struct LocalMember {
     metrics: Arc<ModelMetrics>,
     /// Turns to prepare a long prompt: each takes a core and memory in proportion to the prompt.
     preparing: Arc<Semaphore>,
+    compiler: constraint::Compiler,
 }
 
 impl LocalMember {
@@ -77,6 +79,7 @@ impl LocalMember {
             failed: OnceLock::new(),
             metrics,
             preparing: Arc::new(Semaphore::new(PREPARING_MAX)),
+            compiler: constraint::Compiler::default(),
         }
     }
 
@@ -126,12 +129,17 @@ impl Member for LocalMember {
         let arrived = Instant::now();
         async move {
             let loaded = Arc::clone(self.ready()?);
+            let constraint = match constraint::wanted(&loaded, &request) {
+                Some(wanted) => Some(self.compiler.ready(&loaded, wanted, &request).await?),
+                None => None,
+            };
             let (mut request, prompt) = self.prepared(&loaded, request).await?;
             if !request.params.echo {
                 // The ids are all that is needed from here on; the text of a queued request would only take memory.
                 request.prompt = Prompt::Tokens(Vec::new());
             }
-            self.submit(&loaded, request, prompt, arrived)
+            let prepared = Prepared { request, prompt, constraint, arrived };
+            self.submit(&loaded, prepared)
         }
         .boxed()
     }
@@ -172,6 +180,14 @@ impl Member for LocalMember {
     }
 }
 
+/// A request on its way into the engine.
+struct Prepared {
+    request: Request,
+    prompt: Vec<u32>,
+    constraint: Option<constraint::Ready>,
+    arrived: Instant,
+}
+
 impl LocalMember {
     /// Rendering and tokenising a long prompt takes milliseconds: that is done where it delays no other stream.
     async fn prepared(&self, loaded: &Arc<Loaded>, request: Request) -> Result<(Request, Vec<u32>)> {
@@ -191,19 +207,20 @@ impl LocalMember {
         .map_err(|panic| Error::internal(format!("preparing the prompt failed: {panic}")))?
     }
 
-    fn submit(
-        &self,
-        loaded: &Arc<Loaded>,
-        request: Request,
-        prompt: Vec<u32>,
-        arrived: Instant,
-    ) -> Result<EventStream> {
+    fn submit(&self, loaded: &Arc<Loaded>, prepared: Prepared) -> Result<EventStream> {
+        let Prepared { request, prompt, constraint, arrived } = prepared;
         let mut receivers = Vec::with_capacity(request.params.n as usize);
         for choice in 0..request.params.n.max(1) {
             let (progress, receiver) = mpsc::channel(PROGRESS_CHANNEL_STEPS);
+            let mut params = prepare::sampling(loaded, &request.params, prompt.len(), choice);
+            if constraint.is_some() && request.params.ignore_eos {
+                // Its filter holds the end back as long as anything else may come, and then the answer must end.
+                params.stop_token_ids.extend(&loaded.eos_ids);
+            }
             let submit = Submit {
                 prompt: prompt.clone(),
-                params: prepare::sampling(loaded, &request.params, prompt.len(), choice),
+                params,
+                filter: constraint.as_ref().map(constraint::Ready::filter),
                 priority: request.priority,
                 salt: request.tenant.salt,
                 progress,

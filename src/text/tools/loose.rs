@@ -1,4 +1,5 @@
 //! Values that are nearly JSON, written as JSON: Python literals, and Gemma's objects with their own quotation marks.
+//! JSON itself is read as well in both.
 
 use super::scan::{Flow, Literal, Matcher, NAME_BYTES_MAX, Spelt, escape_into, is_name};
 use crate::text::answer::Pieces;
@@ -28,7 +29,7 @@ pub struct Loose {
 
 enum State {
     Before,
-    /// Inside of a Python string, up to this quote.
+    /// Inside of a string, up to this quote.
     Quoted {
         quote: char,
         escape: Escape,
@@ -126,7 +127,8 @@ impl Loose {
                 Flow::More
             }
             (']' | ')' | '}', _) if self.closes(next) => self.close(out),
-            ('\'' | '"', Quotes::Python) => {
+            // Gemma's marks aside, what is quoted is quoted as in JSON.
+            ('"', _) | ('\'', Quotes::Python) => {
                 self.separate(out);
                 out.push('"');
                 self.state = State::Quoted { quote: next, escape: Escape::None };
@@ -225,7 +227,7 @@ fn quoted(next: char, quote: char, escape: &mut Escape, out: &mut String) -> Flo
                 'u' => *escape = Escape::Code(4, 0),
                 'U' => *escape = Escape::Code(8, 0),
                 '\n' => {}
-                '\\' | '\'' | '"' => escape_into(next, out),
+                '\\' | '\'' | '"' | '/' => escape_into(next, out),
                 // Python keeps the backslash of an escape that it does not know.
                 other => {
                     out.push_str("\\\\");

@@ -6,6 +6,7 @@
 
 mod calls;
 mod deepseek;
+mod grammar;
 mod json_call;
 mod json_section;
 mod loose;
@@ -16,6 +17,7 @@ mod set;
 mod xml;
 
 pub use calls::CallParser;
+pub use grammar::{CallGrammar, Text};
 pub use set::{Kind, ToolSet};
 
 /// How a family writes calls. Their names in the configuration are vLLM's.
@@ -29,8 +31,10 @@ pub enum ToolFormat {
     Llama3Json,
     /// `[f(a=1), g()]` as the whole answer, perhaps between `<|python_start|>` and `<|python_end|>`
     Pythonic,
-    /// `[TOOL_CALLS][{…}]`, newer ones `[TOOL_CALLS]NAME[ARGS]{…}`
+    /// `[TOOL_CALLS][{…}]`
     Mistral,
+    /// `[TOOL_CALLS]NAME[ARGS]{…}`; what reads one of the two reads the other
+    MistralNamed,
     /// A fenced block of `tool_code` with Python calls
     Gemma3,
     /// `<start_function_call>call:NAME{key:<escape>text<escape>}<end_function_call>`
@@ -41,8 +45,10 @@ pub enum ToolFormat {
     Phi4Mini,
     /// `<|tool_call|>[{…}]` or `<tool_call>{…}</tool_call>`
     Granite,
-    /// `<｜tool▁calls▁begin｜>…` of V3, R1 and V3.1
-    DeepSeek,
+    /// `<｜tool▁calls▁begin｜>…` of V3 and R1, with fenced arguments
+    DeepSeekV3,
+    /// The same without fences; what reads one of the two reads the other
+    DeepSeekV31,
     /// `<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>`
     Glm45,
     /// gpt-oss: messages to `functions.NAME`
@@ -59,13 +65,14 @@ const NAMES: &[(&str, ToolFormat)] = &[
     ("pythonic", ToolFormat::Pythonic),
     ("llama4_pythonic", ToolFormat::Pythonic),
     ("mistral", ToolFormat::Mistral),
+    ("mistral", ToolFormat::MistralNamed),
     ("gemma3", ToolFormat::Gemma3),
     ("functiongemma", ToolFormat::FunctionGemma),
     ("gemma4", ToolFormat::Gemma4),
     ("phi4_mini_json", ToolFormat::Phi4Mini),
     ("granite", ToolFormat::Granite),
-    ("deepseek_v3", ToolFormat::DeepSeek),
-    ("deepseek_v31", ToolFormat::DeepSeek),
+    ("deepseek_v3", ToolFormat::DeepSeekV3),
+    ("deepseek_v31", ToolFormat::DeepSeekV31),
     ("glm45", ToolFormat::Glm45),
     ("openai", ToolFormat::Harmony),
 ];
@@ -75,8 +82,15 @@ impl ToolFormat {
         NAMES.iter().find(|(known, _)| *known == name).map(|(_, format)| *format)
     }
 
+    /// The format of this name; of several, the one that the template writes.
+    pub fn named(name: &str, template: &str) -> Option<Self> {
+        let written = Self::detect(template).filter(|format| format.name() == name);
+        written.or_else(|| Self::by_name(name))
+    }
+
     pub fn names() -> impl Iterator<Item = &'static str> {
-        NAMES.iter().map(|(name, _)| *name)
+        let is_first = |at: &usize| NAMES[..*at].iter().all(|(known, _)| *known != NAMES[*at].0);
+        (0..NAMES.len()).filter(is_first).map(|at| NAMES[at].0)
     }
 
     pub fn name(self) -> &'static str {
@@ -90,10 +104,10 @@ impl ToolFormat {
             return Some(Self::Harmony);
         }
         let marks = [
-            ("<｜tool▁call", Self::DeepSeek),
+            ("<｜tool▁call", if has("```json") { Self::DeepSeekV3 } else { Self::DeepSeekV31 }),
             ("<arg_key>", Self::Glm45),
             ("<function=", Self::Qwen3Coder),
-            ("[TOOL_CALLS]", Self::Mistral),
+            ("[TOOL_CALLS]", if has("[ARGS]") { Self::MistralNamed } else { Self::Mistral }),
             ("<start_function_call>", Self::FunctionGemma),
             ("<|tool_call>", Self::Gemma4),
             ("tool_code", Self::Gemma3),
@@ -117,13 +131,13 @@ impl ToolFormat {
             Self::Qwen3Coder => &["<tool_call>", "<function="],
             Self::Llama3Json => &["<|python_tag|>"],
             Self::Pythonic => &["<|python_start|>"],
-            Self::Mistral => &["[TOOL_CALLS]"],
+            Self::Mistral | Self::MistralNamed => &["[TOOL_CALLS]"],
             Self::Gemma3 => &["```tool_code", "```tool_call"],
             Self::FunctionGemma => &["<start_function_call>"],
             Self::Gemma4 => &["<|tool_call>"],
             Self::Phi4Mini => &["<|tool_call|>", "functools["],
             Self::Granite => &["<|tool_call|>", "<tool_call>"],
-            Self::DeepSeek => &[deepseek::CALLS_BEGIN, deepseek::CALL_BEGIN],
+            Self::DeepSeekV3 | Self::DeepSeekV31 => &[deepseek::CALLS_BEGIN, deepseek::CALL_BEGIN],
             Self::Harmony => &[],
         }
     }
@@ -144,12 +158,12 @@ impl ToolFormat {
             Self::Glm45 => &["<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"],
             Self::Qwen3Coder => &["<tool_call>", "</tool_call>", "<function=", "</function>", "</parameter>"],
             Self::Pythonic => &["<|python_start|>", "<|python_end|>"],
-            Self::Mistral => &["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"],
+            Self::Mistral | Self::MistralNamed => &["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"],
             Self::FunctionGemma => &["<start_function_call>", "<end_function_call>", "<escape>"],
             Self::Gemma4 => &["<|tool_call>", "<tool_call|>", r#"<|"|>"#],
             Self::Phi4Mini => &["<|tool_call|>", "<|/tool_call|>"],
             Self::Granite => &["<|tool_call|>", "<tool_call>", "</tool_call>"],
-            Self::DeepSeek => deepseek::MARKERS,
+            Self::DeepSeekV3 | Self::DeepSeekV31 => deepseek::MARKERS,
             Self::Llama3Json | Self::Gemma3 | Self::Harmony => self.openers(),
         }
     }

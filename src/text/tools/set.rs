@@ -46,7 +46,7 @@ impl ToolSet {
     }
 }
 
-fn kind_of(schema: &Value) -> Kind {
+pub(super) fn kind_of(schema: &Value) -> Kind {
     let mut types: Vec<&str> = Vec::new();
     let own = [schema];
     let any = ["anyOf", "oneOf"].iter().filter_map(|key| schema.get(key)?.as_array()).flatten();
