@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::config::file::ModelSection;
-use crate::config::{DeviceChoice, ModelConfig, ModelLimits, parse_bytes};
+use crate::config::{DeviceChoice, ModelConfig, ModelLimits, ParserNames, parse_bytes};
 use crate::error::{Error, Result};
 
 /// How a model is run. Flags that `vllm serve` has carry its names.
@@ -47,6 +47,17 @@ pub struct ModelFlags {
     /// A Jinja chat template file that replaces the model's own
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
+    /// Let the model call tools when a request leaves it the choice, as vllm's flag does (always on)
+    #[arg(long)]
+    pub enable_auto_tool_choice: bool,
+    /// Form of the model's tool calls, e.g. hermes, llama3_json, mistral; none leaves them text [default: what the chat
+    /// template shows]
+    #[arg(long, value_name = "NAME")]
+    pub tool_call_parser: Option<String>,
+    /// Marks of the model's reasoning, e.g. qwen3, deepseek_r1; none leaves it text [default: what the chat template
+    /// shows]
+    #[arg(long, value_name = "NAME")]
+    pub reasoning_parser: Option<String>,
 }
 
 impl ModelFlags {
@@ -75,6 +86,10 @@ impl ModelFlags {
             device: self.device.or(in_file_device).unwrap_or_default(),
             limits,
             chat_template: self.chat_template.clone().or_else(|| section.chat_template.clone()),
+            parsers: ParserNames {
+                tool_calls: self.tool_call_parser.clone().or_else(|| section.tool_call_parser.clone()),
+                reasoning: self.reasoning_parser.clone().or_else(|| section.reasoning_parser.clone()),
+            },
         })
     }
 

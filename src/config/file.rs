@@ -44,6 +44,8 @@ pub struct ModelSection {
     pub gpu_memory_utilization: Option<f64>,
     pub enable_prefix_caching: Option<bool>,
     pub chat_template: Option<PathBuf>,
+    pub tool_call_parser: Option<String>,
+    pub reasoning_parser: Option<String>,
 }
 
 pub fn read(path: &Path) -> Result<FileConfig> {

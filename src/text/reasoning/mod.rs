@@ -75,6 +75,11 @@ impl ReasoningFormat {
         }
     }
 
+    /// The opening and the closing mark; the channels of gpt-oss have none.
+    pub fn tags(self) -> Option<(&'static str, &'static str)> {
+        (self != Self::Harmony).then(|| (self.opens()[0], self.close()))
+    }
+
     fn opens(self) -> &'static [&'static str] {
         match self {
             Self::Granite => &["Here is my thought process:", "Here's my thought process:"],

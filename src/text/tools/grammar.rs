@@ -61,15 +61,10 @@ fn shape(format: ToolFormat) -> Shape {
     use Arguments::{Json, Listed, Tagged};
     let shape = |section, call, between, arguments| Shape { section, call, between, arguments };
     match format {
-        ToolFormat::Hermes => shape(
-            ("", ""),
-            ("<tool_call>\n{\"name\": \"", r#"", "arguments": "#, "}\n</tool_call>"),
-            Some("\n"),
-            Json,
-        ),
-        ToolFormat::Llama3Json => {
-            shape(("", ""), (r#"{"name": ""#, r#"", "parameters": "#, "}"), None, Json)
+        ToolFormat::Hermes => {
+            shape(("", ""), ("<tool_call>\n{\"name\": \"", r#"", "arguments": "#, "}\n</tool_call>"), Some("\n"), Json)
         }
+        ToolFormat::Llama3Json => shape(("", ""), (r#"{"name": ""#, r#"", "parameters": "#, "}"), None, Json),
         ToolFormat::Mistral => shape(("[TOOL_CALLS][", "]"), JSON_CALL, Some(", "), Json),
         ToolFormat::MistralNamed => shape(("", ""), ("[TOOL_CALLS]", "[ARGS]", ""), Some(""), Json),
         ToolFormat::Phi4Mini => shape(("<|tool_call|>[", "]<|/tool_call|>"), JSON_CALL, Some(", "), Json),
@@ -86,12 +81,9 @@ fn shape(format: ToolFormat) -> Shape {
             Some(""),
             Json,
         ),
-        ToolFormat::Harmony => shape(
-            ("", ""),
-            ("<|channel|>commentary to=functions.", " <|constrain|>json<|message|>", ""),
-            None,
-            Json,
-        ),
+        ToolFormat::Harmony => {
+            shape(("", ""), ("<|channel|>commentary to=functions.", " <|constrain|>json<|message|>", ""), None, Json)
+        }
         ToolFormat::Qwen3Coder => shape(
             ("", ""),
             ("<tool_call>\n<function=", ">\n", "</function>\n</tool_call>"),
@@ -105,21 +97,16 @@ fn shape(format: ToolFormat) -> Shape {
             Tagged("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"),
         ),
         ToolFormat::Pythonic => shape(("[", "]"), ("", "(", ")"), Some(", "), Listed(", ", "=", None)),
-        ToolFormat::Gemma3 => {
-            shape(("```tool_code\n", "\n```"), ("", "(", ")"), Some("\n"), Listed(", ", "=", None))
-        }
+        ToolFormat::Gemma3 => shape(("```tool_code\n", "\n```"), ("", "(", ")"), Some("\n"), Listed(", ", "=", None)),
         ToolFormat::FunctionGemma => shape(
             ("", ""),
             ("<start_function_call>call:", "{", "}<end_function_call>"),
             Some(""),
             Listed(",", ":", Some("<escape>")),
         ),
-        ToolFormat::Gemma4 => shape(
-            ("", ""),
-            ("<|tool_call>call:", "{", "}<tool_call|>"),
-            Some(""),
-            Listed(",", ":", Some(r#"<|"|>"#)),
-        ),
+        ToolFormat::Gemma4 => {
+            shape(("", ""), ("<|tool_call>call:", "{", "}<tool_call|>"), Some(""), Listed(",", ":", Some(r#"<|"|>"#)))
+        }
     }
 }
 
@@ -130,11 +117,13 @@ struct Function<'a> {
 }
 
 impl CallGrammar<'_> {
-    /// The grammar. With a choice of text, functions that are not strict may be called with any object.
+    /// The grammar. With a choice of text, functions that are not strict may be called with any object, where arguments
+    /// are one.
     /// Errors are about the tool of this index.
     pub fn lark(&self, text: Text<'_>) -> Result<String, (usize, String)> {
         let shape = shape(self.format);
-        let functions = self.functions(text == Text::None)?;
+        let is_one_by_one = !matches!(shape.arguments, Arguments::Json);
+        let functions = self.functions(text == Text::None || is_one_by_one)?;
         let mut lark = Lark { rules: String::new(), special: self.special, values: 0 };
         // Where the opener is found in running text, it has been read when the rest of the call begins.
         let read = if text == Text::Free && self.is_found(&shape) { shape.opener().len() } else { 0 };
@@ -321,16 +310,16 @@ impl Lark<'_> {
 
     fn separated(&mut self, separator: &str, required: &[String], optional: &[String]) -> String {
         let separator = self.spelt(separator);
-        let tail = |from: usize| -> String {
-            optional[from..].iter().map(|rule| format!(" ({separator} {rule})?")).collect()
-        };
+        let tail =
+            |from: usize| -> String { optional[from..].iter().map(|rule| format!(" ({separator} {rule})?")).collect() };
         if !required.is_empty() {
             return format!("{}{}", required.join(&format!(" {separator} ")), tail(0));
         }
         if optional.is_empty() {
             return "\"\"".to_owned();
         }
-        let starts: Vec<String> = optional.iter().enumerate().map(|(at, rule)| format!("{rule}{}", tail(at + 1))).collect();
+        let starts: Vec<String> =
+            optional.iter().enumerate().map(|(at, rule)| format!("{rule}{}", tail(at + 1))).collect();
         format!("({})?", starts.join(" | "))
     }
 
