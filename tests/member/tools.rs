@@ -45,7 +45,9 @@ fn tools(strict: bool) -> Vec<Value> {
 }
 
 fn request(choice: ToolChoice, tools: Vec<Value>, seed: u64) -> Request {
-    let user = Message { role: "user".to_owned(), content: Content::Text("go".to_owned()), ..Message::default() };
+    // Another prompt is another answer of the simulated model, whatever the seed.
+    let content = Content::Text(format!("go {seed}"));
+    let user = Message { role: "user".to_owned(), content, ..Message::default() };
     let chat =
         Chat { messages: vec![user], tools, tool_choice: choice, add_generation_prompt: true, ..Chat::default() };
     Request {
@@ -150,7 +152,7 @@ async fn several_calls_come_one_after_the_other() {
     for format in ["hermes", "mistral", "deepseek_v3", "pythonic", "qwen3_coder", "gemma4"] {
         let launch = launch(Some(format), None).await;
         let mut most = 0;
-        for seed in 0..6 {
+        for seed in 0..8 {
             let mut request = request(ToolChoice::Required, tools(false), seed);
             if let Prompt::Chat(chat) = &mut request.prompt {
                 chat.parallel_tool_calls = true;

@@ -343,5 +343,19 @@ fn every_name_leads_to_a_format_and_templates_tell_theirs() {
         let source = std::fs::read_to_string(path).expect("a fixture");
         assert_eq!(ToolFormat::detect(&source).map(ToolFormat::name), expected, "{template}");
     }
-    assert_eq!(ToolFormat::detect("<｜tool▁calls▁begin｜>").map(ToolFormat::name), Some("deepseek_v3"));
+    for (source, expected) in [
+        ("<｜tool▁calls▁begin｜>", "deepseek_v31"),
+        ("<｜tool▁calls▁begin｜> ```json", "deepseek_v3"),
+        ("[TOOL_CALLS] [ARGS]", "mistral"),
+        ("<|start|> <|channel|>", "openai"),
+        ("<tool_call> <arg_key>", "glm45"),
+        ("<tool_call> <function=", "qwen3_coder"),
+        ("<|tool_call>", "gemma4"),
+        ("<|tool_call|>", "granite"),
+    ] {
+        assert_eq!(ToolFormat::detect(source).map(ToolFormat::name), Some(expected), "{source}");
+    }
+    assert_eq!(ToolFormat::named("mistral", "[TOOL_CALLS][ARGS]"), Some(ToolFormat::MistralNamed));
+    assert_eq!(ToolFormat::named("mistral", "<tool_call>"), Some(ToolFormat::Mistral));
+    assert_eq!(ToolFormat::named("none", "<tool_call>"), None);
 }

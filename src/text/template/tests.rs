@@ -150,7 +150,10 @@ fn fields_of_messages_are_there_only_when_given() {
         ..message("assistant", Content::None)
     };
     let rendered = render(keys, &chat(vec![message("user", text("x")), full])).unwrap();
-    assert_eq!(rendered, "role,content;thinking,role,content,reasoning_content,tool_call_id,name,tool_calls;");
+    assert_eq!(
+        rendered,
+        "role,content;thinking,role,content,reasoning_content,reasoning,tool_call_id,name,tool_calls;"
+    );
 }
 
 #[test]

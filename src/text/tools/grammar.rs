@@ -416,7 +416,7 @@ fn pattern(text: &str) -> String {
     for symbol in text.chars() {
         match symbol {
             '\n' => pattern.push_str("\\n"),
-            symbol if symbol.is_ascii_punctuation() => pattern.extend(['\\', symbol]),
+            symbol if r"\.+*?()|[]{}^$/".contains(symbol) => pattern.extend(['\\', symbol]),
             symbol => pattern.push(symbol),
         }
     }
