@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use sconce::engine::{Executor, ModelExecutor};
 use sconce_kernels::{argmax, cpu};
-use sconce_models::{BatchInput, LoadOptions, Logits, Source};
+use sconce_models::{BatchInput, KvDtype, LoadOptions, Logits, Source};
 
 const BLOCK_TOKENS: u32 = 16;
 /// As `sconce serve` cuts prompts.
@@ -36,7 +36,8 @@ fn main() {
         None => Source::Folder(PathBuf::from(model)),
     };
     let loaded = sconce_models::load(&source, LoadOptions::default()).expect("the model loads");
-    let executor = ModelExecutor::new(loaded, 16 * 256 / BLOCK_TOKENS + 64, BLOCK_TOKENS).expect("memory for KV");
+    let executor =
+        ModelExecutor::new(loaded, 16 * 256 / BLOCK_TOKENS + 64, BLOCK_TOKENS, KvDtype::F16).expect("memory for KV");
     let mut bench = Bench { executor, batch: BatchInput::default(), logits: Logits::default() };
     for case in cases {
         let rates: Vec<(f64, f64)> = (0..=runs).map(|_| bench.run(case)).skip(1).collect();

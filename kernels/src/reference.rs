@@ -16,10 +16,11 @@ pub struct AttentionShape {
     pub block_size: usize,
 }
 
-/// `y = x W^T + bias`: x `[tokens, input]` -> `[tokens, out]`.
+/// `y = x W^T + bias`: x `[tokens, input]` -> `[tokens, out]`, x as [`activations`] makes it.
 pub fn matmul(x: &[f32], w: &Weight, bias: Option<&[f32]>) -> Vec<f32> {
     let mut row = vec![0.0; w.input()];
     let tokens = x.len() / w.input();
+    let x: Vec<f32> = x.chunks(w.input()).flat_map(|row| activations(w.ty(), row)).collect();
     let mut y = vec![0.0; tokens * w.out()];
     for out in 0..w.out() {
         w.row_f32(out, &mut row);
@@ -30,6 +31,23 @@ pub fn matmul(x: &[f32], w: &Weight, bias: Option<&[f32]>) -> Vec<f32> {
         }
     }
     y
+}
+
+/// A row of activations as a weight of this type is multiplied with it: in blocks of 32 rounded to -127..=127 times a
+/// scale for block types, rounded to BF16 for BF16, as it is otherwise.
+pub fn activations(ty: GgmlType, x: &[f32]) -> Vec<f32> {
+    match ty {
+        GgmlType::F32 | GgmlType::F16 => x.to_vec(),
+        GgmlType::Bf16 => x.iter().map(|value| bf16::from_f32(*value).to_f32()).collect(),
+        _ => {
+            let rounded = x.chunks(32).flat_map(|block| {
+                let largest = block.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+                let (factor, scale) = if largest > 0.0 { (127.0 / largest, largest / 127.0) } else { (0.0, 0.0) };
+                block.iter().map(move |value| (value * factor).round_ties_even() * scale)
+            });
+            rounded.collect()
+        }
+    }
 }
 
 /// The unquantised element types, by the crate `half`; block types are checked against candle's own dequantisation.

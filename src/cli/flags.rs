@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::config::file::ModelSection;
-use crate::config::{DeviceChoice, ModelConfig, ModelLimits, ParserNames, parse_bytes};
+use crate::config::{DeviceChoice, KvCacheDtype, ModelConfig, ModelLimits, ParserNames, parse_bytes};
 use crate::error::{Error, Result};
 
 /// How a model is run. Flags that `vllm serve` has carry its names.
@@ -35,9 +35,9 @@ pub struct ModelFlags {
     /// Size of the KV cache, e.g. 2GiB [default: what the sequences can fill, at most 4GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub kv_cache_memory_bytes: Option<u64>,
-    /// Element type of the KV cache; only auto and f32 exist so far [default: auto]
-    #[arg(long, value_name = "TYPE", value_parser = ["auto", "f32"])]
-    pub kv_cache_dtype: Option<String>,
+    /// Element type of the KV cache: auto (f16 on the CPU), f16, bf16 or f32 [default: auto]
+    #[arg(long, value_name = "TYPE")]
+    pub kv_cache_dtype: Option<KvCacheDtype>,
     /// Reuse the KV of equal prompt beginnings (on by default)
     #[arg(long, overrides_with = "no_enable_prefix_caching")]
     pub enable_prefix_caching: bool,
@@ -69,6 +69,8 @@ impl ModelFlags {
         let in_file_kv = in_file_kv.map_err(|why| Error::invalid("kv_cache_memory", why))?;
         let in_file_device = section.device.as_deref().map(str::parse::<DeviceChoice>).transpose();
         let in_file_device = in_file_device.map_err(|why| Error::invalid("device", why))?;
+        let in_file_dtype = section.kv_cache_dtype.as_deref().map(str::parse::<KvCacheDtype>).transpose();
+        let in_file_dtype = in_file_dtype.map_err(|why| Error::invalid("kv_cache_dtype", why))?;
         let limits = ModelLimits {
             max_model_len: self.max_model_len.or(section.max_model_len),
             max_num_seqs: self.max_num_seqs.or(section.max_num_seqs).unwrap_or(defaults.max_num_seqs),
@@ -76,6 +78,7 @@ impl ModelFlags {
             max_queue: section.max_queue.unwrap_or(defaults.max_queue),
             block_size: self.block_size.or(section.block_size).unwrap_or(defaults.block_size),
             kv_cache_memory_bytes: self.kv_cache_memory_bytes.or(in_file_kv),
+            kv_cache_dtype: self.kv_cache_dtype.or(in_file_dtype).unwrap_or_default(),
             memory_share_permille: utilization.map_or(defaults.memory_share_permille, permille),
             enable_prefix_caching: !self.no_enable_prefix_caching
                 && (self.enable_prefix_caching || section.enable_prefix_caching.unwrap_or(true)),

@@ -13,6 +13,9 @@ use sconce_models::{Family, LoadOptions, Model, Source, load, read_spec};
 use serde_json::{Value, json};
 
 const TOLERANCE: f32 = 1e-3;
+/// Block-quantised weights are multiplied with activations of 8 bits, as in ggml; Transformers keeps those in f32. On
+/// hidden states of 64 values that is a percent; the same architectures are held to [`TOLERANCE`] in plain types.
+const QUANTISED_TOLERANCE: f32 = 3e-2;
 
 struct Golden {
     prompt: Vec<u32>,
@@ -107,13 +110,15 @@ fn check(name: &str, family: Family) {
     assert_eq!(model.spec(), &read_spec(&source).unwrap(), "{name}");
     assert_eq!(model.spec().family, family, "{name}");
     let goldens = goldens(name);
+    let plain = matches!(model.spec().weight_format.as_str(), "F32" | "F16" | "BF16");
+    let tolerance = if plain { TOLERANCE } else { QUANTISED_TOLERANCE };
     let mut truths = Vec::new();
     for golden in &goldens {
         let truth = whole(&*model, &golden.prompt);
         assert_eq!(truth.len(), golden.prompt.len());
         for ((position, row), expected) in truth.iter().zip(golden.logits.chunks(model.spec().vocab)) {
             let error = relative_error(row, expected);
-            assert!(error < TOLERANCE, "{name}: position {position} is off by {error}");
+            assert!(error < tolerance, "{name}: position {position} is off by {error}");
         }
         if golden.prompt.len() > 1 {
             check_chunks(name, &*model, &golden.prompt, &truth);
