@@ -159,8 +159,8 @@ def test_errors_are_typed(client, server):
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "word " * 60000}])
     assert long.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError) as foreign:
-        client.chat.completions.create(model=MODEL, messages=ASK, extra_body={"guided_regex": "a+"})
-    assert foreign.value.param == "guided_regex"
+        client.chat.completions.create(model=MODEL, messages=ASK, extra_body={"guided_whitespace_pattern": "a+"})
+    assert foreign.value.param == "guided_whitespace_pattern"
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0).models.list()
 

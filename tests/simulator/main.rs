@@ -4,8 +4,10 @@
 //!
 //! A failure prints its seed. `SCONCE_SIM_SEED=<seed> cargo test --test simulator` replays that one scenario.
 
+mod filtered;
 mod model;
 mod oracle;
+mod puzzle;
 mod random;
 mod tally;
 mod threads;
@@ -45,6 +47,8 @@ fn every_invariant_holds_over_100_000_random_steps() {
         ("length", total.length),
         ("prompt scores", total.prompt_scores),
         ("steps with several prefills", total.several_prefills),
+        ("tokens of filtered sequences", total.filtered),
+        ("forced tokens", total.forced),
     ];
     for (what, times) in met {
         assert!(times > 100, "the simulation met only {times} {what}");

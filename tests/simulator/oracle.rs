@@ -2,7 +2,9 @@
 
 use sconce::engine::sampler::{History, Sampler};
 use sconce::engine::sim::ContextHash;
-use sconce::engine::{FinishReason, SamplingParams, Token, TokenLogprobs};
+use sconce::engine::{FinishReason, NextTokens, SamplingParams, Token, TokenLogprobs};
+
+use crate::puzzle::Puzzle;
 
 /// The whole life of one sequence that nothing interrupts.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,6 +16,17 @@ pub struct Expected {
 
 /// Runs `prompt` alone until it ends; prompt and output together have at most `tokens_max` tokens.
 pub fn expect(vocab: usize, prompt: &[u32], params: &SamplingParams, tokens_max: usize) -> Expected {
+    expect_filtered(vocab, prompt, params, tokens_max, None)
+}
+
+/// The same with a filter, one token at a time: nothing is taken because it is forced.
+pub fn expect_filtered(
+    vocab: usize,
+    prompt: &[u32],
+    params: &SamplingParams,
+    tokens_max: usize,
+    puzzle: Option<Puzzle>,
+) -> Expected {
     let mut sampler = Sampler::default();
     let mut logits = vec![0.0; vocab];
     let mut hash = ContextHash::EMPTY;
@@ -33,7 +46,11 @@ pub fn expect(vocab: usize, prompt: &[u32], params: &SamplingParams, tokens_max:
         }
         hash.logits(&[], &mut logits);
         let history = History { prompt, output: &output };
-        let token = sampler.sample(params, history, &logits).expect("the simulated logits are finite");
+        let token = match puzzle.map(|puzzle| puzzle.next(output.len())) {
+            None => sampler.sample(params, history, &logits),
+            Some(next) => sampler.sample_allowed(params, history, &logits, &NextTokens { forced: Vec::new(), ..next }),
+        };
+        let token = token.expect("the simulated logits are finite");
         hash = hash.extend(token.id, (prompt.len() + output.len()) as u32);
         output.push(token.id);
         let id = token.id;

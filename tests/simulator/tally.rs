@@ -17,6 +17,9 @@ pub struct Tally {
     pub length: u64,
     pub prompt_scores: u64,
     pub several_prefills: u64,
+    pub filtered: u64,
+    /// Tokens that came without sampling.
+    pub forced: u64,
 }
 
 impl Tally {
@@ -35,5 +38,7 @@ impl Tally {
         self.length += other.length;
         self.prompt_scores += other.prompt_scores;
         self.several_prefills += other.several_prefills;
+        self.filtered += other.filtered;
+        self.forced += other.forced;
     }
 }

@@ -13,10 +13,10 @@ use tokio::sync::mpsc::{Receiver, channel};
 use crate::oracle::{self, Expected};
 use crate::random::Random;
 
-const VOCAB: u32 = 64;
+pub const VOCAB: u32 = 64;
 const LONG: Duration = Duration::from_secs(60);
 
-fn config() -> EngineConfig {
+pub fn config() -> EngineConfig {
     EngineConfig {
         block_size: 16,
         blocks: 256,
@@ -28,7 +28,7 @@ fn config() -> EngineConfig {
     }
 }
 
-fn start(config: EngineConfig) -> EngineHandle {
+pub fn start(config: EngineConfig) -> EngineHandle {
     start_with(config, |sim| Box::new(sim))
 }
 
@@ -40,20 +40,20 @@ fn start_with(
     EngineHandle::start("engine-test", config, move || Ok(wrap(SimExecutor::new(options)))).expect("the engine starts")
 }
 
-fn submit(prompt: &[u32], params: SamplingParams, capacity: usize) -> (Submit, Receiver<Progress>) {
+pub fn submit(prompt: &[u32], params: SamplingParams, capacity: usize) -> (Submit, Receiver<Progress>) {
     let (progress, receiver) = channel(capacity);
     (Submit { prompt: prompt.to_vec(), params, filter: None, priority: 0, salt: [0; 32], progress }, receiver)
 }
 
 /// Everything a client got: asserts exactly one terminal progress, as the last.
 #[derive(Debug)]
-struct Got {
-    prompt: Option<PromptDone>,
-    tokens: Vec<Token>,
-    finish: FinishReason,
+pub struct Got {
+    pub prompt: Option<PromptDone>,
+    pub tokens: Vec<Token>,
+    pub finish: FinishReason,
 }
 
-fn read_all(mut receiver: Receiver<Progress>) -> Got {
+pub fn read_all(mut receiver: Receiver<Progress>) -> Got {
     let mut got = Got { prompt: None, tokens: Vec::new(), finish: FinishReason::Cancelled };
     let mut ended = false;
     while let Some(progress) = receiver.blocking_recv() {
@@ -74,7 +74,7 @@ fn alone(prompt: &[u32], params: &SamplingParams) -> Expected {
     oracle::expect(VOCAB as usize, prompt, params, prompt.len() + params.max_tokens as usize)
 }
 
-fn drained(engine: &EngineHandle) -> EngineStats {
+pub fn drained(engine: &EngineHandle) -> EngineStats {
     engine.shutdown(LONG);
     let stats = engine.stats();
     assert_eq!((stats.running, stats.waiting, stats.parked, stats.blocks_owned), (0, 0, 0, 0), "{stats:?}");

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use sconce::engine::executor::Executor;
+use sconce::engine::filter::Restriction;
 use sconce::engine::sampler::Sampler;
 use sconce::engine::scheduler::{Outcome, Sampled, Scheduler, Step, StepResults};
 use sconce::engine::sequence::{NewSequence, OrderKey, State};
@@ -13,6 +14,7 @@ use sconce::engine::{
 use sconce_models::{BatchInput, Logits};
 
 use crate::oracle;
+use crate::puzzle::Puzzle;
 use crate::random::Random;
 use crate::tally::Tally;
 
@@ -22,6 +24,7 @@ struct Client {
     params: SamplingParams,
     salt: [u8; 32],
     key: OrderKey,
+    puzzle: Option<Puzzle>,
     tokens: Vec<Token>,
     /// Cached tokens and scores, once the prompt is done.
     prompt_done: Option<Vec<TokenLogprobs>>,
@@ -170,6 +173,7 @@ impl World {
             params,
             salt,
             key,
+            puzzle: self.random.chance(30).then(|| Puzzle { seed: self.random.next(), vocab: self.vocab }),
             tokens: Vec::new(),
             prompt_done: None,
             state: State::Waiting,
@@ -292,6 +296,7 @@ impl World {
             self.fail_step();
         } else {
             let broken = self.break_logits();
+            self.restrict();
             self.sampler.sample_step(&self.scheduler, &self.step, &self.logits, &mut self.results);
             let failed = self.results.sampled.iter().filter(|sampled| matches!(sampled, Sampled::Failed(_))).count();
             assert_eq!(failed, usize::from(broken.is_some()), "exactly the broken row fails");
@@ -314,6 +319,16 @@ impl World {
         self.tally.failed_steps += 1;
     }
 
+    /// What the filters say of the rows that sample now.
+    fn restrict(&mut self) {
+        for row in self.step.rows.iter().filter(|row| row.sample) {
+            let client = &self.clients[&row.id];
+            if let Some(puzzle) = client.puzzle {
+                self.scheduler.restrict(row.id, Restriction::Only(puzzle.next(client.tokens.len())));
+            }
+        }
+    }
+
     /// Now and then one row of logits is not a number. Returns whose.
     fn break_logits(&mut self) -> Option<SeqId> {
         let samples = self.batch.sample_rows.len() as u32;
@@ -322,8 +337,12 @@ impl World {
         }
         let sample = self.random.below(samples) as usize;
         let token = self.random.below(self.vocab) as usize;
-        self.logits.row_mut(sample)[token] = self.random.pick(&[f32::NAN, f32::INFINITY]);
         let row = self.batch.row_ends.partition_point(|end| *end <= self.batch.sample_rows[sample]);
+        if self.clients[&self.step.rows[row].id].puzzle.is_some() {
+            // A forced token needs no logits, and those that are not allowed are never looked at.
+            return None;
+        }
+        self.logits.row_mut(sample)[token] = self.random.pick(&[f32::NAN, f32::INFINITY]);
         self.tally.broken_logits += 1;
         Some(self.step.rows[row].id)
     }
@@ -338,7 +357,9 @@ impl World {
                 self.tally.prompt_scores += prompt.logprobs.len() as u64;
                 client.prompt_done = Some(prompt.logprobs);
             }
+            self.tally.forced += outcome.tokens.len().saturating_sub(1) as u64;
             for token in outcome.tokens {
+                self.tally.filtered += u64::from(client.puzzle.is_some());
                 assert!(client.prompt_done.is_some(), "no token before the prompt is done");
                 client.tokens.push(token);
                 self.tally.tokens += 1;
@@ -355,7 +376,8 @@ impl World {
     fn end(&mut self, id: SeqId, finish: &FinishReason) {
         let client = self.clients.remove(&id).expect("a sequence ends once");
         let tokens_max = self.tokens_max(&client);
-        let expected = oracle::expect(self.vocab as usize, &client.prompt, &client.params, tokens_max);
+        let vocab = self.vocab as usize;
+        let expected = oracle::expect_filtered(vocab, &client.prompt, &client.params, tokens_max, client.puzzle);
         let whole = match finish {
             FinishReason::StopToken(_) | FinishReason::Length => {
                 assert_eq!(*finish, expected.finish, "{id:?}");

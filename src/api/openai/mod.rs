@@ -7,6 +7,7 @@ mod logprobs;
 pub(super) mod models;
 mod origin;
 mod sampling;
+mod structured;
 pub(super) mod tokenize;
 mod values;
 mod wire;

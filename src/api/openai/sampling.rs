@@ -6,6 +6,7 @@ use crate::api::json::{Policy, Wire, fields};
 use crate::error::{Error, Result};
 use crate::request::Params;
 
+use super::structured::Named;
 use super::values::{Object, OneOrMany, StreamOptions};
 
 fields! {
@@ -40,7 +41,6 @@ fields! {
 }
 
 const LEAVE_OUT: &str = "leave it out";
-const NO_STRUCTURED: &str = "structured output is not built in yet; leave it out";
 
 /// Fields that are known from OpenAI, vLLM and SGLang and not read. What is in neither list is unknown.
 fn policy(key: &str) -> Policy {
@@ -59,18 +59,6 @@ fn policy(key: &str) -> Policy {
         "spaces_between_special_tokens" => refused(&["true"], LEAVE_OUT),
         "return_token_ids" => refused(&["false"], "set logprobs and return_tokens_as_token_ids to get token ids"),
         "truncate_prompt_tokens" => refused(&[], "prompts are never cut silently; shorten the prompt"),
-        "response_format" => refused(&[r#"{"type":"text"}"#], NO_STRUCTURED),
-        "guided_json"
-        | "guided_regex"
-        | "guided_choice"
-        | "guided_grammar"
-        | "guided_decoding_backend"
-        | "guided_whitespace_pattern"
-        | "structured_outputs"
-        | "structural_tag"
-        | "regex"
-        | "ebnf"
-        | "json_schema" => refused(&[], NO_STRUCTURED),
         "logits_processors" | "allowed_token_ids" | "bad_words" => refused(&["[]"], "use logit_bias"),
         "mm_processor_kwargs" | "kv_transfer_params" | "vllm_xargs" | "lora_path" | "request_id" => {
             refused(&["{}"], LEAVE_OUT)
@@ -114,7 +102,8 @@ const REPETITION_PENALTY_MAX: f64 = 100.0;
 
 impl SamplingFields {
     /// Checks everything but what only one of the endpoints has (`logprobs`, `echo`).
-    pub fn checked(self, config: &ApiConfig) -> Result<Call> {
+    /// `constraint` is what the fields beside these ask of the answer's form.
+    pub fn checked(self, config: &ApiConfig, constraint: Option<Named>) -> Result<Call> {
         let delivery = self.delivery()?;
         let n = self.n.unwrap_or(1);
         if n == 0 || n > config.choices_max {
@@ -145,8 +134,8 @@ impl SamplingFields {
             include_stop_str_in_output: self.include_stop_str_in_output.unwrap_or(false),
             skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
             n,
-            constraint: None,
-            constraint_param: None,
+            constraint_param: constraint.as_ref().map(|(_, param)| *param),
+            constraint: constraint.map(|(constraint, _)| constraint),
             // Only so that events carry their tokens, which `continuous_usage_stats` counts.
             logprobs: delivery.continuous_usage.then_some(0),
             prompt_logprobs: prompt_logprobs(self.prompt_logprobs, delivery.stream)?,

@@ -4,7 +4,7 @@
 //! A filter is away from the moment its sequence got a token until the worker is done, which is usually long before
 //! the next logits are. The engine waits for a filter only when it is about to sample; a filter that was slow is
 //! reported, so that its sequence can sit out the steps until it is back instead of holding up everybody else's. One
-//! that does not come back at all fails its sequence, and a new worker takes the place of the one it keeps.
+//! that does not come back at all fails its sequence, and another worker serves those behind it.
 
 use std::collections::HashMap;
 use std::num::NonZero;
@@ -20,11 +20,13 @@ use crate::engine::sequence::SeqId;
 const SLOW: Duration = Duration::from_millis(3);
 /// For how many tokens a filter counts as slow after it was.
 const SLOW_TOKENS: u32 = 32;
-/// How long a step waits for all its filters together. Far beyond what the limits of a grammar allow one token.
-const WAIT_MAX: Duration = Duration::from_secs(2);
+/// How long a step waits for all its filters together. Far beyond what one token of a filter may take.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+/// After this long a worker is taken to be stuck, and the filters behind it get another one.
+const HELP_AFTER: Duration = Duration::from_millis(50);
 const WORKERS_MAX: usize = 8;
-/// Workers started in place of ones that were lost; after that their filters fail.
-const REPLACEMENTS_MAX: usize = 8;
+/// Further workers beside stuck ones; after that filters may fail for want of one.
+const HELPERS_MAX: usize = 8;
 /// Filters recurse over what a client sent.
 const WORKER_STACK_BYTES: usize = 64 << 20;
 
@@ -82,7 +84,7 @@ struct Workers {
     jobs_end: Arc<Mutex<Receiver<Job>>>,
     results: Receiver<Done>,
     results_end: SyncSender<Done>,
-    replaced: usize,
+    helpers: usize,
 }
 
 impl Desk {
@@ -118,12 +120,14 @@ impl Desk {
         if !self.slots.contains_key(&id) {
             return Verdict::Free;
         }
-        while matches!(self.slots.get(&id), Some(Slot { place: Place::Away, .. })) {
-            if !self.receive_until(deadline) {
-                self.replace_worker();
-                let reason = "the constraint on the answer took too long to follow; simplify it".to_owned();
-                self.set_place(id, Place::Lost(reason));
-            }
+        self.wait_for(id, deadline.min(Instant::now() + HELP_AFTER));
+        if self.is_away(id) {
+            self.add_worker();
+            self.wait_for(id, deadline);
+        }
+        if self.is_away(id) {
+            let reason = "the constraint on the answer took too long to follow; simplify it".to_owned();
+            self.set_place(id, Place::Lost(reason));
         }
         let Some(slot) = self.slots.get_mut(&id) else { return Verdict::Free };
         Verdict::Restricted(match std::mem::replace(&mut slot.place, Place::Away) {
@@ -135,6 +139,14 @@ impl Desk {
             Place::Home(_, Err(reason)) | Place::Lost(reason) => Restriction::Failed(reason),
             Place::Lent(_) | Place::Away => panic!("a sequence samples once between two answers of its filter"),
         })
+    }
+
+    fn wait_for(&mut self, id: SeqId, deadline: Instant) {
+        while self.is_away(id) && self.receive_until(deadline) {}
+    }
+
+    fn is_away(&self, id: SeqId) -> bool {
+        matches!(self.slots.get(&id), Some(Slot { place: Place::Away, .. }))
     }
 
     /// The time until which a step waits for its filters.
@@ -163,7 +175,7 @@ impl Desk {
     /// Whether `take` would not wait.
     pub fn is_ready(&mut self, id: SeqId) -> bool {
         self.receive_all();
-        !matches!(self.slots.get(&id), Some(Slot { place: Place::Away, .. }))
+        !self.is_away(id)
     }
 
     /// Waits until some filter is back, but not for long.
@@ -219,10 +231,10 @@ impl Desk {
         workers.jobs.try_send(job).map_err(|_| "too many constraints are being followed; send fewer at once".to_owned())
     }
 
-    fn replace_worker(&mut self) {
-        if let Some(workers) = self.workers.as_mut().filter(|workers| workers.replaced < REPLACEMENTS_MAX) {
-            workers.replaced += 1;
-            // Without a thread the next wait fails as this one did.
+    fn add_worker(&mut self) {
+        if let Some(workers) = self.workers.as_mut().filter(|workers| workers.helpers < HELPERS_MAX) {
+            workers.helpers += 1;
+            // Without a thread the wait goes on as it would have.
             let _ = workers.spawn();
         }
     }
@@ -234,7 +246,7 @@ impl Workers {
         // Twice, for filters of sequences that ended while these were away.
         let (jobs, jobs_end) = sync_channel(capacity.saturating_mul(2));
         let (results_end, results) = sync_channel(capacity.saturating_mul(2));
-        let workers = Self { jobs, jobs_end: Arc::new(Mutex::new(jobs_end)), results, results_end, replaced: 0 };
+        let workers = Self { jobs, jobs_end: Arc::new(Mutex::new(jobs_end)), results, results_end, helpers: 0 };
         for _ in 0..(cores / 2).clamp(1, WORKERS_MAX) {
             workers.spawn()?;
         }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::set::kind_of;
 use super::{Kind, ToolFormat};
-use crate::text::grammar::embedded;
+use crate::text::grammar::lark_json;
 
 /// Functions of one request, for whose calls a grammar is wanted.
 pub struct CallGrammar<'a> {
@@ -161,7 +161,7 @@ impl CallGrammar<'_> {
                 None | Some(Value::Null) => json!({"type": "object", "properties": {}, "additionalProperties": false}),
                 Some(schema) => schema.clone(),
             };
-            embedded(&schema).map_err(|why| (index, why))?;
+            lark_json(&schema).map_err(|why| (index, why))?;
             functions.push(Function { name, schema });
         }
         Ok(functions)
@@ -269,9 +269,9 @@ impl Lark<'_> {
     }
 
     fn json(&mut self, schema: &Value) -> Result<String, String> {
-        let schema = embedded(schema)?;
+        let body = lark_json(schema)?;
         let name = self.fresh();
-        self.rule(&name, &format!("%json {schema}"));
+        self.rule(&name, &body);
         Ok(name)
     }
 

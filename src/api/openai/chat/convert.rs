@@ -20,7 +20,7 @@ pub(in crate::api) struct Expected {
 }
 
 pub(in crate::api) fn checked(body: ChatBody, config: &ApiConfig) -> Result<(Call, Chat, Expected)> {
-    let (mut chat, mut sampling) = body.checked("")?;
+    let (mut chat, (structured, mut sampling)) = body.checked("")?;
     if chat.max_completion_tokens == Some(0) || (chat.max_completion_tokens.is_none() && sampling.max_tokens == Some(0))
     {
         let param = if chat.max_completion_tokens.is_some() { "max_completion_tokens" } else { "max_tokens" };
@@ -29,7 +29,7 @@ pub(in crate::api) fn checked(body: ChatBody, config: &ApiConfig) -> Result<(Cal
     // The newer name wins, as in vLLM.
     sampling.max_tokens = chat.max_completion_tokens.or(sampling.max_tokens);
     let logprobs = logprobs(&chat)?;
-    let mut call = sampling.checked(config)?;
+    let mut call = sampling.checked(config, structured.checked()?)?;
     call.logprobs_wanted = logprobs.is_some();
     call.params.logprobs = logprobs.or(call.params.logprobs);
     let (add_generation_prompt, continue_final_message) =

@@ -8,7 +8,7 @@ use crate::api::ApiConfig;
 use crate::api::json::{Bounds, parse};
 use crate::api::openai::sampling::Call;
 use crate::error::Result;
-use crate::request::{Chat, Content, Params, ToolChoice};
+use crate::request::{Chat, Constraint, Content, Params, ToolChoice};
 
 fn read(fields: Value) -> Result<(Call, Chat)> {
     let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
@@ -40,6 +40,7 @@ fn every_field_arrives() {
         "ignore_eos": true, "include_stop_str_in_output": true, "skip_special_tokens": false, "logprobs": true,
         "top_logprobs": 20, "prompt_logprobs": 3, "stream": false, "priority": -5, "cache_salt": "s",
         "add_generation_prompt": false, "continue_final_message": true, "chat_template_kwargs": {"thinking": false},
+        "response_format": {"type": "json_object"},
     }))
     .expect("good");
     let expected = Params {
@@ -60,8 +61,8 @@ fn every_field_arrives() {
         include_stop_str_in_output: true,
         skip_special_tokens: false,
         n: 3,
-        constraint: None,
-        constraint_param: None,
+        constraint: Some(Constraint::JsonObject),
+        constraint_param: Some("response_format"),
         logprobs: Some(20),
         prompt_logprobs: Some(3),
         echo: false,
@@ -143,11 +144,8 @@ fn bad_values_are_refused_by_name() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     for (field, value) in [
-        ("response_format", json!({"type": "json_object"})),
-        ("response_format", json!({"type": "json_schema", "json_schema": {}})),
-        ("guided_json", json!({})),
-        ("guided_regex", json!("a")),
-        ("structured_outputs", json!({})),
+        ("guided_whitespace_pattern", json!("x")),
+        ("structural_tag", json!({})),
         ("logits_processors", json!(["x"])),
         ("bad_words", json!(["x"])),
         ("allowed_token_ids", json!([1])),

@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::api::json::{Policy, Wire, fields};
 use crate::api::openai::logprobs::{ChatLogprobs, TokenStyle};
 use crate::api::openai::sampling::SamplingFields;
+use crate::api::openai::structured::StructuredFields;
 use crate::api::openai::values::Object;
 use crate::api::openai::wire::{Head, SYSTEM_FINGERPRINT, UsageWire, finish_reason};
 use crate::request::Finish;
@@ -14,7 +15,7 @@ use super::convert::Expected;
 use super::messages::MessageFields;
 
 /// A request's body.
-pub(in crate::api) type ChatBody = Wire<(ChatFields, SamplingFields)>;
+pub(in crate::api) type ChatBody = Wire<(ChatFields, (StructuredFields, SamplingFields))>;
 
 fields! {
     /// The fields that only chat has.

@@ -14,11 +14,11 @@ const MAX_TOKENS_DEFAULT: u32 = 16;
 const LOGPROBS_MAX: u32 = 5;
 
 pub(super) fn checked(body: CompletionBody, config: &ApiConfig) -> Result<(Call, Vec<Prompt>)> {
-    let (completion, mut sampling) = body.checked("")?;
+    let (completion, (structured, mut sampling)) = body.checked("")?;
     // Only an explicit small limit contradicts min_tokens, not our default.
     let default = MAX_TOKENS_DEFAULT.max(sampling.min_tokens.unwrap_or(0));
     sampling.max_tokens.get_or_insert(default);
-    let mut call = sampling.checked(config)?;
+    let mut call = sampling.checked(config, structured.checked()?)?;
     if let Some(best_of) = completion.best_of.filter(|&best_of| best_of != 1 && best_of != call.params.n) {
         let message = format!("best_of is {best_of}; only 1 or the value of n is supported, use n");
         return Err(Error::invalid("best_of", message));

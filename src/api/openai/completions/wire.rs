@@ -6,11 +6,12 @@ use serde_json::Value;
 use crate::api::json::{Policy, Wire, fields};
 use crate::api::openai::logprobs::{CompletionLogprobs, TokenStyle};
 use crate::api::openai::sampling::SamplingFields;
+use crate::api::openai::structured::StructuredFields;
 use crate::api::openai::values::PromptValue;
 use crate::api::openai::wire::{Head, SYSTEM_FINGERPRINT, UsageWire};
 
 /// A request's body.
-pub(in crate::api) type CompletionBody = Wire<(CompletionFields, SamplingFields)>;
+pub(in crate::api) type CompletionBody = Wire<(CompletionFields, (StructuredFields, SamplingFields))>;
 
 fields! {
     /// The fields that only text completions have.

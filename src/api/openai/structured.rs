@@ -1,0 +1,277 @@
+//! The fields that say what form an answer must have: OpenAI's `response_format`, vLLM's `structured_outputs` and its
+//! older `guided_*`. At most one of them may constrain a request.
+//!
+//! Schemas, expressions and grammars are compiled by the member that answers, before it generates anything; here only
+//! the fields around them are checked.
+
+use serde_json::Value;
+
+use crate::api::error::shortened;
+use crate::api::json::{Policy, Wire, fields};
+use crate::error::{Error, Result};
+use crate::request::Constraint;
+
+fields! {
+    /// As the client sent them.
+    StructuredFields {
+        response_format: Wire<FormatFields>,
+        structured_outputs: Wire<OutputFields>,
+        guided_json: Value,
+        guided_regex: String,
+        guided_choice: Vec<String>,
+        guided_grammar: String,
+    }
+    policy = structured_policy
+}
+
+fields! {
+    /// `response_format`.
+    FormatFields { r#type: String, json_schema: Wire<JsonSchemaFields>, }
+}
+
+fields! {
+    /// `response_format.json_schema`.
+    JsonSchemaFields { name: String, description: String, schema: Value, strict: bool, }
+}
+
+fields! {
+    /// `structured_outputs`.
+    OutputFields { json: Value, json_object: bool, regex: String, choice: Vec<String>, grammar: String, }
+    policy = output_policy
+}
+
+fn structured_policy(key: &str) -> Policy {
+    match key {
+        // Which library does it makes no difference to what is allowed.
+        "guided_decoding_backend" => Policy::Inert,
+        "guided_whitespace_pattern" => Policy::Refused { neutral: &[], instead: "leave it out" },
+        "structural_tag" | "regex" | "ebnf" | "json_schema" => {
+            Policy::Refused { neutral: &[], instead: "use structured_outputs" }
+        }
+        _ => Policy::Unknown,
+    }
+}
+
+fn output_policy(key: &str) -> Policy {
+    match key {
+        // There is one library, and nothing it falls back to.
+        "disable_fallback" => Policy::Inert,
+        "disable_any_whitespace" => Policy::Refused { neutral: &["false"], instead: "leave it out" },
+        "disable_additional_properties" => {
+            Policy::Refused { neutral: &["false"], instead: "set additionalProperties to false in the schema" }
+        }
+        "whitespace_pattern" => Policy::Refused { neutral: &[], instead: "leave it out" },
+        "structural_tag" => Policy::Refused { neutral: &[], instead: "send a grammar" },
+        _ => Policy::Unknown,
+    }
+}
+
+/// A constraint and the name of the field that asks for it.
+pub(in crate::api) type Named = (Constraint, &'static str);
+
+impl StructuredFields {
+    /// What the fields ask for together.
+    pub fn checked(self) -> Result<Option<Named>> {
+        let mut wanted: Vec<Named> = Vec::new();
+        if let Some(format) = self.response_format {
+            wanted.extend(response_format(format)?);
+        }
+        if let Some(outputs) = self.structured_outputs {
+            wanted.push(structured_outputs(outputs)?);
+        }
+        if let Some(schema) = self.guided_json {
+            wanted.push((json_schema(schema, "guided_json")?, "guided_json"));
+        }
+        wanted.extend(self.guided_regex.map(|regex| (Constraint::Regex(regex), "guided_regex")));
+        wanted.extend(self.guided_choice.map(|choices| (Constraint::Choice(choices), "guided_choice")));
+        wanted.extend(self.guided_grammar.map(|grammar| (Constraint::Grammar(grammar), "guided_grammar")));
+        only(wanted)
+    }
+}
+
+fn only(mut wanted: Vec<Named>) -> Result<Option<Named>> {
+    if let [(_, first), (_, second), ..] = wanted.as_slice() {
+        let message = format!("{first} and {second} both constrain the answer; send one of them");
+        return Err(Error::invalid(*second, message));
+    }
+    Ok(wanted.pop())
+}
+
+fn response_format(format: Wire<FormatFields>) -> Result<Option<Named>> {
+    let format = format.checked("response_format")?;
+    let kind = format.r#type.ok_or_else(|| {
+        Error::invalid("response_format.type", "response_format.type is missing; send text, json_object or json_schema")
+    })?;
+    if kind != "json_schema" && format.json_schema.is_some() {
+        let message = "response_format.json_schema needs the type json_schema; set response_format.type to it";
+        return Err(Error::invalid("response_format.json_schema", message));
+    }
+    match kind.as_str() {
+        "text" => Ok(None),
+        "json_object" => Ok(Some((Constraint::JsonObject, "response_format"))),
+        "json_schema" => {
+            let missing = "response_format.json_schema is missing; send an object with name and schema";
+            let named = format.json_schema.ok_or_else(|| Error::invalid("response_format.json_schema", missing))?;
+            named_schema(named.checked("response_format.json_schema")?).map(Some)
+        }
+        other => {
+            let message =
+                format!("response_format.type is '{}'; it must be text, json_object or json_schema", shortened(other));
+            Err(Error::invalid("response_format.type", message))
+        }
+    }
+}
+
+/// `strict` or not, the schema is enforced.
+fn named_schema(fields: JsonSchemaFields) -> Result<Named> {
+    const NAME_MAX: usize = 64;
+    let param = "response_format.json_schema.name";
+    let name =
+        fields.name.ok_or_else(|| Error::invalid(param, format!("{param} is missing; give the schema a name")))?;
+    let sound = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
+    if name.is_empty() || name.len() > NAME_MAX || !sound(&name) {
+        let message = format!("{param} must have 1 to {NAME_MAX} letters, digits, underscores or dashes");
+        return Err(Error::invalid(param, message));
+    }
+    let param = "response_format.json_schema.schema";
+    let missing = || Error::invalid(param, format!("{param} is missing; send a JSON schema"));
+    let schema = fields.schema.ok_or_else(missing)?;
+    Ok((json_schema(schema, param)?, param))
+}
+
+fn structured_outputs(outputs: Wire<OutputFields>) -> Result<Named> {
+    let outputs = outputs.checked("structured_outputs")?;
+    let mut wanted: Vec<Named> = Vec::new();
+    if let Some(schema) = outputs.json {
+        let param = "structured_outputs.json";
+        wanted.push((json_schema(schema, param)?, param));
+    }
+    if outputs.json_object == Some(true) {
+        wanted.push((Constraint::JsonObject, "structured_outputs.json_object"));
+    }
+    wanted.extend(outputs.regex.map(|regex| (Constraint::Regex(regex), "structured_outputs.regex")));
+    wanted.extend(outputs.choice.map(|choices| (Constraint::Choice(choices), "structured_outputs.choice")));
+    wanted.extend(outputs.grammar.map(|grammar| (Constraint::Grammar(grammar), "structured_outputs.grammar")));
+    only(wanted)?.ok_or_else(|| {
+        let message = "structured_outputs has no constraint; send json, json_object, regex, choice or grammar";
+        Error::invalid("structured_outputs", message)
+    })
+}
+
+/// A schema, or the text of one as vLLM takes it.
+pub(in crate::api) fn json_schema(value: Value, param: &'static str) -> Result<Constraint> {
+    let schema = match value {
+        Value::String(text) => serde_json::from_str(&text)
+            .map_err(|why| Error::invalid(param, format!("{param} is a text that is not JSON: {why}")))?,
+        value => value,
+    };
+    if !schema.is_object() && !schema.is_boolean() {
+        return Err(Error::invalid(param, format!("{param} must be a JSON schema: an object")));
+    }
+    Ok(Constraint::JsonSchema(schema))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(body: Value) -> Result<Option<Named>> {
+        let bounds = crate::api::json::Bounds { depth_max: 64, values_max: 1000 };
+        crate::api::json::parse::<Wire<StructuredFields>>(body.to_string().as_bytes(), bounds)?.checked("")?.checked()
+    }
+
+    #[test]
+    fn every_field_becomes_its_constraint() {
+        let schema = json!({"type": "object"});
+        let form = |body: Value| json!({"response_format": body});
+        let named = |strict: Value| json!({"name": "a-b_1", "description": "d", "schema": schema, "strict": strict});
+        let by_schema = || Constraint::JsonSchema(schema.clone());
+        for (body, expected) in [
+            (json!({}), None),
+            (form(json!(null)), None),
+            (form(json!({"type": "text"})), None),
+            (form(json!({"type": "json_object"})), Some((Constraint::JsonObject, "response_format"))),
+            (
+                form(json!({"type": "json_schema", "json_schema": named(json!(true))})),
+                Some((by_schema(), "response_format.json_schema.schema")),
+            ),
+            (
+                form(json!({"type": "json_schema", "json_schema": named(json!(null))})),
+                Some((by_schema(), "response_format.json_schema.schema")),
+            ),
+            (
+                json!({"structured_outputs": {"json": schema, "disable_any_whitespace": false, "regex": null}}),
+                Some((by_schema(), "structured_outputs.json")),
+            ),
+            (
+                json!({"structured_outputs": {"json": schema.to_string()}}),
+                Some((by_schema(), "structured_outputs.json")),
+            ),
+            (
+                json!({"structured_outputs": {"json_object": true}, "response_format": {"type": "text"}}),
+                Some((Constraint::JsonObject, "structured_outputs.json_object")),
+            ),
+            (
+                json!({"structured_outputs": {"regex": "a+", "disable_fallback": true}}),
+                Some((Constraint::Regex("a+".into()), "structured_outputs.regex")),
+            ),
+            (
+                json!({"structured_outputs": {"choice": ["a", "b"]}}),
+                Some((Constraint::Choice(vec!["a".into(), "b".into()]), "structured_outputs.choice")),
+            ),
+            (
+                json!({"structured_outputs": {"grammar": "start: \"a\""}}),
+                Some((Constraint::Grammar("start: \"a\"".into()), "structured_outputs.grammar")),
+            ),
+            (json!({"guided_json": schema}), Some((by_schema(), "guided_json"))),
+            (
+                json!({"guided_regex": "a", "guided_decoding_backend": "xgrammar"}),
+                Some((Constraint::Regex("a".into()), "guided_regex")),
+            ),
+            (json!({"guided_choice": ["a"]}), Some((Constraint::Choice(vec!["a".into()]), "guided_choice"))),
+            (json!({"guided_grammar": "g"}), Some((Constraint::Grammar("g".into()), "guided_grammar"))),
+        ] {
+            assert_eq!(read(body.clone()).unwrap_or_else(|why| panic!("{body}: {why}")), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let schema = |fields: Value| json!({"response_format": {"type": "json_schema", "json_schema": fields}});
+        for (body, param) in [
+            (json!({"response_format": "json"}), "response_format"),
+            (json!({"response_format": {}}), "response_format.type"),
+            (json!({"response_format": {"type": "yaml"}}), "response_format.type"),
+            (json!({"response_format": {"type": "json_object", "schema": {}}}), "response_format.schema"),
+            (json!({"response_format": {"type": "text", "json_schema": {}}}), "response_format.json_schema"),
+            (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
+            (schema(json!({"schema": {}})), "response_format.json_schema.name"),
+            (schema(json!({"name": "a b", "schema": {}})), "response_format.json_schema.name"),
+            (schema(json!({"name": "a".repeat(65), "schema": {}})), "response_format.json_schema.name"),
+            (schema(json!({"name": "a"})), "response_format.json_schema.schema"),
+            (schema(json!({"name": "a", "schema": [1]})), "response_format.json_schema.schema"),
+            (schema(json!({"name": "a", "schema": {}, "mode": 1})), "response_format.json_schema.mode"),
+            (schema(json!({"name": "a", "schema": {}, "strict": 1})), "response_format.json_schema.strict"),
+            (json!({"structured_outputs": {}}), "structured_outputs"),
+            (json!({"structured_outputs": {"json_object": false}}), "structured_outputs"),
+            (json!({"structured_outputs": {"json": "{"}}), "structured_outputs.json"),
+            (json!({"structured_outputs": {"regex": "a", "choice": ["a"]}}), "structured_outputs.choice"),
+            (
+                json!({"structured_outputs": {"regex": "a", "whitespace_pattern": "x"}}),
+                "structured_outputs.whitespace_pattern",
+            ),
+            (json!({"structured_outputs": {"structural_tag": "x"}}), "structured_outputs.structural_tag"),
+            (json!({"structured_outputs": {"xml": true}}), "structured_outputs.xml"),
+            (json!({"guided_choice": "a"}), "guided_choice"),
+            (json!({"guided_whitespace_pattern": "x"}), "guided_whitespace_pattern"),
+            (json!({"regex": "x"}), "regex"),
+            (json!({"guided_regex": "a", "guided_json": {}}), "guided_regex"),
+            (json!({"response_format": {"type": "json_object"}, "guided_grammar": "g"}), "guided_grammar"),
+        ] {
+            let error = read(body.clone()).expect_err(&body.to_string());
+            assert_eq!(error.param.as_deref(), Some(param), "{body}: {error}");
+        }
+    }
+}
