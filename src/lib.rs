@@ -26,7 +26,8 @@
 //! - [`cli`]: one file a command.
 //! - [`api`]: HTTP. Knows the pool and the vocabulary, not the engine.
 //! - [`pool`]: members that can answer, admission in front of them. `pool/local` joins engine and text.
-//! - [`text`]: tokenizers, chat templates, detokenisation, stop strings, grammars. No I/O, no clock.
+//! - [`text`]: tokenizers, chat templates, detokenisation, stop strings, grammars, and the parsers that part an answer
+//!   into reasoning, text and function calls. No I/O, no clock.
 //! - [`engine`]: scheduler, blocks, sampler (pure), and the one thread that runs them.
 //! - [`hub`]: a model reference becomes local files.
 //! - [`device`]: what hardware is here; `device/fit.rs` says what fits, as a pure function.

@@ -49,6 +49,8 @@ pub struct Chat {
     pub add_generation_prompt: bool,
     /// Leave the last message's turn open so that the model continues it.
     pub continue_final_message: bool,
+    /// How long the model is to think, in OpenAI's words (`none`, `minimal`, `low`, `medium`, `high`, `xhigh`, `max`).
+    pub reasoning_effort: Option<String>,
     /// Extra template variables (`chat_template_kwargs`).
     pub template_kwargs: Map<String, Value>,
 }

@@ -6,7 +6,9 @@ use clap::Args;
 
 use crate::config::file::ModelSection;
 use crate::config::speculation::SpeculativeSection;
-use crate::config::{DeviceChoice, ItlTarget, KvCacheDtype, MatmulPrecision, ModelConfig, ModelLimits, parse_bytes};
+use crate::config::{
+    DeviceChoice, ItlTarget, KvCacheDtype, MatmulPrecision, ModelConfig, ModelLimits, ParserNames, parse_bytes,
+};
 use crate::error::{Error, Result};
 
 /// How a model is run. Flags that `vllm serve` has carry its names.
@@ -62,6 +64,17 @@ pub struct ModelFlags {
     /// A Jinja chat template file that replaces the model's own
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
+    /// Let the model call tools when a request leaves it the choice, as vllm's flag does (always on)
+    #[arg(long)]
+    pub enable_auto_tool_choice: bool,
+    /// Form of the model's tool calls, e.g. hermes, llama3_json, mistral; none leaves them text [default: what the chat
+    /// template shows]
+    #[arg(long, value_name = "NAME")]
+    pub tool_call_parser: Option<String>,
+    /// Marks of the model's reasoning, e.g. qwen3, deepseek_r1; none leaves it text [default: what the chat template
+    /// shows]
+    #[arg(long, value_name = "NAME")]
+    pub reasoning_parser: Option<String>,
 }
 
 impl ModelFlags {
@@ -102,6 +115,10 @@ impl ModelFlags {
             device: self.device.or(in_file_device).unwrap_or_default(),
             limits,
             chat_template: self.chat_template.clone().or_else(|| section.chat_template.clone()),
+            parsers: ParserNames {
+                tool_calls: self.tool_call_parser.clone().or_else(|| section.tool_call_parser.clone()),
+                reasoning: self.reasoning_parser.clone().or_else(|| section.reasoning_parser.clone()),
+            },
         })
     }
 

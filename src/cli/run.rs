@@ -151,6 +151,7 @@ impl Conversation {
         let mut events = self.pool.submit(self.request()).await?;
         let mut answer = String::new();
         let mut first = None;
+        let mut in_reasoning = false;
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
@@ -162,6 +163,9 @@ impl Conversation {
             match event {
                 Some(Event::Text { text, .. }) => {
                     first.get_or_insert_with(Instant::now);
+                    if std::mem::take(&mut in_reasoning) {
+                        eprintln!("\n");
+                    }
                     answer.push_str(&text);
                     match output::print(&text) {
                         Ok(()) => {}
@@ -178,7 +182,13 @@ impl Conversation {
                     }
                     return Ok(answer);
                 }
-                Some(Event::Prompt(_) | Event::Reasoning { .. } | Event::ToolCall { .. } | Event::Finished { .. }) => {}
+                // Reasoning is shown beside the answer, not as a part of it.
+                Some(Event::Reasoning { text, .. }) => {
+                    first.get_or_insert_with(Instant::now);
+                    in_reasoning = true;
+                    eprint!("{text}");
+                }
+                Some(Event::Prompt(_) | Event::ToolCall { .. } | Event::Finished { .. }) => {}
                 None => return Err(Error::internal("the answer ended without a result")),
             }
         }

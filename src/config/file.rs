@@ -53,6 +53,8 @@ pub struct ModelSection {
     /// `speculative_config = { method = "ngram", num_speculative_tokens = 4 }`
     pub speculative_config: Option<SpeculativeSection>,
     pub chat_template: Option<PathBuf>,
+    pub tool_call_parser: Option<String>,
+    pub reasoning_parser: Option<String>,
 }
 
 pub fn read(path: &Path) -> Result<FileConfig> {

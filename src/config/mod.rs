@@ -32,6 +32,14 @@ pub struct ModelConfig {
     pub limits: ModelLimits,
     /// A template file that replaces the model's own.
     pub chat_template: Option<PathBuf>,
+    pub parsers: ParserNames,
+}
+
+/// Which parsers read a model's answers, by vLLM's names; `none` for none, and what the chat template tells by default.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ParserNames {
+    pub tool_calls: Option<String>,
+    pub reasoning: Option<String>,
 }
 
 /// `None` means: choose what fits.

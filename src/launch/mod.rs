@@ -39,6 +39,7 @@ impl Launch {
         for config in models {
             check_limits(&config.limits)?;
             check_device(config.device)?;
+            text::check_parsers(&config.parsers)?;
             let reference = ModelRef::parse(&config.reference)?;
             let card = provisional_card(config, &reference);
             for name in std::iter::once(&card.id).chain(&card.aliases) {

@@ -20,6 +20,7 @@ use crate::hub::{LocalFiles, LocalModel, Progress};
 use crate::pool::ModelCard;
 use crate::pool::local::Loaded;
 use crate::request::CHOICES_MAX;
+use crate::text::AnswerFormat;
 
 /// What was loaded and chosen, for the person who started it.
 #[derive(Debug, Clone)]
@@ -103,17 +104,7 @@ fn load_weights(
         load_time: Duration::ZERO,
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
-    let loaded = Loaded {
-        card,
-        engine,
-        eos_ids: parts.tokenizer.eos().to_vec(),
-        tokenizer: Arc::new(parts.tokenizer),
-        template: parts.template,
-        defaults: parts.defaults,
-        block_size: plan.block_size,
-        drafts_max: drafts_max(&config.limits),
-        vocab_size: spec.vocab,
-    };
+    let loaded = loaded(config, parts, Running { card, engine, block_size: plan.block_size, vocab_size: spec.vocab });
     Ok((loaded, report))
 }
 
@@ -146,18 +137,36 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport
         choices: plan.reasons.clone(),
         load_time: Duration::ZERO,
     };
-    let loaded = Loaded {
-        card: ModelCard { max_model_len: plan.max_model_len, ..card },
+    let card = ModelCard { max_model_len: plan.max_model_len, ..card };
+    Ok((loaded(config, vocab, Running { card, engine, block_size, vocab_size }), report))
+}
+
+/// The half of a loaded model that is not text.
+struct Running {
+    card: ModelCard,
+    engine: EngineHandle,
+    block_size: u32,
+    vocab_size: usize,
+}
+
+fn loaded(config: &ModelConfig, parts: text::Parts, running: Running) -> Loaded {
+    let Running { card, engine, block_size, vocab_size } = running;
+    let answer = text::answer_format(parts.template.as_ref(), &config.parsers);
+    let reasoning = AnswerFormat { tools: None, ..answer };
+    Loaded {
+        card,
         engine,
-        eos_ids: vocab.tokenizer.eos().to_vec(),
+        eos_ids: parts.tokenizer.eos().to_vec(),
+        marker_ids: answer.marker_ids(&parts.tokenizer),
+        reasoning_marker_ids: reasoning.marker_ids(&parts.tokenizer),
+        answer,
+        tokenizer: Arc::new(parts.tokenizer),
+        template: parts.template,
+        defaults: parts.defaults,
         block_size,
         drafts_max: drafts_max(&config.limits),
         vocab_size,
-        tokenizer: Arc::new(vocab.tokenizer),
-        template: vocab.template,
-        defaults: vocab.defaults,
-    };
-    Ok((loaded, report))
+    }
 }
 
 fn kv_dtype(wanted: KvCacheDtype) -> KvDtype {

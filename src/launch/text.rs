@@ -8,9 +8,12 @@ use sconce_models::{Source, Spec};
 use serde::Deserialize;
 
 use super::synthetic;
+use crate::config::ParserNames;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::local::SamplingDefaults;
-use crate::text::{ChatTemplate, GgufVocab, SpecialTokens, TemplateSource, Tokenizer};
+use crate::text::{
+    AnswerFormat, ChatTemplate, GgufVocab, ReasoningFormat, SpecialTokens, TemplateSource, Tokenizer, ToolFormat,
+};
 
 pub struct Parts {
     pub tokenizer: Tokenizer,
@@ -33,6 +36,40 @@ pub fn read(source: &Source, spec: &Spec, template_file: Option<&Path>) -> Resul
         parts.template = Some(compile(TemplateSource::new(text, special), path)?);
     }
     Ok(parts)
+}
+
+/// Names that no parser has are refused before anything is fetched.
+pub fn check_parsers(names: &ParserNames) -> Result<()> {
+    let unknown = |flag: &str, name: &str, known: Vec<&str>| {
+        let known = known.join(", ");
+        Error::invalid(flag, format!("{flag} '{name}' is not known; give none or one of {known}"))
+    };
+    if let Some(name) = named(names.tool_calls.as_deref()).filter(|name| ToolFormat::by_name(name).is_none()) {
+        return Err(unknown("--tool-call-parser", name, ToolFormat::names().collect()));
+    }
+    if let Some(name) = named(names.reasoning.as_deref()).filter(|name| ReasoningFormat::by_name(name).is_none()) {
+        return Err(unknown("--reasoning-parser", name, ReasoningFormat::names().collect()));
+    }
+    Ok(())
+}
+
+fn named(name: Option<&str>) -> Option<&str> {
+    name.filter(|name| *name != "none")
+}
+
+/// How answers are read: as the operator says, else as the template shows.
+pub fn answer_format(template: Option<&ChatTemplate>, names: &ParserNames) -> AnswerFormat {
+    let Some(template) = template else { return AnswerFormat::default() };
+    let found = AnswerFormat::of(template);
+    let tools = match names.tool_calls.as_deref() {
+        None => found.tools,
+        Some(name) => ToolFormat::named(name, &template.source()),
+    };
+    let reasoning = match names.reasoning.as_deref() {
+        None => found.reasoning,
+        Some(name) => ReasoningFormat::by_name(name),
+    };
+    AnswerFormat { tools, reasoning }
 }
 
 fn from_gguf(path: &Path) -> Result<Parts> {

@@ -25,6 +25,8 @@ const WINDOW_IDS_MAX: usize = 32;
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     skip_special: bool,
+    /// Special tokens that are shown all the same, in order.
+    markers: Arc<[u32]>,
     state: State,
 }
 
@@ -37,7 +39,13 @@ impl Detokenizer {
     /// `prompt_tail` is the prompt, or its end: it decides whether the answer's first token keeps its leading space,
     /// and it may end inside a character. Only its last few ids are looked at, so the whole prompt may be passed.
     pub fn new(tokenizer: Arc<Tokenizer>, prompt_tail: &[u32], skip_special: bool) -> Self {
-        let shown = |id: &&u32| tokenizer.piece(**id).is_some_and(|piece| !(skip_special && piece.is_special));
+        Self::showing(tokenizer, prompt_tail, skip_special, Arc::default())
+    }
+
+    /// As `new`, but special tokens among `markers` (in order) have text in any case: a parser waits for them.
+    pub fn showing(tokenizer: Arc<Tokenizer>, prompt_tail: &[u32], skip_special: bool, markers: Arc<[u32]>) -> Self {
+        let is_shown = |id, is_special| !(skip_special && is_special) || markers.binary_search(&id).is_ok();
+        let shown = |id: &&u32| tokenizer.piece(**id).is_some_and(|piece| is_shown(**id, piece.is_special));
         let state = match tokenizer.joining() {
             Joining::ByteLevel => {
                 State::Bytes(Pending::after(&tokenizer, prompt_tail.iter().rev().filter(shown), None))
@@ -52,14 +60,13 @@ impl Detokenizer {
                 State::Window(Window { read: ids.len(), shown: decode(&tokenizer, &ids), ids })
             }
         };
-        Self { tokenizer, skip_special, state }
+        Self { tokenizer, skip_special, markers, state }
     }
 
     /// Takes the next id and returns the text that is now final, which may be empty.
     pub fn push(&mut self, id: u32) -> String {
-        let Some(piece) = self.tokenizer.piece(id).filter(|piece| !(self.skip_special && piece.is_special)) else {
-            return String::new();
-        };
+        let is_hidden = self.skip_special && self.tokenizer.is_special(id) && self.markers.binary_search(&id).is_err();
+        let Some(piece) = self.tokenizer.piece(id).filter(|_| !is_hidden) else { return String::new() };
         match &mut self.state {
             State::Bytes(pending) => pending.push(piece.bytes, piece.is_byte),
             State::Window(window) => window.push(&self.tokenizer, id),

@@ -6,3 +6,4 @@ mod connections;
 mod fake;
 mod limits;
 mod ops;
+mod tools;

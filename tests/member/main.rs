@@ -1,6 +1,7 @@
 //! A whole local member without HTTP: launch, pool, engine thread and text, on the simulated model.
 
 mod structured;
+mod tools;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ async fn launch(limits: ModelLimits) -> Launch {
         device: DeviceChoice::Cpu,
         limits,
         chat_template: None,
+        parsers: Default::default(),
     };
     let launch = Launch::plan(&[model]).expect("sim is a model");
     launch.load(Arc::new(Silent)).await.expect("it loads");

@@ -23,6 +23,7 @@ async fn launch() -> Option<Launch> {
         device: sconce::config::DeviceChoice::Cpu,
         limits: ModelLimits { kv_cache_memory_bytes: Some(1 << 30), ..ModelLimits::default() },
         chat_template: None,
+        parsers: Default::default(),
     };
     let launch = Launch::plan(&[config]).expect("a plan");
     launch.load(Arc::new(Silent)).await.expect("the model loads");

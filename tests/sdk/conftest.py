@@ -63,3 +63,15 @@ def server(request):
     finally:
         code = running.stop()
     assert code == 0, f"after SIGTERM the server ended with exit code {code}"
+
+
+@pytest.fixture(scope="session")
+def reasoning_server():
+    """A model whose answers are taken to begin with reasoning."""
+    running = Server("sim", "--reasoning-parser", "deepseek_r1")
+    try:
+        running.wait_ready(60)
+        yield running
+    finally:
+        code = running.stop()
+    assert code == 0, f"after SIGTERM the server ended with exit code {code}"

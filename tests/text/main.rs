@@ -1,5 +1,7 @@
 //! The text room against transformers and tokenizers: golden files made by `tests/fixtures/text/make_text.py`.
 
+mod answer;
+mod answer_cases;
 mod stream;
 mod template;
 mod tokenizer;

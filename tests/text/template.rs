@@ -1,6 +1,6 @@
 //! Rendered chat templates equal transformers' byte for byte.
 
-use sconce::request::{Chat, Content, Message, ToolChoice};
+use sconce::request::{Chat, Content, Message};
 use sconce::text::{ChatTemplate, Now, SpecialTokens, TemplateSource};
 use serde_json::Value;
 
@@ -33,11 +33,10 @@ fn chat(golden: &Value, case: &Value) -> Chat {
     Chat {
         messages: messages.iter().map(message).collect(),
         tools: case["tools"].as_array().cloned().unwrap_or_default(),
-        tool_choice: ToolChoice::Auto,
-        parallel_tool_calls: true,
         add_generation_prompt: case["add_generation_prompt"] == true,
         continue_final_message: case["continue_final_message"] == true,
         template_kwargs: case["kwargs"].as_object().cloned().unwrap_or_default(),
+        ..Chat::default()
     }
 }
 

@@ -37,7 +37,7 @@ pub(in crate::api) struct Answer {
 /// What was ready at once.
 #[derive(Debug)]
 pub(in crate::api) struct Batch {
-    /// `Prompt`, `Text` and `Finished` events only.
+    /// Everything but `Done` and `Failed`.
     pub events: Vec<Indexed>,
     /// Set on the last batch.
     pub end: Option<Result<Usage>>,
@@ -84,6 +84,7 @@ impl Answer {
                     self.usage.prompt_tokens = self.usage.prompt_tokens.saturating_add(usage.prompt_tokens);
                     self.usage.completion_tokens = self.usage.completion_tokens.saturating_add(usage.completion_tokens);
                     self.usage.cached_tokens = self.usage.cached_tokens.saturating_add(usage.cached_tokens);
+                    self.usage.reasoning_tokens = self.usage.reasoning_tokens.saturating_add(usage.reasoning_tokens);
                     self.open = self.open.saturating_sub(1);
                 }
                 event => {

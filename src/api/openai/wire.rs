@@ -32,7 +32,7 @@ struct PromptDetails {
     audio_tokens: u32,
 }
 
-/// Nothing here reasons apart, speaks or predicts yet, so these are true zeros.
+/// Nothing here speaks or predicts, so those are true zeros.
 #[derive(Debug, Clone, Copy, Serialize, PartialEq, Eq, Default)]
 struct CompletionDetails {
     reasoning_tokens: u32,

@@ -92,6 +92,13 @@ fn schemas() -> Value {
                 "add_generation_prompt": {"type": "boolean"},
                 "continue_final_message": {"type": "boolean"},
                 "chat_template_kwargs": {"type": "object"},
+                "tools": {"type": "array", "maxItems": 512, "items": tool()},
+                "tool_choice": {"type": ["string", "object"]},
+                "parallel_tool_calls": {"type": "boolean"},
+                "functions": {"type": "array", "items": function(), "deprecated": true},
+                "function_call": {"type": ["string", "object"], "deprecated": true},
+                "reasoning_effort": {"enum": ["none", "minimal", "low", "medium", "high", "xhigh", "max"]},
+                "include_reasoning": {"type": "boolean"},
             },
         }]},
         "CompletionRequest": {"allOf": [sampling, structured(), {"type": "object", "required": ["prompt"], "properties": {
@@ -119,7 +126,24 @@ fn message() -> Value {
         "name": {"type": "string"},
         "tool_calls": {"type": "array"},
         "tool_call_id": {"type": "string"},
+        "function_call": {"type": "object", "deprecated": true},
         "reasoning": {"type": "string"},
+        "reasoning_content": {"type": "string"},
+    }})
+}
+
+fn tool() -> Value {
+    json!({"type": "object", "required": ["type", "function"], "properties": {
+        "type": {"const": "function"}, "function": function(),
+    }})
+}
+
+fn function() -> Value {
+    json!({"type": "object", "required": ["name"], "properties": {
+        "name": {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"},
+        "description": {"type": ["string", "null"]},
+        "parameters": {"type": ["object", "null"]},
+        "strict": {"type": ["boolean", "null"]},
     }})
 }
 

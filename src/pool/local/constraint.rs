@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use super::Loaded;
 use crate::engine::{NextTokens, TokenFilter};
 use crate::error::{Error, ErrorKind, Result};
-use crate::request::{Constraint, Request};
+use crate::request::{Constraint, Params, Request};
 use crate::text::grammar::{Begin, Grammar, Vocabulary, Walk};
 
 /// How long a request waits for its turn to have its constraint compiled.
@@ -41,17 +41,19 @@ pub struct Wanted {
     pub param: &'static str,
 }
 
-/// The constraint that a request asks for, if it does.
-pub fn wanted(_loaded: &Loaded, request: &Request) -> Option<Wanted> {
-    let constraint = request.params.constraint.clone()?;
-    let param = request.params.constraint_param.unwrap_or(match constraint {
-        Constraint::JsonObject => "response_format",
-        Constraint::JsonSchema(_) => "response_format.json_schema.schema",
-        Constraint::Regex(_) => "structured_outputs.regex",
-        Constraint::Choice(_) => "structured_outputs.choice",
-        Constraint::Grammar(_) => "structured_outputs.grammar",
-    });
-    Some(Wanted { constraint, begin: Begin::AtOnce, param })
+impl Wanted {
+    /// What the request itself asks for, if it does.
+    pub fn of(params: &Params, begin: Begin) -> Option<Self> {
+        let constraint = params.constraint.clone()?;
+        let param = params.constraint_param.unwrap_or(match constraint {
+            Constraint::JsonObject => "response_format",
+            Constraint::JsonSchema(_) => "response_format.json_schema.schema",
+            Constraint::Regex(_) => "structured_outputs.regex",
+            Constraint::Choice(_) => "structured_outputs.choice",
+            Constraint::Grammar(_) => "structured_outputs.grammar",
+        });
+        Some(Self { constraint, begin, param })
+    }
 }
 
 /// A request's constraint, ready for any number of choices.

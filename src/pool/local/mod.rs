@@ -2,6 +2,7 @@
 
 mod choice;
 mod constraint;
+mod plan;
 mod prepare;
 mod stream;
 
@@ -18,7 +19,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pool::member::{EngineSnapshot, EventStream, Member, MemberState, ModelCard, TokenizeInput, Tokenized};
 use crate::request::{Prompt, Request};
 use crate::telemetry::ModelMetrics;
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::text::{AnswerFormat, ChatTemplate, Tokenizer};
+use plan::AnswerPlan;
 
 /// Steps that a slow client may lag behind before its sequence is parked.
 const PROGRESS_CHANNEL_STEPS: usize = 64;
@@ -35,6 +37,11 @@ pub struct Loaded {
     pub engine: EngineHandle,
     pub tokenizer: Arc<Tokenizer>,
     pub template: Option<ChatTemplate>,
+    /// How the model marks reasoning and calls.
+    pub answer: AnswerFormat,
+    /// Special tokens that the parsers of its answers must see, and those of reasoning alone.
+    pub marker_ids: Arc<[u32]>,
+    pub reasoning_marker_ids: Arc<[u32]>,
     pub defaults: SamplingDefaults,
     /// Ids that end an answer unless the request ignores them.
     pub eos_ids: Vec<u32>,
@@ -131,16 +138,16 @@ impl Member for LocalMember {
         let arrived = Instant::now();
         async move {
             let loaded = Arc::clone(self.ready()?);
-            let constraint = match constraint::wanted(&loaded, &request) {
+            let (mut request, prompt, plan) = self.prepared(&loaded, request).await?;
+            let constraint = match plan.wanted(&request.params) {
                 Some(wanted) => Some(self.compiler.ready(&loaded, wanted, &request).await?),
                 None => None,
             };
-            let (mut request, prompt) = self.prepared(&loaded, request).await?;
             if !request.params.echo {
                 // The ids are all that is needed from here on; the text of a queued request would only take memory.
                 request.prompt = Prompt::Tokens(Vec::new());
             }
-            let prepared = Prepared { request, prompt, constraint, arrived };
+            let prepared = Prepared { request, prompt, plan, constraint, arrived };
             self.submit(&loaded, prepared)
         }
         .boxed()
@@ -190,31 +197,32 @@ impl Member for LocalMember {
 struct Prepared {
     request: Request,
     prompt: Vec<u32>,
+    plan: AnswerPlan,
     constraint: Option<constraint::Ready>,
     arrived: Instant,
 }
 
 impl LocalMember {
     /// Rendering and tokenising a long prompt takes milliseconds: that is done where it delays no other stream.
-    async fn prepared(&self, loaded: &Arc<Loaded>, request: Request) -> Result<(Request, Vec<u32>)> {
+    async fn prepared(&self, loaded: &Arc<Loaded>, request: Request) -> Result<(Request, Vec<u32>, AnswerPlan)> {
         if prompt_bytes(&request.prompt) <= INLINE_PROMPT_BYTES_MAX {
-            let prompt = prepare::prompt_tokens(loaded, &request)?;
-            return Ok((request, prompt));
+            let (prompt, plan) = prepare::prompt_tokens(loaded, &request)?;
+            return Ok((request, prompt, plan));
         }
         let turn = Arc::clone(&self.preparing).acquire_owned().await;
         let turn = turn.map_err(|_| Error::internal("the turns to prepare prompts were closed"))?;
         let loaded = Arc::clone(loaded);
         tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let prompt = prepare::prompt_tokens(&loaded, &request)?;
-            Ok((request, prompt))
+            let (prompt, plan) = prepare::prompt_tokens(&loaded, &request)?;
+            Ok((request, prompt, plan))
         })
         .await
         .map_err(|panic| Error::internal(format!("preparing the prompt failed: {panic}")))?
     }
 
     fn submit(&self, loaded: &Arc<Loaded>, prepared: Prepared) -> Result<EventStream> {
-        let Prepared { request, prompt, constraint, arrived } = prepared;
+        let Prepared { request, prompt, plan, constraint, arrived } = prepared;
         let mut receivers = Vec::with_capacity(request.params.n as usize);
         for choice in 0..request.params.n.max(1) {
             let (progress, receiver) = mpsc::channel(PROGRESS_CHANNEL_STEPS);
@@ -235,7 +243,7 @@ impl LocalMember {
             loaded.engine.submit(submit).map_err(refused)?;
             receivers.push(receiver);
         }
-        let submitted = stream::Submitted { request, prompt, arrived, receivers };
+        let submitted = stream::Submitted { request, prompt, plan, arrived, receivers };
         Ok(stream::events(Arc::clone(loaded), Arc::clone(&self.metrics), submitted))
     }
 }

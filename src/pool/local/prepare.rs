@@ -5,17 +5,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Loaded;
+use super::plan::AnswerPlan;
 use crate::engine::SamplingParams;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::member::TokenizeInput;
 use crate::request::{Chat, Params, Prompt, Request};
-use crate::text::Now;
+use crate::text::{ChatTemplate, Now};
+use serde_json::Value;
 
-/// Token ids of the prompt, checked against the vocabulary and the context length.
-pub fn prompt_tokens(loaded: &Loaded, request: &Request) -> Result<Vec<u32>> {
+/// Token ids of the prompt and how its answers are read, checked against the vocabulary and the context length.
+pub fn prompt_tokens(loaded: &Loaded, request: &Request) -> Result<(Vec<u32>, AnswerPlan)> {
+    let mut plan = AnswerPlan::default();
     let tokens = match &request.prompt {
         Prompt::Chat(chat) => {
             let text = rendered(loaded, chat)?;
+            plan = AnswerPlan::new(loaded, chat, &request.params, &text)?;
             within_context(loaded, &text, false, "messages")?
         }
         Prompt::Text(text) => within_context(loaded, text, true, "prompt")?,
@@ -26,7 +30,7 @@ pub fn prompt_tokens(loaded: &Loaded, request: &Request) -> Result<Vec<u32>> {
     };
     check_length(loaded, request, tokens.len())?;
     check_vocabulary(loaded, &request.params)?;
-    Ok(tokens)
+    Ok((tokens, plan))
 }
 
 /// Tokenises a prompt, but not one that is far too long: refusing it must be cheap.
@@ -71,7 +75,27 @@ fn rendered(loaded: &Loaded, chat: &Chat) -> Result<String> {
         )
         .with_code("no_chat_template")
     })?;
-    template.render(chat, now())
+    match &chat.reasoning_effort {
+        None => template.prompt(chat, now()),
+        Some(effort) => template.prompt(&with_effort(loaded, template, chat, effort)?, now()),
+    }
+}
+
+/// The effort as the variable that the template reads: a level, or for models that only know on and off, a switch.
+fn with_effort(loaded: &Loaded, template: &ChatTemplate, chat: &Chat, effort: &str) -> Result<Chat> {
+    let (variable, value) = if template.mentions("reasoning_effort") {
+        ("reasoning_effort", Value::from(effort))
+    } else if template.mentions("enable_thinking") {
+        ("enable_thinking", Value::from(effort != "none"))
+    } else {
+        let message =
+            format!("the chat template of model '{}' reads no reasoning_effort; leave it out", loaded.card.id);
+        return Err(Error::invalid("reasoning_effort", message).with_code("unsupported_parameter"));
+    };
+    let mut chat = chat.clone();
+    // What the client sets by the variable's own name wins.
+    chat.template_kwargs.entry(variable).or_insert(value);
+    Ok(chat)
 }
 
 /// The clock that templates see, in UTC: a server's own time zone means nothing to its clients.

@@ -8,6 +8,7 @@ use tokio::sync::mpsc::Receiver;
 
 use super::Loaded;
 use super::choice::{Advance, Choice, report};
+use super::plan::AnswerPlan;
 use crate::engine::{Progress, PromptDone};
 use crate::error::{Error, Result};
 use crate::pool::member::EventStream;
@@ -42,6 +43,7 @@ struct Clock {
 pub struct Submitted {
     pub request: Request,
     pub prompt: Vec<u32>,
+    pub plan: AnswerPlan,
     /// Before rendering and tokenising: the client has been waiting since then.
     pub arrived: Instant,
     /// `[choices]`
@@ -50,8 +52,9 @@ pub struct Submitted {
 
 /// Dropping the stream drops every receiver, by which the engine frees the sequences at its next step.
 pub fn events(loaded: Arc<Loaded>, metrics: Arc<ModelMetrics>, submitted: Submitted) -> EventStream {
-    let Submitted { request, prompt, arrived, receivers } = submitted;
-    let choices: Vec<_> = receivers.iter().map(|_| Choice::new(&loaded, &request.params, &prompt)).collect();
+    let Submitted { request, prompt, plan, arrived, receivers } = submitted;
+    let choice = |index| Choice::new(&loaded, &request.params, &plan, &prompt, index);
+    let choices: Vec<_> = (0..receivers.len() as u32).map(choice).collect();
     let clock =
         Clock { arrived, queue_s: 0.0, prefill_s: 0.0, first_token: None, last_token: vec![None; choices.len()] };
     let usage = Usage { prompt_tokens: prompt.len() as u32, ..Usage::default() };
@@ -127,13 +130,13 @@ impl Running {
             events.push(Event::Prompt(self.prompt_report(done)));
         }
         self.observe_tokens(choice, progress.tokens.len());
-        let before = self.choices[choice].generated;
-        let Advance { text, tokens, token_ids, end } = self.choices[choice].advance(progress);
-        self.usage.completion_tokens += self.choices[choice].generated - before;
+        let of = &mut self.choices[choice];
+        let (generated, reasoned) = (of.generated, of.reasoned);
+        let Advance { events: told, end } = of.advance(progress);
+        self.usage.completion_tokens += of.generated - generated;
+        self.usage.reasoning_tokens += of.reasoned - reasoned;
+        events.extend(told);
         let index = choice as u32;
-        if !text.is_empty() || !token_ids.is_empty() {
-            events.push(Event::Text { choice: index, text, tokens, token_ids });
-        }
         match end {
             None => {}
             Some(Ok(reason)) => {

@@ -1,5 +1,7 @@
 //! A conversation as the template sees it, in the form of content that the template takes.
 
+use std::borrow::Cow;
+
 use minijinja::Value;
 use minijinja::value::Serde;
 use serde_json::{Map, Value as Json, json};
@@ -16,6 +18,10 @@ pub(super) struct Abilities {
     pub parts: bool,
     /// Knows the `developer` role.
     pub developer: bool,
+    /// Shows the request's tools.
+    pub tools: bool,
+    /// Mistral's templates refuse call ids that are not nine letters and digits.
+    pub short_call_ids: bool,
 }
 
 /// Stands behind the text that the model shall continue; the same mark as transformers', because a template that trims
@@ -60,17 +66,49 @@ fn message_object(message: &Message, abilities: Abilities, is_continued: bool) -
     }
     object.insert("role".to_owned(), json!(role));
     object.insert("content".to_owned(), content(&message.content, abilities, is_continued));
-    let optional =
-        [("reasoning_content", &message.reasoning), ("tool_call_id", &message.tool_call_id), ("name", &message.name)];
+    let answered = message.tool_call_id.as_deref().map(|id| call_id(id, abilities));
+    let reasoning = message.reasoning.as_deref();
+    // Newer templates read `reasoning`, as vLLM and OpenRouter call it, most others `reasoning_content`.
+    let optional = [
+        ("reasoning_content", reasoning),
+        ("reasoning", reasoning),
+        ("tool_call_id", answered.as_deref()),
+        ("name", message.name.as_deref()),
+    ];
     for (field, value) in optional {
         if let Some(value) = value {
             object.insert(field.to_owned(), json!(value));
         }
     }
     if !message.tool_calls.is_empty() {
-        object.insert("tool_calls".to_owned(), json!(message.tool_calls));
+        let mut calls = message.tool_calls.clone();
+        for call in calls.iter_mut().filter_map(Json::as_object_mut) {
+            if let Some(Json::String(id)) = call.get_mut("id") {
+                *id = call_id(id, abilities).into_owned();
+            }
+        }
+        object.insert("tool_calls".to_owned(), Json::Array(calls));
     }
     Ok(object)
+}
+
+/// A call's id in the form that the template takes: the same short one for the call and its result.
+fn call_id(id: &str, abilities: Abilities) -> Cow<'_, str> {
+    const LENGTH: usize = 9;
+    let is_short = id.len() == LENGTH && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if !abilities.short_call_ids || is_short {
+        return Cow::Borrowed(id);
+    }
+    // FNV-1a: ids of one conversation need to differ, and the prompt to be the same at every turn.
+    let hash = id
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let digits = (0..LENGTH).scan(hash, |rest, _| {
+        let digit = char::from_digit((*rest % 36) as u32, 36);
+        *rest /= 36;
+        digit
+    });
+    Cow::Owned(digits.collect())
 }
 
 /// Content goes to the template in the form in which the client sent it, where the template takes that form. Text for

@@ -8,6 +8,7 @@ mod json;
 mod messages;
 mod methods;
 mod source;
+mod teach;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use std::fmt;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind, Value, context};
+use serde_json::json;
 
 pub use clock::Now;
 pub use source::{NamedTemplate, TemplateSource};
@@ -65,7 +67,19 @@ impl ChatTemplate {
         Ok(compiled)
     }
 
-    /// Once a request. What the template refuses is an invalid request naming `messages`.
+    /// The prompt of a request: rendered as it is where the template shows tools, and else with tools, calls and
+    /// results as plain messages.
+    pub fn prompt(&self, chat: &Chat, now: Now) -> Result<String> {
+        if !teach::is_needed(chat) || self.choose(!chat.tools.is_empty())?.1.tools {
+            return self.render(chat, now);
+        }
+        self.render(&teach::told(chat, teach::Place::System), now).or_else(|error| {
+            // A template that refuses system messages takes the instructions from the user.
+            self.render(&teach::told(chat, teach::Place::User), now).map_err(|_| error)
+        })
+    }
+
+    /// Exactly what transformers renders. What the template refuses is an invalid request naming `messages`.
     pub fn render(&self, chat: &Chat, now: Now) -> Result<String> {
         let (name, abilities) = self.choose(!chat.tools.is_empty())?;
         if !chat.continue_final_message {
@@ -77,6 +91,21 @@ impl ChatTemplate {
         }
         let final_text = messages::continued_text(chat)?;
         messages::cut_at_mark(self.render_named(name, chat, *abilities, now)?, final_text)
+    }
+
+    /// Whether the template shows tools to the model; where it does not, they are described in a message.
+    pub fn shows_tools(&self) -> bool {
+        self.choose(true).is_ok_and(|(_, abilities)| abilities.tools)
+    }
+
+    /// The sources of all templates, as they were compiled.
+    pub fn source(&self) -> String {
+        self.environment.templates().map(|(_, template)| template.source().to_owned()).collect()
+    }
+
+    /// Whether a template has a use for a variable of this name.
+    pub fn mentions(&self, variable: &str) -> bool {
+        self.environment.templates().any(|(_, template)| template.source().contains(variable))
     }
 
     /// With tools the template `tool_use` where there is one, else `default`, else the only one.
@@ -129,7 +158,8 @@ impl ChatTemplate {
         const TEXT: &str = "sconceprobe";
         let now = Now { unix_s: 0, utc_offset_s: 0 };
         let developer = template.source.contains("developer");
-        let all = Abilities { strings: true, parts: true, developer };
+        let short_call_ids = template.source.contains("[TOOL_CALLS]");
+        let all = Abilities { strings: true, parts: true, developer, tools: true, short_call_ids };
         let prints = |content: &Content| {
             let user = || Message { role: "user".to_owned(), content: content.clone(), ..Message::default() };
             let system = || Message { role: "system".to_owned(), ..user() };
@@ -144,7 +174,25 @@ impl ChatTemplate {
         let parts = prints(&Content::Parts(vec![TEXT.to_owned()]));
         // A template that prints neither form is left to answer for itself when it is used.
         let strings = !parts || prints(&Content::Text(TEXT.to_owned()));
-        Ok(Abilities { strings, parts, developer })
+        Ok(Abilities { strings, parts, tools: self.prints_tools(template, all), ..all })
+    }
+
+    /// Whether a tool's name appears in the prompt.
+    fn prints_tools(&self, template: &NamedTemplate, abilities: Abilities) -> bool {
+        const NAME: &str = "sconceprobe";
+        if !template.source.contains("tools") {
+            return false;
+        }
+        let now = Now { unix_s: 0, utc_offset_s: 0 };
+        let parameters = json!({"type": "object", "properties": {"a": {"type": "string", "description": "a"}}});
+        let function = json!({"name": NAME, "description": "a", "parameters": parameters});
+        let user = Message { role: "user".to_owned(), content: Content::Text("a".to_owned()), ..Message::default() };
+        let system = Message { role: "system".to_owned(), ..user.clone() };
+        [vec![user.clone()], vec![system, user]].into_iter().any(|messages| {
+            let tools = vec![json!({"type": "function", "function": function})];
+            let chat = Chat { messages, tools, add_generation_prompt: true, ..Chat::default() };
+            self.render_named(&template.name, &chat, abilities, now).is_ok_and(|rendered| rendered.contains(NAME))
+        })
     }
 }
 

@@ -150,7 +150,10 @@ fn fields_of_messages_are_there_only_when_given() {
         ..message("assistant", Content::None)
     };
     let rendered = render(keys, &chat(vec![message("user", text("x")), full])).unwrap();
-    assert_eq!(rendered, "role,content;thinking,role,content,reasoning_content,tool_call_id,name,tool_calls;");
+    assert_eq!(
+        rendered,
+        "role,content;thinking,role,content,reasoning_content,reasoning,tool_call_id,name,tool_calls;"
+    );
 }
 
 #[test]
@@ -248,4 +251,58 @@ fn json_floats_equal_python() {
     for (float, expected) in cases {
         assert_eq!(json::python_float(float), expected);
     }
+}
+
+#[test]
+fn a_template_that_shows_no_tools_gets_them_in_messages() {
+    const PLAIN: &str = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}";
+    const NO_SYSTEM: &str = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}\
+                             {% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}";
+    const OWN: &str = "{{ tools | tojson }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}";
+    let tools = vec![json!({"type": "function", "function": {"name": "add"}})];
+    let call = json!({"id": "c", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}});
+    let messages = vec![
+        message("user", text("hi")),
+        Message { tool_calls: vec![call], ..message("assistant", text("Well.")) },
+        message("tool", text("2")),
+        message("tool", text("3")),
+    ];
+    let told = Chat { tools, ..chat(messages) };
+    let plain = compile(PLAIN).unwrap();
+    assert!(!plain.shows_tools());
+    let prompt = plain.prompt(&told, NOW).unwrap();
+    assert!(prompt.starts_with("[system]You can call functions."), "{prompt}");
+    assert!(prompt.contains("\n<tools>\n{\"name\":\"add\"}\n</tools>\n"), "{prompt}");
+    let history = "[user]hi[assistant]Well.\n<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\":1}}\n</tool_call>\
+                   [user]<tool_response>\n2\n</tool_response>\n<tool_response>\n3\n</tool_response>";
+    assert!(prompt.ends_with(history), "{prompt}");
+    assert_eq!(plain.render(&told, NOW).unwrap(), "[user]hi[assistant]Well.[tool]2[tool]3", "as transformers");
+    let prompt = compile(NO_SYSTEM).unwrap().prompt(&told, NOW).unwrap();
+    assert!(prompt.starts_with("[user]You can call functions.") && prompt.contains("\n\nhi[assistant]"), "{prompt}");
+    let own = compile(OWN).unwrap();
+    assert!(own.shows_tools());
+    assert_eq!(own.prompt(&told, NOW).unwrap(), own.render(&told, NOW).unwrap());
+    // Without tools nothing is taught, but calls and results of the history are still shown.
+    let prompt = plain.prompt(&Chat { tools: Vec::new(), ..told.clone() }, NOW).unwrap();
+    assert_eq!(prompt, history);
+    let prompt =
+        plain.prompt(&Chat { messages: vec![message("system", text("s")), message("user", text("u"))], ..told }, NOW);
+    assert!(prompt.unwrap().starts_with("[system]s\n\nYou can call functions."));
+}
+
+#[test]
+fn mistral_templates_get_ids_of_nine_characters() {
+    const TEMPLATE: &str = "[TOOL_CALLS]{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.id }}{% endfor %}\
+                            {{ m.tool_call_id }};{% endfor %}";
+    let call = |id: &str| json!({"id": id, "type": "function", "function": {"name": "add", "arguments": {}}});
+    let result = |id: &str| Message { tool_call_id: Some(id.to_owned()), ..message("tool", text("2")) };
+    let told = |first: &str, second: &str| {
+        let calls = Message { tool_calls: vec![call(first), call(second)], ..message("assistant", text("")) };
+        render(TEMPLATE, &chat(vec![calls, result(first), result(second)])).unwrap()
+    };
+    assert_eq!(told("abc123XYZ", "aaaaaaaaa"), "[TOOL_CALLS]abc123XYZaaaaaaaaa;abc123XYZ;aaaaaaaaa;");
+    let ids = told("call_1", "call_2");
+    let ids: Vec<&str> = ids.trim_start_matches("[TOOL_CALLS]").split(';').collect();
+    assert_eq!(ids[0], format!("{}{}", ids[1], ids[2]));
+    assert!(ids[1].len() == 9 && ids[2].len() == 9 && ids[1] != ids[2], "{ids:?}");
 }

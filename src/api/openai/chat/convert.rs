@@ -6,10 +6,21 @@ use crate::error::{Error, Result};
 use crate::request::{Chat, ToolChoice};
 
 use super::messages;
+use super::tools;
 use super::wire::{ChatBody, ChatFields};
 
-pub(in crate::api) fn checked(body: ChatBody, config: &ApiConfig) -> Result<(Call, Chat)> {
-    let (chat, (structured, mut sampling)) = body.checked("")?;
+/// What the answer looks like that the client expects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::api) struct Expected {
+    /// Tools may be called.
+    pub tools: bool,
+    /// By the older fields, `functions` and `function_call`.
+    pub legacy_functions: bool,
+    pub reasoning: bool,
+}
+
+pub(in crate::api) fn checked(body: ChatBody, config: &ApiConfig) -> Result<(Call, Chat, Expected)> {
+    let (mut chat, (structured, mut sampling)) = body.checked("")?;
     if chat.max_completion_tokens == Some(0) || (chat.max_completion_tokens.is_none() && sampling.max_tokens == Some(0))
     {
         let param = if chat.max_completion_tokens.is_some() { "max_completion_tokens" } else { "max_tokens" };
@@ -23,16 +34,23 @@ pub(in crate::api) fn checked(body: ChatBody, config: &ApiConfig) -> Result<(Cal
     call.params.logprobs = logprobs.or(call.params.logprobs);
     let (add_generation_prompt, continue_final_message) =
         turn_ends(chat.add_generation_prompt, chat.continue_final_message)?;
+    let offered = tools::checked(&mut chat)?;
+    let expected = Expected {
+        tools: !offered.tools.is_empty() && offered.choice != ToolChoice::None,
+        legacy_functions: offered.is_legacy,
+        reasoning: chat.include_reasoning.unwrap_or(true),
+    };
     let chat = Chat {
         messages: messages::checked(chat.messages, config.messages_max)?,
-        tools: Vec::new(),
-        tool_choice: ToolChoice::Auto,
-        parallel_tool_calls: true,
+        tools: offered.tools,
+        tool_choice: offered.choice,
+        parallel_tool_calls: offered.parallel,
+        reasoning_effort: tools::reasoning_effort(chat.reasoning_effort)?,
         add_generation_prompt,
         continue_final_message,
         template_kwargs: chat.chat_template_kwargs.unwrap_or_default(),
     };
-    Ok((call, chat))
+    Ok((call, chat, expected))
 }
 
 /// How many alternatives to report, `None` for no logprobs at all.

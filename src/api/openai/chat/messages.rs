@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::api::error::shortened;
 use crate::api::json::{Policy, Wire, fields};
@@ -18,6 +18,8 @@ fields! {
         name: String,
         tool_calls: Vec<Value>,
         tool_call_id: String,
+        /// What assistants of older clients wrote in place of `tool_calls`.
+        function_call: Value,
         reasoning: String,
         reasoning_content: String,
         refusal: String,
@@ -27,7 +29,6 @@ fields! {
 
 fn message_policy(key: &str) -> Policy {
     match key {
-        "function_call" => Policy::Refused { neutral: &[], instead: "send tool_calls" },
         "audio" => Policy::Refused { neutral: &[], instead: "only text is understood" },
         // Citations of an earlier answer: no template reads them.
         "annotations" => Policy::Inert,
@@ -149,7 +150,16 @@ fn message(index: usize, wire: Wire<MessageFields>) -> Result<Message> {
         return Err(Error::invalid(format!("{path}.role"), message));
     }
     let assistant = role == "assistant";
-    let tool_calls = fields.tool_calls.unwrap_or_default();
+    let mut tool_calls = fields.tool_calls.unwrap_or_default();
+    if let Some(call) = fields.function_call {
+        if !assistant || !tool_calls.is_empty() {
+            let param = format!("{path}.function_call");
+            let message = format!("{param} is only allowed in assistant messages without tool_calls; send tool_calls");
+            return Err(Error::invalid(param, message));
+        }
+        let id = format!("call_{}", call.get("name").and_then(Value::as_str).unwrap_or_default());
+        tool_calls.push(json!({"id": id, "type": "function", "function": call}));
+    }
     if !assistant && !tool_calls.is_empty() {
         let param = format!("{path}.tool_calls");
         let message = format!("{param} is only allowed in assistant messages");
@@ -167,6 +177,16 @@ fn message(index: usize, wire: Wire<MessageFields>) -> Result<Message> {
         let param = format!("{path}.content");
         let message = format!("{param} is missing; send a string or an array of text parts");
         return Err(Error::invalid(param, message));
+    }
+    if role == "function" {
+        // The result of a `function_call`, which has no id but the function's name.
+        let Some(name) = fields.name else {
+            let param = format!("{path}.name");
+            let message = format!("{param} is missing; name the function that was called");
+            return Err(Error::invalid(param, message));
+        };
+        let tool_call_id = Some(format!("call_{name}"));
+        return Ok(Message { role: "tool".to_owned(), content, name: Some(name), tool_call_id, ..Message::default() });
     }
     Ok(Message { role, content, name: fields.name, tool_calls, tool_call_id: fields.tool_call_id, reasoning })
 }

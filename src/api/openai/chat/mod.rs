@@ -7,6 +7,7 @@ pub(in crate::api) mod messages;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod tools;
 mod wire;
 
 use axum::Json;
@@ -31,7 +32,7 @@ pub(in crate::api) async fn create(
     body: Body,
 ) -> Result<Response, Failure> {
     let wire = body::read::<wire::ChatBody>(&headers, body, &state.config).await?;
-    let (call, chat) = convert::checked(wire, &state.config)?;
+    let (call, chat, expected) = convert::checked(wire, &state.config)?;
     let member = state.pool.member(&call.model)?;
     let card = member.card();
     origin.log.model(&card.id);
@@ -43,7 +44,7 @@ pub(in crate::api) async fn create(
     let model = if call.model.is_empty() { card.id.clone() } else { call.model.clone() };
     let head = Head { id: id.clone(), created: ids::unix_time_s(), model };
     let style = TokenStyle { as_ids: call.delivery.tokens_as_ids, top: call.params.logprobs.unwrap_or(0) as usize };
-    let form = wire::Form { logprobs: call.logprobs_wanted, style, n: call.params.n };
+    let form = wire::Form { logprobs: call.logprobs_wanted, style, n: call.params.n, expected };
     let prompt_top = call.prompt_logprobs_wanted;
     let request = Request {
         id,

@@ -8,14 +8,15 @@ use crate::api::ApiConfig;
 use crate::api::json::{Bounds, parse};
 use crate::api::openai::sampling::Call;
 use crate::error::Result;
-use crate::request::{Chat, Constraint, Content, Params};
+use crate::request::{Chat, Constraint, Content, Params, ToolChoice};
 
 fn read(fields: Value) -> Result<(Call, Chat)> {
     let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
     body.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
     let config = ApiConfig::default();
     let bounds = Bounds { depth_max: config.json_depth_max, values_max: config.json_values_max };
-    checked(parse::<ChatBody>(body.to_string().as_bytes(), bounds)?, &config)
+    let (call, chat, _) = checked(parse::<ChatBody>(body.to_string().as_bytes(), bounds)?, &config)?;
+    Ok((call, chat))
 }
 
 fn messages(messages: Value) -> Result<Chat> {
@@ -143,10 +144,6 @@ fn bad_values_are_refused_by_name() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     for (field, value) in [
-        ("tools", json!([{"type": "function"}])),
-        ("tool_choice", json!("required")),
-        ("tool_choice", json!({"type": "function", "function": {"name": "f"}})),
-        ("functions", json!([{}])),
         ("guided_whitespace_pattern", json!("x")),
         ("structural_tag", json!({})),
         ("logits_processors", json!(["x"])),
@@ -160,7 +157,7 @@ fn what_is_not_built_is_refused_by_name() {
         ("modalities", json!(["text", "audio"])),
         ("audio", json!({"voice": "x"})),
         ("prediction", json!({})),
-        ("reasoning_effort", json!("low")),
+        ("separate_reasoning", json!(false)),
         ("verbosity", json!("low")),
         ("chat_template", json!("{{ x }}")),
         ("documents", json!([{}])),
@@ -229,7 +226,9 @@ fn bad_messages_are_named_by_place() {
             json!([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 5}}]}]),
             "messages[0].tool_calls[0].function.arguments",
         ),
-        (json!([{"role": "assistant", "function_call": {}}]), "messages[0].function_call"),
+        (json!([{"role": "assistant", "function_call": {}}]), "messages[0].tool_calls[0].function.name"),
+        (json!([{"role": "user", "content": "a", "function_call": {"name": "f"}}]), "messages[0].function_call"),
+        (json!([{"role": "function", "content": "a"}]), "messages[0].name"),
         (json!([{"role": "user", "content": [{"text": "a"}]}]), "messages[0].content[0].type"),
         (json!([{"role": "user", "content": [{"type": "text"}]}]), "messages[0].content[0].text"),
         (
@@ -245,4 +244,97 @@ fn bad_messages_are_named_by_place() {
     }
     let image = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]);
     assert!(messages(image).expect_err("an image").message.contains("'image_url'"));
+}
+
+fn function(name: &str, parameters: Value) -> Value {
+    json!({"type": "function", "function": {"name": name, "parameters": parameters}})
+}
+
+#[test]
+fn tools_and_their_choice_arrive() {
+    let tools = json!([function("f", json!({"type": "object", "properties": {}})), function("g_2-x", Value::Null)]);
+    let (_, chat) = read(json!({"tools": tools})).expect("good");
+    assert_eq!(Value::Array(chat.tools.clone()), tools, "as they were sent");
+    assert_eq!((chat.tool_choice, chat.parallel_tool_calls, chat.reasoning_effort), (ToolChoice::Auto, true, None));
+    for (choice, expected) in [
+        (json!("none"), ToolChoice::None),
+        (json!("auto"), ToolChoice::Auto),
+        (json!("required"), ToolChoice::Required),
+        (json!({"type": "function", "function": {"name": "f"}}), ToolChoice::Named("f".into())),
+    ] {
+        let body = json!({"tools": tools, "tool_choice": choice, "parallel_tool_calls": false});
+        let (_, chat) = read(body).expect("good");
+        assert_eq!((chat.tool_choice, chat.parallel_tool_calls), (expected, false), "{choice}");
+    }
+    let old = json!({"functions": [{"name": "f", "description": "d"}], "function_call": {"name": "f"}});
+    let (_, chat) = read(old).expect("good");
+    assert_eq!(chat.tools, [json!({"type": "function", "function": {"name": "f", "description": "d"}})]);
+    assert_eq!((chat.tool_choice, chat.parallel_tool_calls), (ToolChoice::Named("f".into()), false));
+    let (_, chat) = read(json!({"reasoning_effort": "low", "include_reasoning": false})).expect("good");
+    assert_eq!(chat.reasoning_effort.as_deref(), Some("low"));
+}
+
+#[test]
+fn bad_tools_are_named_by_place() {
+    let f = || function("f", json!({"type": "object"}));
+    let bare = |function: Value| json!([{"type": "function", "function": function}]);
+    for (fields, param) in [
+        (json!({"tools": {}}), "tools"),
+        (json!({"tools": [5]}), "tools[0]"),
+        (json!({"tools": [{}]}), "tools[0].type"),
+        (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
+        (json!({"tools": [{"type": "function"}]}), "tools[0].function"),
+        (json!({"tools": [f(), {"type": "function", "name": "f"}]}), "tools[1].name"),
+        (json!({"tools": bare(json!({}))}), "tools[0].function.name"),
+        (json!({"tools": bare(json!({"name": "a b"}))}), "tools[0].function.name"),
+        (json!({"tools": bare(json!({"name": ""}))}), "tools[0].function.name"),
+        (json!({"tools": bare(json!({"name": "x".repeat(65)}))}), "tools[0].function.name"),
+        (json!({"tools": [f(), f()]}), "tools[1].function.name"),
+        (json!({"tools": bare(json!({"name": "f", "description": 5}))}), "tools[0].function.description"),
+        (json!({"tools": bare(json!({"name": "f", "strict": "yes"}))}), "tools[0].function.strict"),
+        (json!({"tools": bare(json!({"name": "f", "parameters": []}))}), "tools[0].function.parameters"),
+        (
+            json!({"tools": bare(json!({"name": "f", "parameters": {"type": "string"}}))}),
+            "tools[0].function.parameters.type",
+        ),
+        (
+            json!({"tools": bare(json!({"name": "f", "parameters": {"properties": []}}))}),
+            "tools[0].function.parameters.properties",
+        ),
+        (
+            json!({"tools": bare(json!({"name": "f", "parameters": {"required": [1]}}))}),
+            "tools[0].function.parameters.required",
+        ),
+        (json!({"tools": (0..513).map(|at| function(&format!("f{at}"), Value::Null)).collect::<Vec<_>>()}), "tools"),
+        (json!({"tool_choice": "required"}), "tool_choice"),
+        (json!({"tool_choice": {"type": "function", "function": {"name": "f"}}}), "tool_choice"),
+        (json!({"tools": [f()], "tool_choice": "any"}), "tool_choice"),
+        (json!({"tools": [f()], "tool_choice": 5}), "tool_choice"),
+        (json!({"tools": [f()], "tool_choice": {"type": "allowed_tools"}}), "tool_choice.type"),
+        (json!({"tools": [f()], "tool_choice": {"type": "function"}}), "tool_choice.function.name"),
+        (json!({"tools": [f()], "tool_choice": {"type": "function", "function": {"name": "g"}}}), "tool_choice"),
+        (json!({"tools": [f()], "functions": [{"name": "g"}]}), "functions"),
+        (json!({"functions": [{}]}), "functions[0].name"),
+        (json!({"functions": [{"name": "f"}], "function_call": "required"}), "function_call"),
+        (json!({"tools": [f()], "tool_choice": "auto", "function_call": "auto"}), "function_call"),
+        (json!({"reasoning_effort": "much"}), "reasoning_effort"),
+        (json!({"include_reasoning": 1}), "include_reasoning"),
+    ] {
+        let error = read(fields.clone()).expect_err(&fields.to_string());
+        assert_eq!(error.param.as_deref(), Some(param), "{fields}: {error}");
+    }
+}
+
+#[test]
+fn older_calls_become_tool_calls() {
+    let chat = messages(json!([
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": "{\"x\": 1}"}},
+        {"role": "function", "name": "f", "content": "42"},
+    ]))
+    .expect("good");
+    let call = json!({"id": "call_f", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}});
+    assert_eq!(chat.messages[1].tool_calls, [call]);
+    assert_eq!(chat.messages[2].role, "tool");
+    assert_eq!(chat.messages[2].tool_call_id.as_deref(), Some("call_f"));
 }

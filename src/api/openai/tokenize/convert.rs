@@ -51,6 +51,7 @@ fn chat(fields: TokenizeFields, config: &ApiConfig) -> Result<Chat> {
         tools: fields.tools.unwrap_or_default(),
         tool_choice: ToolChoice::Auto,
         parallel_tool_calls: true,
+        reasoning_effort: None,
         add_generation_prompt,
         continue_final_message,
         template_kwargs: fields.chat_template_kwargs.unwrap_or_default(),

@@ -1,0 +1,198 @@
+//! `tools`, `tool_choice` and what older clients send in their place: checked, and named by place where they are wrong.
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value, json};
+
+use crate::api::error::shortened;
+use crate::error::{Error, Result};
+use crate::request::ToolChoice;
+
+use super::wire::ChatFields;
+
+/// OpenAI takes 128; servers of tools offer more.
+const TOOLS_MAX: usize = 512;
+/// As OpenAI has it.
+const NAME_BYTES_MAX: usize = 64;
+
+/// The functions of a request and whether they may or must be called.
+#[derive(Debug, Default)]
+pub(super) struct Tools {
+    pub tools: Vec<Value>,
+    pub choice: ToolChoice,
+    pub parallel: bool,
+    /// The client sent `functions` and expects `function_call` back.
+    pub is_legacy: bool,
+}
+
+/// Takes the fields out of the body.
+pub(super) fn checked(chat: &mut ChatFields) -> Result<Tools> {
+    let functions = chat.functions.take().unwrap_or_default();
+    let listed = chat.tools.take().unwrap_or_default();
+    let is_legacy = !functions.is_empty();
+    if is_legacy && !listed.is_empty() {
+        return Err(Error::invalid("functions", "functions and tools exclude each other; send tools"));
+    }
+    let (field, count) = if is_legacy { ("functions", functions.len()) } else { ("tools", listed.len()) };
+    if count > TOOLS_MAX {
+        return Err(Error::invalid(
+            field,
+            format!("{field} has {count} entries, the limit is {TOOLS_MAX}; send fewer"),
+        ));
+    }
+    let mut names = HashSet::new();
+    let mut tools = Vec::with_capacity(count);
+    for (index, function) in functions.into_iter().enumerate() {
+        function_checked(&format!("functions[{index}]"), &function, &mut names)?;
+        tools.push(json!({"type": "function", "function": function}));
+    }
+    for (index, tool) in listed.into_iter().enumerate() {
+        tool_checked(&format!("tools[{index}]"), &tool, &mut names)?;
+        tools.push(tool);
+    }
+    let choice = choice(chat, &names)?;
+    let parallel = !is_legacy && chat.parallel_tool_calls.unwrap_or(true);
+    Ok(Tools { tools, choice, parallel, is_legacy })
+}
+
+fn tool_checked(path: &str, tool: &Value, names: &mut HashSet<String>) -> Result<()> {
+    let tool = object(path, tool)?;
+    match tool.get("type").and_then(Value::as_str) {
+        Some("function") => {}
+        Some(kind) => {
+            let message =
+                format!("{path}.type is '{}', which is not supported: only functions can be called", shortened(kind));
+            return Err(Error::invalid(format!("{path}.type"), message).with_code("unsupported_tool_type"));
+        }
+        None => {
+            let message = format!("{path}.type is missing; send \"type\": \"function\"");
+            return Err(Error::invalid(format!("{path}.type"), message));
+        }
+    }
+    if let Some(key) = tool.keys().find(|key| !matches!(key.as_str(), "type" | "function" | "cache_control")) {
+        let param = format!("{path}.{}", shortened(key));
+        let message = format!("unrecognized request argument supplied: {param}");
+        return Err(Error::invalid(param, message).with_code("unknown_parameter"));
+    }
+    let function = tool.get("function").unwrap_or(&Value::Null);
+    function_checked(&format!("{path}.function"), function, names)
+}
+
+fn function_checked(path: &str, function: &Value, names: &mut HashSet<String>) -> Result<()> {
+    let function = object(path, function)?;
+    let wrong = |field: &str, what: &str| {
+        let param = format!("{path}.{field}");
+        let message = format!("{param} {what}");
+        Error::invalid(param, message)
+    };
+    let name = function.get("name").and_then(Value::as_str).ok_or_else(|| wrong("name", "must be a string"))?;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_plain) {
+        let what = format!(
+            "is '{}'; names have 1 to {NAME_BYTES_MAX} letters, digits, underscores and hyphens",
+            shortened(name)
+        );
+        return Err(wrong("name", &what));
+    }
+    if !names.insert(name.to_owned()) {
+        return Err(wrong("name", &format!("'{name}' is there twice; names must differ")));
+    }
+    if function.get("description").is_some_and(|text| !text.is_string() && !text.is_null()) {
+        return Err(wrong("description", "must be a string"));
+    }
+    if function.get("strict").is_some_and(|strict| !strict.is_boolean() && !strict.is_null()) {
+        return Err(wrong("strict", "must be true or false"));
+    }
+    match function.get("parameters") {
+        None | Some(Value::Null) => Ok(()),
+        Some(Value::Object(schema)) => {
+            if schema.get("type").is_some_and(|kind| kind != "object") {
+                return Err(wrong("parameters.type", "must be \"object\": arguments have names"));
+            }
+            if schema.get("properties").is_some_and(|properties| !properties.is_object()) {
+                return Err(wrong("parameters.properties", "must be an object of schemas"));
+            }
+            let is_list = |value: &Value| value.as_array().is_some_and(|list| list.iter().all(Value::is_string));
+            if schema.get("required").is_some_and(|required| !is_list(required)) {
+                return Err(wrong("parameters.required", "must be an array of names"));
+            }
+            Ok(())
+        }
+        Some(_) => Err(wrong("parameters", "must be a JSON schema, which is an object")),
+    }
+}
+
+fn object<'a>(path: &str, value: &'a Value) -> Result<&'a Map<String, Value>> {
+    value.as_object().ok_or_else(|| Error::invalid(path, format!("{path} must be an object")))
+}
+
+fn choice(chat: &mut ChatFields, names: &HashSet<String>) -> Result<ToolChoice> {
+    let (field, value) = match (chat.tool_choice.take(), chat.function_call.take()) {
+        (Some(_), Some(_)) => {
+            let message = "function_call and tool_choice exclude each other; send tool_choice";
+            return Err(Error::invalid("function_call", message));
+        }
+        (Some(value), None) => ("tool_choice", value),
+        (None, Some(value)) => ("function_call", value),
+        (None, None) => return Ok(ToolChoice::Auto),
+    };
+    let choice = match (&value, field) {
+        (Value::String(word), _) if word == "auto" => ToolChoice::Auto,
+        (Value::String(word), _) if word == "none" => ToolChoice::None,
+        (Value::String(word), "tool_choice") if word == "required" => ToolChoice::Required,
+        (Value::Object(object), _) => named(field, object)?,
+        _ => {
+            let message = match field {
+                "tool_choice" => {
+                    "tool_choice must be none, auto, required or {\"type\": \"function\", \"function\": …}"
+                }
+                _ => "function_call must be none, auto or {\"name\": …}",
+            };
+            return Err(Error::invalid(field, message));
+        }
+    };
+    match &choice {
+        ToolChoice::Required | ToolChoice::Named(_) if names.is_empty() => {
+            let message = format!("{field} asks for a call, but there are no tools; send some");
+            Err(Error::invalid(field, message))
+        }
+        ToolChoice::Named(name) if !names.contains(name) => {
+            let message = format!("{field} names '{}', which is not among the tools", shortened(name));
+            Err(Error::invalid(field, message))
+        }
+        _ => Ok(choice),
+    }
+}
+
+fn named(field: &str, object: &Map<String, Value>) -> Result<ToolChoice> {
+    if field == "tool_choice" && object.get("type").is_none_or(|kind| kind != "function") {
+        let kind = object.get("type").and_then(Value::as_str).unwrap_or("missing");
+        let message = format!(
+            "tool_choice.type is '{}', which is not supported; send \"type\": \"function\", or none, auto or required",
+            shortened(kind)
+        );
+        return Err(Error::invalid("tool_choice.type", message));
+    }
+    let name = match field {
+        "tool_choice" => object.get("function").and_then(|function| function.get("name")),
+        _ => object.get("name"),
+    };
+    let name = name.and_then(Value::as_str).ok_or_else(|| {
+        let param = if field == "tool_choice" { "tool_choice.function.name" } else { "function_call.name" };
+        Error::invalid(param, format!("{param} must be the name of a function"))
+    })?;
+    Ok(ToolChoice::Named(name.to_owned()))
+}
+
+/// How long the model is to think.
+pub(super) fn reasoning_effort(value: Option<String>) -> Result<Option<String>> {
+    const LEVELS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+    match value {
+        Some(level) if !LEVELS.contains(&level.as_str()) => {
+            let message =
+                format!("reasoning_effort is '{}'; it must be one of {}", shortened(&level), LEVELS.join(", "));
+            Err(Error::invalid("reasoning_effort", message))
+        }
+        value => Ok(value),
+    }
+}
