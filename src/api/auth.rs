@@ -37,7 +37,7 @@ impl Keys {
         }
         let refused = |message| Error::new(ErrorKind::Unauthorized, message).with_code("invalid_api_key");
         let key =
-            bearer(headers).ok_or_else(|| refused("no API key was sent; send it as 'authorization: Bearer KEY'"))?;
+            sent_key(headers).ok_or_else(|| refused("no API key was sent; send it as 'authorization: Bearer KEY'"))?;
         if key.is_empty() {
             return Err(refused("the API key is empty; send it as 'authorization: Bearer KEY'"));
         }
@@ -73,6 +73,11 @@ impl Caller {
         hash.update(cache_salt.unwrap_or_default());
         Tenant { name: self.name.clone(), salt: hash.finalize().into() }
     }
+}
+
+/// The key as OpenAI's clients send it, or as Anthropic's do.
+fn sent_key(headers: &HeaderMap) -> Option<&[u8]> {
+    bearer(headers).or_else(|| headers.get("x-api-key").map(|key| key.as_bytes().trim_ascii()))
 }
 
 /// The token of an `Authorization: Bearer …` header; the scheme's case does not matter (RFC 9110, 11.1).

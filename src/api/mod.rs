@@ -3,6 +3,7 @@
 //! A request is checked completely before it reaches the pool; whatever goes wrong, on any path, is answered with
 //! OpenAI's error envelope. Dropping a response drops its events, which cancels the request in the engine.
 
+mod anthropic;
 mod auth;
 mod body;
 mod error;
@@ -47,6 +48,8 @@ pub struct ApiConfig {
     pub keep_alive_interval: Duration,
     /// Most messages of a conversation.
     pub messages_max: usize,
+    /// Most tools of a conversation.
+    pub tools_max: usize,
     /// Most prompts of one `/v1/completions` request.
     pub prompts_max: usize,
     /// Most choices (`n`) a prompt.
@@ -72,6 +75,7 @@ impl Default for ApiConfig {
             request_timeout: None,
             keep_alive_interval: Duration::from_secs(15),
             messages_max: 16_384,
+            tools_max: 1024,
             prompts_max: 256,
             choices_max: crate::request::CHOICES_MAX,
             stops_max: 128,
@@ -106,6 +110,8 @@ pub fn router(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfig) -> Rout
         .route("/v1/completions", post(openai::completions::create))
         .route("/v1/models", get(openai::models::list))
         .route("/v1/models/{*id}", get(openai::models::retrieve))
+        .route("/v1/messages", post(anthropic::create))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/tokenize", post(openai::tokenize::tokenize))
         .route("/detokenize", post(openai::tokenize::detokenize))
         .route_layer(axum::middleware::from_fn_with_state(state.clone(), auth::require_key));

@@ -5,4 +5,5 @@ mod completions;
 mod connections;
 mod fake;
 mod limits;
+mod messages;
 mod ops;
