@@ -84,6 +84,7 @@ impl Answer {
                     self.usage.prompt_tokens = self.usage.prompt_tokens.saturating_add(usage.prompt_tokens);
                     self.usage.completion_tokens = self.usage.completion_tokens.saturating_add(usage.completion_tokens);
                     self.usage.cached_tokens = self.usage.cached_tokens.saturating_add(usage.cached_tokens);
+                    self.usage.reasoning_tokens = self.usage.reasoning_tokens.saturating_add(usage.reasoning_tokens);
                     self.open = self.open.saturating_sub(1);
                 }
                 event => {
