@@ -28,6 +28,7 @@
 //! - [`pool`]: members that can answer, admission in front of them. `pool/local` joins engine and text.
 //! - [`text`]: tokenizers, chat templates, detokenisation, stop strings. No I/O, no clock.
 //! - [`engine`]: scheduler, blocks, sampler (pure), and the one thread that runs them.
+//! - [`store`]: answers that clients may come back to (`/v1/responses`), in one SQLite file with one thread.
 //! - [`hub`]: a model reference becomes local files.
 //! - [`device`]: what hardware is here; `device/fit.rs` says what fits, as a pure function.
 //! - [`launch`]: assembly. The only place where hub, models, engine and text meet.
@@ -65,5 +66,6 @@ pub mod hub;
 pub mod launch;
 pub mod pool;
 pub mod request;
+pub mod store;
 pub mod telemetry;
 pub mod text;

@@ -11,6 +11,7 @@ use super::AppState;
 use super::error::Failure;
 use crate::error::{Error, ErrorKind};
 use crate::request::Tenant;
+use crate::store::Owner;
 use crate::telemetry::access::RequestLog;
 
 /// The accepted keys as hashes. Without keys everyone is let in.
@@ -59,6 +60,15 @@ impl Keys {
 impl Caller {
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whose stored responses are whose: a hash, from which neither the key nor the cache's salt can be told.
+    pub fn owner(&self) -> Owner {
+        let Some(key_hash) = self.key_hash else { return [0; 32] };
+        let mut hash = Sha256::new();
+        hash.update(b"sconce stored responses\0");
+        hash.update(key_hash);
+        hash.finalize().into()
     }
 
     /// The tenant of one request: callers with different keys, or different `cache_salt`s, share no prefix cache.

@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::pool::Pool;
+use crate::store::ResponseStore;
 use crate::telemetry::Metrics;
 
 pub use serve::{ServeOptions, serve};
@@ -60,6 +61,8 @@ pub struct ApiConfig {
     pub stop_bytes_max: usize,
     /// Most entries of `logit_bias`.
     pub logit_bias_max: usize,
+    /// Where responses are kept; `None` keeps none.
+    pub responses: Option<ResponseStore>,
     /// Calls of `/tokenize` and `/detokenize` that run at once; more wait.
     pub tokenize_parallel_max: usize,
 }
@@ -81,6 +84,7 @@ impl Default for ApiConfig {
             stops_max: 128,
             stop_bytes_max: 4096,
             logit_bias_max: 1024,
+            responses: None,
             tokenize_parallel_max: 4,
         }
     }
@@ -94,6 +98,7 @@ pub(crate) struct AppState {
     config: Arc<ApiConfig>,
     keys: Arc<auth::Keys>,
     tokenizing: Arc<Semaphore>,
+    running: Arc<openai::responses::Running>,
 }
 
 /// Every endpoint of the server.
@@ -104,12 +109,17 @@ pub fn router(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfig) -> Rout
         keys: Arc::new(auth::Keys::new(&config.api_keys)),
         tokenizing: Arc::new(Semaphore::new(config.tokenize_parallel_max.max(1))),
         config: Arc::new(config),
+        running: Arc::default(),
     };
     let guarded = Router::new()
         .route("/v1/chat/completions", post(openai::chat::create))
         .route("/v1/completions", post(openai::completions::create))
         .route("/v1/models", get(openai::models::list))
         .route("/v1/models/{*id}", get(openai::models::retrieve))
+        .route("/v1/responses", post(openai::responses::create))
+        .route("/v1/responses/{id}", get(openai::responses::retrieve).delete(openai::responses::delete))
+        .route("/v1/responses/{id}/cancel", post(openai::responses::cancel))
+        .route("/v1/responses/{id}/input_items", get(openai::responses::input_items))
         .route("/v1/messages", post(anthropic::create))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/tokenize", post(openai::tokenize::tokenize))

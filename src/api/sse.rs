@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::error::{Envelope, Failure};
 use super::openai::answer::{Answer, Batch};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::request::{Event, Usage};
 
 /// Turns events into an endpoint's chunks.
@@ -26,6 +26,11 @@ pub(super) trait ChunkWriter: Send + 'static {
 
     /// Writes what `event` means to the client: one chunk, several, or nothing.
     fn event(&mut self, prompt: usize, event: Event, out: &mut Vec<u8>);
+
+    /// Does what must be done before the end is told, e.g. keeps the answer.
+    fn settle(&mut self, _end: &Result<Usage>, _out: &mut Vec<u8>) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 
     /// Writes what comes after the last event, when the request went well.
     fn end(&mut self, usage: Usage, out: &mut Vec<u8>);
@@ -71,7 +76,7 @@ pub(super) async fn respond<W: ChunkWriter>(
                 next = tokio::time::timeout(keep_alive, answer.next()).await.ok();
                 continue;
             };
-            let (out, ended) = written(&mut writer, batch);
+            let (out, ended) = written(&mut writer, batch).await;
             if !out.is_empty() {
                 yield Ok(Bytes::from(out));
             }
@@ -91,12 +96,15 @@ pub(super) async fn respond<W: ChunkWriter>(
 }
 
 /// The bytes of one batch and whether it was the last.
-fn written<W: ChunkWriter>(writer: &mut W, batch: Batch) -> (Vec<u8>, bool) {
+async fn written<W: ChunkWriter>(writer: &mut W, batch: Batch) -> (Vec<u8>, bool) {
     let mut out = Vec::with_capacity(512);
     for (prompt, event) in batch.events {
         writer.event(prompt, event, &mut out);
     }
     let ended = batch.end.is_some();
+    if let Some(end) = &batch.end {
+        writer.settle(end, &mut out).await;
+    }
     match batch.end {
         None => {}
         Some(Ok(usage)) => writer.end(usage, &mut out),

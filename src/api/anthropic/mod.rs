@@ -22,11 +22,11 @@ use axum::response::{IntoResponse, Response};
 
 use super::error::Failure;
 use super::openai::answer::Answer;
+use super::openai::chat::require_chat;
 use super::openai::origin::Origin;
 use super::openai::tokenize::{ready, work};
 use super::{AppState, body, sse};
-use crate::error::{Error, Result};
-use crate::pool::{Member, TokenizeInput};
+use crate::pool::TokenizeInput;
 use crate::request::{Prompt, Request};
 
 pub(super) use envelope::{check_version, dressed, is_spoken, is_versioned};
@@ -87,13 +87,4 @@ pub(super) async fn count_tokens(
     require_chat(&*member)?;
     let count = work(&state, move || member.tokenize(TokenizeInput::Chat(chat))).await?.tokens.len();
     Ok(Json(wire::TokenCount { input_tokens: count }))
-}
-
-fn require_chat(member: &dyn Member) -> Result<()> {
-    let card = member.card();
-    if card.chat {
-        return Ok(());
-    }
-    let message = format!("the model '{}' has no chat template; use /v1/completions", card.id);
-    Err(Error::invalid("model", message).with_code("no_chat_template"))
 }

@@ -4,8 +4,10 @@
 //! summed usage, or the first error, after which the other prompts are cancelled.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures_util::stream::{self, Stream, StreamExt};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::api::AppState;
@@ -29,6 +31,8 @@ pub(in crate::api) struct Answer {
     open: usize,
     usage: Usage,
     deadline: Option<(Instant, f32)>,
+    /// Ends the answer with an error when notified.
+    stop: Option<(Arc<Notify>, fn() -> Error)>,
     log: RequestLog,
     first_token_seen: bool,
     finish: &'static str,
@@ -59,18 +63,31 @@ impl Answer {
         };
         let indexed = streams.into_iter().enumerate().map(|(prompt, events)| events.map(move |event| (prompt, event)));
         let batches = Box::pin(stream::select_all(indexed).ready_chunks(BATCH_EVENTS_MAX));
-        Ok(Self { batches, open, usage: Usage::default(), deadline, log, first_token_seen: false, finish: "done" })
+        Ok(Self {
+            batches,
+            open,
+            usage: Usage::default(),
+            deadline,
+            stop: None,
+            log,
+            first_token_seen: false,
+            finish: "done",
+        })
+    }
+
+    /// From now on `stop` ends the answer with this error.
+    pub fn end_on(&mut self, stop: Arc<Notify>, error: fn() -> Error) {
+        self.stop = Some((stop, error));
     }
 
     /// The next events, waiting until there are some. Not to be called again after an end. May be dropped and called
     /// again without losing an event.
     pub async fn next(&mut self) -> Batch {
-        let next = match self.deadline {
-            None => self.batches.next().await,
-            Some((at, limit_s)) => match tokio::time::timeout_at(at, self.batches.next()).await {
-                Ok(next) => next,
-                Err(_) => return self.ended(Vec::new(), Err(too_slow(limit_s))),
-            },
+        let next = tokio::select! {
+            biased;
+            error = stopped(self.stop.as_ref()) => return self.ended(Vec::new(), Err(error)),
+            error = overdue(self.deadline) => return self.ended(Vec::new(), Err(error)),
+            next = self.batches.next() => next,
         };
         let Some(ready) = next else {
             let error = Error::internal("the answer broke off without a final event");
@@ -129,6 +146,26 @@ impl Answer {
         // Whatever still runs is cancelled now, not when the client has read the error.
         self.batches = Box::pin(stream::empty());
         Batch { events, end: Some(end) }
+    }
+}
+
+async fn stopped(stop: Option<&(Arc<Notify>, fn() -> Error)>) -> Error {
+    match stop {
+        None => std::future::pending().await,
+        Some((stop, error)) => {
+            stop.notified().await;
+            error()
+        }
+    }
+}
+
+async fn overdue(deadline: Option<(Instant, f32)>) -> Error {
+    match deadline {
+        None => std::future::pending().await,
+        Some((at, limit_s)) => {
+            tokio::time::sleep_until(at).await;
+            too_slow(limit_s)
+        }
     }
 }
 

@@ -6,6 +6,7 @@ pub(super) mod completions;
 mod logprobs;
 pub(super) mod models;
 pub(super) mod origin;
+pub(super) mod responses;
 pub(super) mod sampling;
 pub(super) mod tokenize;
 pub(super) mod values;
