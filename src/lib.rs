@@ -1,11 +1,11 @@
-//! Sconce serves open-weight models on your own hardware behind the OpenAI API.
+//! Sconce serves open-weight models on your own hardware behind the OpenAI and Anthropic APIs.
 //!
 //! # One request, as data
 //!
 //! | hop | value | made in | runs on |
 //! |---|---|---|---|
 //! | 1 | HTTP bytes | axum | tokio |
-//! | 2 | wire struct, then [`request::Request`] or [`error::Error`] naming the field | `api/openai/*/convert.rs` | tokio |
+//! | 2 | wire struct, then [`request::Request`] or [`error::Error`] naming the field | `api/{openai/*,anthropic}/convert.rs` | tokio |
 //! | 3 | a permit: one place in a bounded queue, held by the event stream | `pool/admission.rs` | tokio |
 //! | 4 | prompt token ids (rendered and tokenised once) and resolved parameters | `pool/local/prepare.rs` | tokio, or the blocking pool for long prompts |
 //! | 5 | [`engine::Submit`] through a bounded channel | `engine/handle.rs` | engine thread from here on |
@@ -14,7 +14,7 @@
 //! | 8 | logits of the sampled rows | `models` on `kernels` | engine + device |
 //! | 9 | sampled tokens, then [`engine::Progress`] per sequence | `engine/sampler`, `scheduler.commit` | engine |
 //! | 10 | [`request::Event`]s: text, finish, usage | `pool/local/{choice,stream}.rs` on `text` | the request's task |
-//! | 11 | SSE or one JSON document | `api/openai/*` | tokio |
+//! | 11 | SSE or one JSON document | `api/openai/*`, `api/anthropic` | tokio |
 //!
 //! Dropping the response drops the receivers; the engine sees it at its next step and frees the sequences. A full
 //! channel parks that sequence, never the step.

@@ -9,6 +9,7 @@ mod body;
 mod error;
 mod ids;
 mod json;
+mod limits;
 mod middleware;
 mod openai;
 mod ops;
@@ -22,8 +23,10 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::config::keys::KeyConfig;
 use crate::pool::Pool;
 use crate::store::ResponseStore;
 use crate::telemetry::Metrics;
@@ -35,6 +38,8 @@ pub use serve::{ServeOptions, serve};
 pub struct ApiConfig {
     /// Keys that clients may send as `Authorization: Bearer …`. Empty: anyone may ask.
     pub api_keys: Vec<String>,
+    /// Keys of which only the hash is known, each with its own limits.
+    pub keys: Vec<KeyConfig>,
     /// Largest request body.
     pub body_bytes_max: usize,
     /// Longest time from the head of a request until the end of its body.
@@ -71,6 +76,7 @@ impl Default for ApiConfig {
     fn default() -> Self {
         Self {
             api_keys: Vec::new(),
+            keys: Vec::new(),
             body_bytes_max: 32 * 1024 * 1024,
             body_read_timeout: Duration::from_secs(60),
             json_depth_max: 64,
@@ -106,24 +112,27 @@ pub fn router(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfig) -> Rout
     let state = AppState {
         pool,
         metrics,
-        keys: Arc::new(auth::Keys::new(&config.api_keys)),
+        keys: Arc::new(auth::Keys::new(&config.api_keys, &config.keys, Instant::now())),
         tokenizing: Arc::new(Semaphore::new(config.tokenize_parallel_max.max(1))),
         config: Arc::new(config),
         running: Arc::default(),
     };
-    let guarded = Router::new()
+    let generating = Router::new()
         .route("/v1/chat/completions", post(openai::chat::create))
         .route("/v1/completions", post(openai::completions::create))
-        .route("/v1/models", get(openai::models::list))
-        .route("/v1/models/{*id}", get(openai::models::retrieve))
         .route("/v1/responses", post(openai::responses::create))
+        .route("/v1/messages", post(anthropic::create))
+        .route_layer(axum::middleware::from_fn(limits::enforce));
+    let guarded = Router::new()
         .route("/v1/responses/{id}", get(openai::responses::retrieve).delete(openai::responses::delete))
         .route("/v1/responses/{id}/cancel", post(openai::responses::cancel))
         .route("/v1/responses/{id}/input_items", get(openai::responses::input_items))
-        .route("/v1/messages", post(anthropic::create))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/v1/models", get(openai::models::list))
+        .route("/v1/models/{*id}", get(openai::models::retrieve))
         .route("/tokenize", post(openai::tokenize::tokenize))
         .route("/detokenize", post(openai::tokenize::detokenize))
+        .merge(generating)
         .route_layer(axum::middleware::from_fn_with_state(state.clone(), auth::require_key));
     let open = Router::new()
         .route("/", get(ops::index))

@@ -4,6 +4,8 @@ mod chat;
 mod completions;
 mod connections;
 mod fake;
+mod keys;
 mod limits;
 mod messages;
 mod ops;
+mod responses;

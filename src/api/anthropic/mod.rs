@@ -49,7 +49,7 @@ pub(super) async fn create(
     check_version(&headers)?;
     let wire = body::read::<wire::MessagesBody>(&headers, body, &state.config).await?;
     let call = convert::checked(wire, &state.config)?;
-    let member = state.pool.member(&call.model)?;
+    let member = origin.caller.member(&state.pool, &call.model)?;
     let card = member.card();
     origin.log.model(&card.id);
     require_chat(&*member)?;
@@ -62,7 +62,7 @@ pub(super) async fn create(
         prompt: Prompt::Chat(call.chat),
         params: call.params,
         tenant: origin.caller.tenant(None),
-        priority: 0,
+        priority: origin.caller.priority(0),
     };
     let answer = Answer::start(&state, vec![request], origin.log).await?;
     if call.stream {

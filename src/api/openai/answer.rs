@@ -35,6 +35,9 @@ pub(in crate::api) struct Answer {
     stop: Option<(Arc<Notify>, fn() -> Error)>,
     log: RequestLog,
     first_token_seen: bool,
+    /// What came so far, for an answer that is dropped before its end.
+    seen: Usage,
+    has_ended: bool,
     finish: &'static str,
 }
 
@@ -71,6 +74,8 @@ impl Answer {
             stop: None,
             log,
             first_token_seen: false,
+            seen: Usage::default(),
+            has_ended: false,
             finish: "done",
         })
     }
@@ -130,6 +135,7 @@ impl Answer {
     }
 
     fn note(&mut self, event: &Event) {
+        self.count(event);
         match event {
             Event::Text { .. } | Event::Reasoning { .. } | Event::ToolCall { .. } if !self.first_token_seen => {
                 self.first_token_seen = true;
@@ -140,12 +146,41 @@ impl Answer {
         }
     }
 
+    /// An event of text is a token at least; where token ids were asked for it says how many.
+    fn count(&mut self, event: &Event) {
+        let tokens = match event {
+            Event::Prompt(report) => {
+                self.seen.prompt_tokens = self.seen.prompt_tokens.saturating_add(report.prompt_tokens);
+                self.seen.cached_tokens = self.seen.cached_tokens.saturating_add(report.cached_tokens);
+                return;
+            }
+            Event::Text { tokens, token_ids, .. } | Event::Reasoning { tokens, token_ids, .. } => {
+                tokens.len().max(token_ids.len())
+            }
+            Event::ToolCall { part, .. } => part.tokens.len().max(part.token_ids.len()),
+            Event::Finished { .. } | Event::Done(_) | Event::Failed(_) => return,
+        };
+        let tokens = u32::try_from(tokens.max(1)).unwrap_or(u32::MAX);
+        self.seen.completion_tokens = self.seen.completion_tokens.saturating_add(tokens);
+    }
+
     fn ended(&mut self, events: Vec<Indexed>, end: Result<Usage>) -> Batch {
         let word = end.as_ref().map_or_else(|error| finish_word(error.kind), |_| self.finish);
-        self.log.finish(word, self.usage);
+        // After an error what was generated was still generated.
+        let usage = if end.is_ok() { self.usage } else { self.seen };
+        self.has_ended = true;
+        self.log.finish(word, usage);
         // Whatever still runs is cancelled now, not when the client has read the error.
         self.batches = Box::pin(stream::empty());
         Batch { events, end: Some(end) }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.log.took(self.seen);
+        }
     }
 }
 

@@ -43,7 +43,7 @@ pub(in crate::api) async fn create(
 ) -> Result<Response, Failure> {
     let wire = body::read::<wire::ChatBody>(&headers, body, &state.config).await?;
     let (call, chat) = convert::checked(wire, &state.config)?;
-    let member = state.pool.member(&call.model)?;
+    let member = origin.caller.member(&state.pool, &call.model)?;
     let card = member.card();
     origin.log.model(&card.id);
     require_chat(&*member)?;
@@ -59,7 +59,7 @@ pub(in crate::api) async fn create(
         prompt: Prompt::Chat(chat),
         params: call.params,
         tenant: origin.caller.tenant(call.cache_salt.as_deref()),
-        priority: call.priority,
+        priority: origin.caller.priority(call.priority),
     };
     let answer = Answer::start(&state, vec![request], origin.log).await?;
     if call.delivery.stream {

@@ -50,10 +50,12 @@ impl ModelWire {
 
 pub(in crate::api) async fn list(
     State(state): State<AppState>,
+    origin: Origin,
     headers: HeaderMap,
     page: Result<Query<anthropic::Page>, QueryRejection>,
 ) -> Result<Response, Failure> {
-    let members: Vec<_> = state.pool.members().map(Arc::as_ref).collect();
+    let members: Vec<_> =
+        state.pool.members().map(Arc::as_ref).filter(|member| origin.caller.may_use(member.card())).collect();
     if anthropic::is_versioned(&headers) {
         anthropic::check_version(&headers)?;
         let Query(page) = page.map_err(|error| Error::invalid("limit", plain_query_error(&error)))?;
@@ -89,7 +91,7 @@ pub(in crate::api) async fn retrieve(
             .with_param("model")
             .with_code("model_not_found")
     })?;
-    let member = state.pool.member(&id)?;
+    let member = origin.caller.member(&state.pool, &id)?;
     origin.log.model(&member.card().id);
     if anthropic::is_versioned(&headers) {
         anthropic::check_version(&headers)?;

@@ -47,7 +47,7 @@ pub(in crate::api) async fn create(
     let wire = body::read::<wire::ResponsesBody>(&headers, body, &state.config).await?;
     let unique = origin.unique.clone();
     let call = convert::checked(wire, &state.config, |prefix, index| format!("{prefix}_{unique}i{index:04x}"))?;
-    let member = state.pool.member(&call.sampling.model)?;
+    let member = origin.caller.member(&state.pool, &call.sampling.model)?;
     let card = member.card();
     origin.log.model(&card.id);
     require_chat(&*member)?;
@@ -91,7 +91,7 @@ pub(in crate::api) async fn create(
         prompt: Prompt::Chat(chat),
         params: call.sampling.params,
         tenant: origin.caller.tenant(call.sampling.cache_salt.as_deref()),
-        priority: call.sampling.priority,
+        priority: origin.caller.priority(call.sampling.priority),
     };
     let mut answer = Answer::start(&state, vec![request], origin.log).await?;
     let guard = state.running.begin(owner, &outline.id, outline.object(Stage::Running, &[]));

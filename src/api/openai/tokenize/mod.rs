@@ -57,7 +57,7 @@ fn texts(member: &dyn Member, tokens: &[u32], texts: Vec<String>) -> Result<Vec<
 }
 
 pub(in crate::api) fn ready(state: &AppState, origin: &Origin, model: &str) -> Result<Arc<dyn Member>> {
-    let member = state.pool.member(model)?;
+    let member = origin.caller.member(&state.pool, model)?;
     origin.log.model(&member.card().id);
     let unavailable = |why: String| {
         let message = format!("model '{}' cannot tokenize now: {why}", member.card().id);
