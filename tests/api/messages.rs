@@ -267,8 +267,11 @@ async fn every_path_to_an_error_leads_to_the_envelope() {
         assert!(!id.is_empty() && id == answer.header("request-id"), "{id}");
     }
     // The same key as OpenAI's clients send it, and OpenAI's envelope where Anthropic's API is not spoken.
-    let answer = ask_for("GET", "/v1/models", &[("authorization", "Bearer secret"), version], String::new()).await;
-    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+    for version in [version, ("anthropic-version", "2026-10-21")] {
+        let answer = ask_for("GET", "/v1/models", &[("authorization", "Bearer secret"), version], String::new()).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+        assert_eq!(answer.json()["data"][0]["type"], "model");
+    }
     let answer = ask_for("GET", "/v1/models/x", &[key], String::new()).await;
     assert_eq!(error(&answer).3.as_deref(), Some("model_not_found"));
 }

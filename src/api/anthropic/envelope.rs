@@ -11,8 +11,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 const VERSION: &str = "anthropic-version";
-/// The only version of the API since June 2023.
-const VERSION_KNOWN: &str = "2023-06-01";
+/// What the newer one takes away (sampling fields, citations in user messages) is taken under both here: models that
+/// people run themselves are there to be tuned, and the answers have the same shape.
+const VERSIONS_KNOWN: [&str; 2] = ["2023-06-01", "2026-10-21"];
 /// "The service is overloaded", a status of Anthropic's own.
 const OVERLOADED: u16 = 529;
 
@@ -63,15 +64,14 @@ pub(in crate::api) fn dressed(mut response: Response, request_id: &str) -> Respo
 
 /// A client may leave the version out, but what it names must be what it gets.
 pub(in crate::api) fn check_version(headers: &HeaderMap) -> Result<()> {
-    match headers.get(VERSION).map(HeaderValue::as_bytes) {
-        None | Some(b"2023-06-01") => Ok(()),
-        Some(other) => {
-            let other = String::from_utf8_lossy(other);
-            let message =
-                format!("{VERSION}: '{}' is not a version that is served; send {VERSION_KNOWN}", shortened(&other));
-            Err(Error::invalid(VERSION, message))
-        }
+    let Some(sent) = headers.get(VERSION) else { return Ok(()) };
+    if VERSIONS_KNOWN.iter().any(|version| version.as_bytes() == sent.as_bytes()) {
+        return Ok(());
     }
+    let sent = String::from_utf8_lossy(sent.as_bytes());
+    let known = VERSIONS_KNOWN.join(" or ");
+    let message = format!("{VERSION}: '{}' is not a version that is served; send {known}", shortened(&sent));
+    Err(Error::invalid(VERSION, message))
 }
 
 /// Statuses that only one layer knows (405, 408, 415) stay.
