@@ -243,6 +243,9 @@ fn banner(config: &ServeConfig, address: SocketAddr, reports: &[LoadReport], ela
         }
         text += &format!("  loaded   in {:.2} s\n", report.load_time.as_secs_f64());
     }
+    if let StorePlace::Default(path) | StorePlace::Named(path) = &config.responses.store {
+        text += &format!("\n/v1/responses keeps answers in {} (--responses-store off: nowhere)\n", path.display());
+    }
     let url = format!("http://{}", reachable(address));
     let key = if config.api_keys.is_empty() && config.keys.is_empty() {
         ""
@@ -250,7 +253,10 @@ fn banner(config: &ServeConfig, address: SocketAddr, reports: &[LoadReport], ela
         " -H \"Authorization: Bearer $SCONCE_API_KEY\""
     };
     let model = reports.first().map_or("", |report| report.id.as_str());
-    text += &format!("\nready on {url} after {:.2} s (OpenAI API under {url}/v1). Try:\n\n", elapsed.as_secs_f64());
+    text += &format!(
+        "\nready on {url} after {:.2} s (OpenAI and Anthropic APIs under {url}/v1). Try:\n\n",
+        elapsed.as_secs_f64()
+    );
     text += &format!(
         "  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' \\\n    \
          -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Why is the sky blue?\"}}]}}'\n"

@@ -88,15 +88,16 @@ fn chat(fields: MessagesFields, config: &ApiConfig) -> Result<(Chat, tools::Thin
     let messages = messages::checked(fields.system, fields.messages, config.messages_max)?;
     // A conversation that ends with the assistant's words is to be continued from there.
     let continues = messages.last().is_some_and(|last| last.role == "assistant");
-    let chat = Chat {
+    let mut chat = Chat {
         messages,
         tools: tools.definitions,
         tool_choice: tools.choice,
         parallel_tool_calls: tools.parallel,
         add_generation_prompt: !continues,
-        continue_final_message: continues,
         template_kwargs,
+        ..Chat::default()
     };
+    chat.continue_final_message = continues;
     Ok((chat, thinking))
 }
 

@@ -76,7 +76,7 @@ impl MessageWriter {
         let Some(kind) = self.open.take() else { return };
         if kind == Kind::Thinking {
             let signature = self.signature.finish();
-            self.delta(Delta::SignatureDelta { signature: &signature }, out);
+            self.delta(Delta::Signature { signature: &signature }, out);
         }
         write(&StreamEvent::ContentBlockStop { index: self.index }, out);
         self.index += 1;
@@ -92,7 +92,7 @@ impl MessageWriter {
             self.open(Kind::ToolUse, &block, out);
         }
         if self.open == Some(Kind::ToolUse) && !part.arguments.is_empty() {
-            self.delta(Delta::InputJsonDelta { partial_json: &part.arguments }, out);
+            self.delta(Delta::InputJson { partial_json: &part.arguments }, out);
         }
     }
 }
@@ -110,13 +110,13 @@ impl ChunkWriter for MessageWriter {
             Event::Prompt(report) => self.start(&report, out),
             Event::Text { text, .. } if !text.is_empty() => {
                 self.in_block(Kind::Text, out);
-                self.delta(Delta::TextDelta { text: &text }, out);
+                self.delta(Delta::Text { text: &text }, out);
             }
             Event::Reasoning { text, .. } if !text.is_empty() => {
                 self.in_block(Kind::Thinking, out);
                 self.signature.update(&text);
                 if self.head.form.thinking_shown {
-                    self.delta(Delta::ThinkingDelta { thinking: &text }, out);
+                    self.delta(Delta::Thinking { thinking: &text }, out);
                 }
             }
             Event::ToolCall { part, .. } => self.call(part, out),

@@ -32,13 +32,19 @@ pub(in crate::api) struct Answer {
     usage: Usage,
     deadline: Option<(Instant, f32)>,
     /// Ends the answer with an error when notified.
-    stop: Option<(Arc<Notify>, fn() -> Error)>,
+    stop: Option<Stop>,
     log: RequestLog,
     first_token_seen: bool,
     /// What came so far, for an answer that is dropped before its end.
     seen: Usage,
     has_ended: bool,
     finish: &'static str,
+}
+
+/// What ends an answer from outside, and with which error.
+struct Stop {
+    on: Arc<Notify>,
+    error: fn() -> Error,
 }
 
 /// What was ready at once.
@@ -82,7 +88,7 @@ impl Answer {
 
     /// From now on `stop` ends the answer with this error.
     pub fn end_on(&mut self, stop: Arc<Notify>, error: fn() -> Error) {
-        self.stop = Some((stop, error));
+        self.stop = Some(Stop { on: stop, error });
     }
 
     /// The next events, waiting until there are some. Not to be called again after an end. May be dropped and called
@@ -184,11 +190,11 @@ impl Drop for Answer {
     }
 }
 
-async fn stopped(stop: Option<&(Arc<Notify>, fn() -> Error)>) -> Error {
+async fn stopped(stop: Option<&Stop>) -> Error {
     match stop {
         None => std::future::pending().await,
-        Some((stop, error)) => {
-            stop.notified().await;
+        Some(Stop { on, error }) => {
+            on.notified().await;
             error()
         }
     }

@@ -69,8 +69,8 @@ pub(in crate::api) async fn create(
         tool_choice: call.tools.choice.clone(),
         parallel_tool_calls: call.parallel_tool_calls,
         add_generation_prompt: true,
-        continue_final_message: false,
         template_kwargs: call.template_kwargs,
+        ..Chat::default()
     };
     let store = state.config.responses.clone().filter(|_| call.store);
     let outline = Outline {
