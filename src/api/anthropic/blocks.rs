@@ -4,12 +4,14 @@ use crate::request::{Finish, StopMatch, Usage};
 
 use super::convert::Form;
 
-/// `stop_reason`. A message that reached no limit of the client's was cut by the end of the context.
-pub(super) fn stop_reason(finish: &Finish, form: Form, usage: Usage) -> &'static str {
+/// `stop_reason`. A message that calls tools ends with them, also where the one call that was asked for is a natural end.
+/// A message that reached no limit of the client's was cut by the end of the context.
+pub(super) fn stop_reason(finish: &Finish, has_calls: bool, form: Form, usage: Usage) -> &'static str {
     match finish {
+        Finish::ToolCalls => "tool_use",
+        Finish::Stop(_) if has_calls => "tool_use",
         Finish::Stop(Some(StopMatch::Text(_))) => "stop_sequence",
         Finish::Stop(_) => "end_turn",
-        Finish::ToolCalls => "tool_use",
         Finish::Length if usage.completion_tokens < form.max_tokens => "model_context_window_exceeded",
         Finish::Length => "max_tokens",
     }

@@ -70,13 +70,14 @@ impl MessageFold {
         self.close();
         // A member that never said why it ended was cut at its limit.
         let finish = self.finish.unwrap_or(Finish::Length);
+        let has_calls = self.blocks.iter().any(|block| matches!(block, Block::ToolUse { .. }));
         let message = Message {
             id: &self.head.id,
             r#type: "message",
             role: "assistant",
             model: &self.head.model,
             content: &self.blocks,
-            stop_reason: Some(stop_reason(&finish, self.head.form, usage)),
+            stop_reason: Some(stop_reason(&finish, has_calls, self.head.form, usage)),
             stop_sequence: stop_sequence(&finish),
             usage: UsageWire::of_message(usage),
         };

@@ -22,6 +22,7 @@ pub(super) struct MessageWriter {
     /// Of the open block, or of the next one.
     index: u32,
     signature: Signature,
+    has_calls: bool,
     finish: Option<Finish>,
 }
 
@@ -35,7 +36,16 @@ enum Kind {
 
 impl MessageWriter {
     pub fn new(head: Head, request_id: String) -> Self {
-        Self { head, request_id, started: false, open: None, index: 0, signature: Signature::default(), finish: None }
+        Self {
+            head,
+            request_id,
+            started: false,
+            open: None,
+            index: 0,
+            signature: Signature::default(),
+            has_calls: false,
+            finish: None,
+        }
     }
 
     fn start(&mut self, report: &PromptReport, out: &mut Vec<u8>) {
@@ -88,6 +98,7 @@ impl MessageWriter {
 
     fn call(&mut self, part: ToolCallPart, out: &mut Vec<u8>) {
         if let Some(start) = part.start {
+            self.has_calls = true;
             let block = Block::ToolUse { id: start.id, name: start.name, input: json!({}) };
             self.open(Kind::ToolUse, &block, out);
         }
@@ -132,7 +143,7 @@ impl ChunkWriter for MessageWriter {
         self.close(out);
         // A member that never said why it ended was cut at its limit.
         let finish = self.finish.take().unwrap_or(Finish::Length);
-        let stop_reason = stop_reason(&finish, self.head.form, usage);
+        let stop_reason = stop_reason(&finish, self.has_calls, self.head.form, usage);
         let delta = MessageDelta { stop_reason, stop_sequence: stop_sequence(&finish) };
         write(&StreamEvent::MessageDelta { delta, usage: UsageWire::cumulative(usage) }, out);
         write(&StreamEvent::MessageStop, out);
