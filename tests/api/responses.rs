@@ -282,6 +282,10 @@ async fn a_stored_response_is_seen_and_deleted_by_its_owner_only() {
     assert_eq!((&list["has_more"], &list["first_id"]), (&json!(false), &list["data"][0]["id"]));
     let answer = call(&app, Method::GET, &format!("{path}?stream=true"), KEYS[0]).await;
     assert_eq!((answer.status.as_u16(), error(&answer).2.as_deref()), (400, Some("stream")));
+    for odd in ["%ff", "a%00b", "%27%20OR%201=1"] {
+        let answer = call(&app, Method::GET, &format!("{PATH}/{odd}"), KEYS[0]).await;
+        assert_eq!((answer.status.as_u16(), error(&answer).3.as_deref()), (404, Some("response_not_found")), "{odd}");
+    }
     let deleted = call(&app, Method::DELETE, &path, KEYS[0]).await.json();
     assert_eq!(deleted, json!({"id": id, "object": "response", "deleted": true}));
     assert_eq!(call(&app, Method::GET, &path, KEYS[0]).await.status, StatusCode::NOT_FOUND);

@@ -1,7 +1,7 @@
 //! What was answered before: conversations to go on with, and the endpoints on single responses.
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -71,6 +71,13 @@ fn not_found(id: &str) -> Error {
     Error::new(ErrorKind::NotFound, message).with_param("response_id").with_code("response_not_found")
 }
 
+/// The id in the path, which may be anything.
+type PathId = Result<Path<String>, PathRejection>;
+
+fn named(id: PathId) -> Result<String> {
+    id.map(|Path(id)| id).map_err(|_| not_found("which is not UTF-8"))
+}
+
 async fn row(store: Option<&ResponseStore>, owner: Owner, id: &str) -> Result<StoredResponse> {
     let row = match store {
         None => None,
@@ -89,9 +96,10 @@ pub(in crate::api) struct RetrieveQuery {
 pub(in crate::api) async fn retrieve(
     State(state): State<AppState>,
     origin: Origin,
-    Path(id): Path<String>,
+    id: PathId,
     query: Result<Query<RetrieveQuery>, QueryRejection>,
 ) -> Result<Json<Value>, Failure> {
+    let id = named(id)?;
     let Query(query) = query.map_err(|error| bad_query(&error))?;
     if query.starting_after.is_some() || query.stream.is_some_and(|stream| stream != "false") {
         let message = "stream is not supported: a response is streamed only where it is made; leave it out";
@@ -107,8 +115,9 @@ pub(in crate::api) async fn retrieve(
 pub(in crate::api) async fn cancel(
     State(state): State<AppState>,
     origin: Origin,
-    Path(id): Path<String>,
+    id: PathId,
 ) -> Result<Json<Value>, Failure> {
+    let id = named(id)?;
     let owner = origin.caller.owner();
     if let Some(object) = state.running.cancel(owner, &id).await {
         return Ok(Json(Value::clone(&object)));
@@ -120,8 +129,9 @@ pub(in crate::api) async fn cancel(
 pub(in crate::api) async fn delete(
     State(state): State<AppState>,
     origin: Origin,
-    Path(id): Path<String>,
+    id: PathId,
 ) -> Result<Json<Value>, Failure> {
+    let id = named(id)?;
     let owner = origin.caller.owner();
     let running = state.running.get(owner, &id);
     if running.is_some_and(|object| object["status"] == "in_progress") {
@@ -149,9 +159,10 @@ pub(in crate::api) struct ItemsQuery {
 pub(in crate::api) async fn input_items(
     State(state): State<AppState>,
     origin: Origin,
-    Path(id): Path<String>,
+    id: PathId,
     query: Result<Query<ItemsQuery>, QueryRejection>,
 ) -> Result<Json<Value>, Failure> {
+    let id = named(id)?;
     let Query(query) = query.map_err(|error| bad_query(&error))?;
     let row = row(state.config.responses.as_ref(), origin.caller.owner(), &id).await?;
     Ok(Json(page(row.input, &query)?))
