@@ -2,7 +2,7 @@
 //! measure, one JSON line each.
 //!
 //! usage: cargo bench --bench engine -- MODEL.gguf [THREADS] [RUNS] [CASE ...]
-//! CASE is pp512, tg128 or SEQUENCESx128+128 (prefill 128, then decode 128 for so many sequences at once);
+//! CASE is high (16-bit activations in the cases behind it), pp512, tg128 or SEQUENCESx128+128 (prefill 128, then decode 128 for so many sequences at once);
 //! without one: pp512 tg128 1x128+128 4x128+128 16x128+128.
 
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use sconce::engine::{Executor, ModelExecutor};
 use sconce_kernels::{argmax, cpu};
-use sconce_models::{BatchInput, LoadOptions, Logits, Source};
+use sconce_models::{BatchInput, KvDtype, LoadOptions, Logits, Precision, Source};
 
 const BLOCK_TOKENS: u32 = 16;
 /// As `sconce serve` cuts prompts.
@@ -35,8 +35,12 @@ fn main() {
         None if model.ends_with(".gguf") => Source::Gguf(PathBuf::from(model)),
         None => Source::Folder(PathBuf::from(model)),
     };
-    let loaded = sconce_models::load(&source, LoadOptions::default()).expect("the model loads");
-    let executor = ModelExecutor::new(loaded, 16 * 256 / BLOCK_TOKENS + 64, BLOCK_TOKENS).expect("memory for KV");
+    let precision = if cases[0] == "high" { Precision::High } else { Precision::Fast };
+    cases.retain(|case| *case != "high");
+    let options = LoadOptions { precision, ..LoadOptions::default() };
+    let loaded = sconce_models::load(&source, options).expect("the model loads");
+    let executor =
+        ModelExecutor::new(loaded, 16 * 256 / BLOCK_TOKENS + 64, BLOCK_TOKENS, KvDtype::F16).expect("memory for KV");
     let mut bench = Bench { executor, batch: BatchInput::default(), logits: Logits::default() };
     for case in cases {
         let rates: Vec<(f64, f64)> = (0..=runs).map(|_| bench.run(case)).skip(1).collect();
@@ -44,7 +48,7 @@ fn main() {
         let decode = median(rates.iter().map(|rate| rate.1).collect());
         let threads = cpu::threads();
         println!(
-            "{{\"model\":\"{model}\",\"case\":\"{case}\",\"threads\":{threads},\"runs\":{runs},\
+            "{{\"model\":\"{model}\",\"precision\":\"{precision:?}\",\"case\":\"{case}\",\"threads\":{threads},\"runs\":{runs},\
              \"prefill_tokens_per_s\":{prefill:.1},\"decode_tokens_per_s\":{decode:.1}}}"
         );
     }

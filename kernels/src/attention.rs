@@ -3,14 +3,53 @@
 //! Invariant: everything that an index depends on (block ids, slots, positions, row bounds) is checked here, before
 //! a kernel runs, so that a wrong batch is an error and never a read outside the cache.
 
-use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor};
+use std::marker::PhantomData;
 
+use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Storage, Tensor};
+use half::vec::HalfBitsVecExt;
+use half::{bf16, f16};
+
+use crate::cpu::attention::Cache;
+use crate::cpu::format;
+use crate::cpu::heads::{self, Heads, Slots, Turned};
 use crate::cpu::{self, Isa};
 use crate::error::{Error, Result, shape};
 use crate::reference::AttentionShape;
+use crate::rope::{RopeStyle, RopeTable};
 use crate::tensors;
 
-/// K and V of one layer, each `[blocks, kv_heads, block_size, head_dim]`, f32 on the CPU.
+/// Element type of a KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvDtype {
+    F32,
+    /// Half the memory and traffic of F32, and 11 bits of precision.
+    #[default]
+    F16,
+    /// As F16 with the range of F32 and 8 bits of precision.
+    Bf16,
+}
+
+impl KvDtype {
+    pub const ALL: [KvDtype; 3] = [KvDtype::F32, KvDtype::F16, KvDtype::Bf16];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            KvDtype::F32 => "f32",
+            KvDtype::F16 => "f16",
+            KvDtype::Bf16 => "bf16",
+        }
+    }
+
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            KvDtype::F32 => 4,
+            KvDtype::F16 | KvDtype::Bf16 => 2,
+        }
+    }
+}
+
+/// K and V of one layer, each `[blocks, kv_heads, block_size, head_dim]`, of one of [`KvDtype`]'s types.
 #[derive(Debug, Clone)]
 pub struct KvLayer {
     pub k: Tensor,
@@ -18,16 +57,20 @@ pub struct KvLayer {
 }
 
 impl KvLayer {
-    /// A cache of zeros. The OS hands out its pages when they are first written.
-    pub fn new(blocks: usize, kv_heads: usize, block_size: usize, head_dim: usize, device: &Device) -> Result<Self> {
+    /// A cache of zeros; sizes are blocks, kv heads, block size and head dim. The OS hands out its pages when they are first written.
+    pub fn new(sizes: [usize; 4], dtype: KvDtype, device: &Device) -> Result<Self> {
         const OP: &str = "kv cache";
         tensors::require_cpu(OP, device)?;
-        let sizes = [blocks, kv_heads, block_size, head_dim];
         let elements = sizes.into_iter().try_fold(1usize, usize::checked_mul);
         let Some(elements) = elements.filter(|elements| (1..=isize::MAX as usize / 4).contains(elements)) else {
             return Err(shape(OP, format!("{sizes:?} (blocks, kv heads, block size, head dim) is no usable size")));
         };
-        let zeros = || Tensor::from_vec(vec![0f32; elements], sizes.to_vec(), device);
+        // Zeros of plain integers are memory that nobody has touched yet.
+        let zeros = || match dtype {
+            KvDtype::F32 => Tensor::from_vec(vec![0f32; elements], sizes.to_vec(), device),
+            KvDtype::F16 => Tensor::from_vec(vec![0u16; elements].reinterpret_into::<f16>(), sizes.to_vec(), device),
+            KvDtype::Bf16 => Tensor::from_vec(vec![0u16; elements].reinterpret_into::<bf16>(), sizes.to_vec(), device),
+        };
         Ok(Self { k: zeros()?, v: zeros()? })
     }
 
@@ -108,12 +151,22 @@ impl AttentionBatch<'_> {
     }
 }
 
-struct WriteSlots<'a> {
+/// Writes heads of a wider row into one of a layer's two tensors.
+struct WriteHeads<'a, A> {
     slots: &'a [u32],
-    shape: AttentionShape,
+    heads: usize,
+    head_dim: usize,
+    block_size: usize,
+    /// Elements of a row of x, and where the heads start in it.
+    stride: usize,
+    start: usize,
+    how: Option<Turned<'a, A>>,
 }
 
-impl InplaceOp2 for WriteSlots<'_> {
+impl<'a, A> InplaceOp2 for WriteHeads<'a, A>
+where
+    A: Fn(usize) -> (&'a [f32], &'a [f32]) + Sync + Copy,
+{
     fn name(&self) -> &'static str {
         "write_kv"
     }
@@ -125,12 +178,31 @@ impl InplaceOp2 for WriteSlots<'_> {
         values: &CpuStorage,
         values_layout: &Layout,
     ) -> candle_core::Result<()> {
-        let values = tensors::cpu_values(self.name(), "k or v", values, values_layout).map_err(candle_error)?;
-        let (CpuStorage::F32(cache), Some((start, end))) = (cache, cache_layout.contiguous_offsets()) else {
-            return Err(candle_error(shape("write_kv", "the cache must be contiguous f32")));
+        let x = tensors::cpu_values(self.name(), "k or v", values, values_layout).map_err(candle_error)?;
+        let Some((from, to)) = cache_layout.contiguous_offsets() else {
+            return Err(candle_error(shape("write_kv", "the cache must be contiguous")));
         };
-        cpu::attention::write_kv(&mut cache[start..end], self.shape, values, self.slots);
+        let WriteHeads { heads, head_dim, stride, start, .. } = *self;
+        let heads = Heads { x, stride, start, heads, head_dim };
+        match cache {
+            CpuStorage::F32(cache) => self.write::<format::F32, _>(heads, &mut cache[from..to]),
+            CpuStorage::F16(cache) => self.write::<format::F16, _>(heads, &mut cache[from..to]),
+            CpuStorage::BF16(cache) => self.write::<format::Bf16, _>(heads, &mut cache[from..to]),
+            _ => return Err(candle_error(shape("write_kv", "the cache must be f32, f16 or bf16"))),
+        }
         Ok(())
+    }
+}
+
+impl<'a, A> WriteHeads<'a, A>
+where
+    A: Fn(usize) -> (&'a [f32], &'a [f32]) + Sync + Copy,
+{
+    fn write<F: format::Format + Sync, T>(&self, heads: Heads, cache: &mut [T]) {
+        // SAFETY: f32, f16 and bf16 are plain bytes without padding, and any bytes are one of them.
+        let cache = unsafe { std::slice::from_raw_parts_mut(cache.as_mut_ptr().cast::<u8>(), size_of_val(cache)) };
+        let into = Slots { cache, block_size: self.block_size, slots: self.slots, format: PhantomData::<F> };
+        heads::write(Isa::best(), heads, self.how, into);
     }
 }
 
@@ -138,31 +210,121 @@ fn candle_error(error: Error) -> candle_core::Error {
     candle_core::Error::wrap(error)
 }
 
-/// Writes k and v `[tokens, kv_heads, head_dim]` into their slots (slot = block * block_size + offset), in place.
+/// No angles: values go into the cache as they are.
+type NoAngles = fn(usize) -> (&'static [f32], &'static [f32]);
+
+/// Writes k and v `[tokens, kv_heads, head_dim]` into their slots (slot = block * block_size + offset), in place. No two
+/// tokens may have the same slot.
 pub fn write_kv(cache: &mut KvLayer, k: &Tensor, v: &Tensor, slots: &[u32]) -> Result<()> {
     const OP: &str = "write_kv";
-    tensors::require_cpu(OP, cache.k.device())?;
-    let [blocks, kv_heads, block_size, head_dim] = cache.dims(OP)?;
-    tensors::require_dims(OP, "k", k, &[slots.len(), kv_heads, head_dim])?;
-    tensors::require_dims(OP, "v", v, &[slots.len(), kv_heads, head_dim])?;
-    if let Some(slot) = slots.iter().find(|slot| **slot as usize >= blocks * block_size) {
-        return Err(shape(OP, format!("slot {slot} is outside the cache of {} slots", blocks * block_size)));
-    }
+    let [_, heads, block_size, head_dim] = check_cache(OP, cache, slots)?;
+    tensors::require_dims(OP, "k", k, &[slots.len(), heads, head_dim])?;
+    tensors::require_dims(OP, "v", v, &[slots.len(), heads, head_dim])?;
     // Checked before either is written: a failure leaves the cache as it was.
     for (name, values) in [("k", k), ("v", v)] {
         let (storage, layout) = values.storage_and_layout();
         tensors::values(OP, name, &storage, layout)?;
-        for own in [&cache.k, &cache.v] {
-            let (own_storage, _) = own.storage_and_layout();
-            if std::ptr::eq(&*storage, &*own_storage) {
-                return Err(shape(OP, format!("{name} is the cache itself: copy it first")));
-            }
-        }
+        check_apart(OP, name, values, cache)?;
     }
-    let write = WriteSlots { slots, shape: AttentionShape { heads: kv_heads, kv_heads, head_dim, block_size } };
+    let (stride, how) = (heads * head_dim, None::<Turned<NoAngles>>);
+    let write = WriteHeads { slots, heads, head_dim, block_size, stride, start: 0, how };
     cache.k.inplace_op2(k, &write)?;
     cache.v.inplace_op2(v, &write)?;
     Ok(())
+}
+
+/// The cache's sizes, if the slots are its own and differ from each other.
+fn check_cache(op: &'static str, cache: &KvLayer, slots: &[u32]) -> Result<[usize; 4]> {
+    tensors::require_cpu(op, cache.k.device())?;
+    let dims @ [blocks, _, block_size, _] = cache.dims(op)?;
+    if let Some(slot) = slots.iter().find(|slot| **slot as usize >= blocks * block_size) {
+        return Err(shape(op, format!("slot {slot} is outside the cache of {} slots", blocks * block_size)));
+    }
+    // Tokens are written side by side by several threads. Most slots ascend, and then no search is needed.
+    let ascending = slots.windows(2).all(|pair| pair[0] < pair[1]);
+    if !ascending {
+        let mut sorted = slots.to_vec();
+        sorted.sort_unstable();
+        if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(shape(op, format!("two tokens have slot {}", pair[0])));
+        }
+    }
+    Ok(dims)
+}
+
+fn check_apart(op: &'static str, name: &str, values: &Tensor, cache: &KvLayer) -> Result<()> {
+    let (storage, _) = values.storage_and_layout();
+    for own in [&cache.k, &cache.v] {
+        let (own_storage, _) = own.storage_and_layout();
+        if std::ptr::eq(&*storage, &*own_storage) {
+            return Err(shape(op, format!("{name} is the cache itself: copy it first")));
+        }
+    }
+    Ok(())
+}
+
+/// RMSNorm over each head of q and of k.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadNorms<'a> {
+    /// `[head_dim]`
+    pub query: &'a Tensor,
+    /// `[head_dim]`
+    pub key: &'a Tensor,
+    pub eps: f32,
+}
+
+/// How a fused row of q, k and v is made up.
+#[derive(Debug, Clone, Copy)]
+pub struct QkvHeads<'a> {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub norms: Option<HeadNorms<'a>>,
+}
+
+/// From qkv `[tokens, (heads + 2 * kv_heads) * head_dim]`: norms the heads of q and k where there are norms, rotates
+/// them, writes k and v into their slots, and returns q `[tokens, heads, head_dim]`.
+pub fn rope_and_write_kv(
+    qkv: &Tensor,
+    parts: QkvHeads,
+    (table, style, positions): (&RopeTable, RopeStyle, &[u32]),
+    cache: &mut KvLayer,
+    slots: &[u32],
+) -> Result<Tensor> {
+    const OP: &str = "rope_and_write_kv";
+    let QkvHeads { heads, kv_heads, head_dim, norms } = parts;
+    let [_, cache_heads, block_size, cache_head_dim] = check_cache(OP, cache, slots)?;
+    if (kv_heads, head_dim) != (cache_heads, cache_head_dim) {
+        let cached = format!("{cache_heads} kv heads of {cache_head_dim}");
+        return Err(shape(OP, format!("{kv_heads} kv heads of {head_dim} do not fit a cache of {cached}")));
+    }
+    let stride = (heads + 2 * kv_heads) * head_dim;
+    tensors::require_dims(OP, "qkv", qkv, &[slots.len(), stride])?;
+    table.check(OP, positions, slots.len(), head_dim)?;
+    check_apart(OP, "qkv", qkv, cache)?;
+    let guards = norms.map(|norms| (norms.query.storage_and_layout(), norms.key.storage_and_layout(), norms.eps));
+    let (mut query_norm, mut key_norm) = (None, None);
+    if let (Some(((query, query_layout), (key, key_layout), eps)), Some(norms)) = (&guards, norms) {
+        tensors::require_dims(OP, "query norm", norms.query, &[head_dim])?;
+        tensors::require_dims(OP, "key norm", norms.key, &[head_dim])?;
+        query_norm = Some((tensors::values(OP, "query norm", query, query_layout)?, *eps));
+        key_norm = Some((tensors::values(OP, "key norm", key, key_layout)?, *eps));
+    }
+    let angles = |token: usize| table.angles(positions[token]);
+    let query = {
+        let (storage, layout) = qkv.storage_and_layout();
+        let x = tensors::values(OP, "qkv", &storage, layout)?;
+        let heads = Heads { x, stride, start: 0, heads, head_dim };
+        heads::turned(Isa::best(), heads, Turned { norm: query_norm, style, angles })
+    };
+    let start = heads * head_dim;
+    let how = Some(Turned { norm: key_norm, style, angles });
+    let key = WriteHeads { slots, heads: kv_heads, head_dim, block_size, stride, start, how };
+    cache.k.inplace_op2(qkv, &key)?;
+    let (start, how) = (start + kv_heads * head_dim, None::<Turned<NoAngles>>);
+    let value = WriteHeads { slots, heads: kv_heads, head_dim, block_size, stride, start, how };
+    cache.v.inplace_op2(qkv, &value)?;
+    Ok(Tensor::from_vec(query, (slots.len(), heads, head_dim), qkv.device())?)
 }
 
 /// Causal attention of every token over its own row's context: q `[tokens, heads, head_dim]`, the same shape comes out.
@@ -190,9 +352,28 @@ pub fn paged_attention(
     let (q_storage, q_layout) = q.storage_and_layout();
     let ((k_storage, k_layout), (v_storage, v_layout)) = (cache.k.storage_and_layout(), cache.v.storage_and_layout());
     let q_values = tensors::values(OP, "q", &q_storage, q_layout)?;
-    let k = tensors::values(OP, "k of the cache", &k_storage, k_layout)?;
-    let v = tensors::values(OP, "v of the cache", &v_storage, v_layout)?;
+    let cache = cache_values(OP, (&k_storage, k_layout), (&v_storage, v_layout))?;
     let shape = AttentionShape { heads, kv_heads, head_dim, block_size };
-    let out = cpu::attention::paged_attention(Isa::best(), q_values, (k, v), shape, batch, params);
+    let out = cpu::attention::paged_attention(Isa::best(), q_values, cache, shape, batch, params);
     Ok(Tensor::from_vec(out, (tokens, heads, head_dim), q.device())?)
+}
+
+fn cache_values<'a>(
+    op: &'static str,
+    (k, k_layout): (&'a Storage, &Layout),
+    (v, v_layout): (&'a Storage, &Layout),
+) -> Result<Cache<'a>> {
+    let (Storage::Cpu(k), Storage::Cpu(v)) = (k, v) else {
+        return Err(Error::Unsupported { op, detail: "the cache is not on the cpu".to_owned() });
+    };
+    let (Some((k_from, k_to)), Some((v_from, v_to))) = (k_layout.contiguous_offsets(), v_layout.contiguous_offsets())
+    else {
+        return Err(shape(op, "the cache must be contiguous"));
+    };
+    match (k, v) {
+        (CpuStorage::F32(k), CpuStorage::F32(v)) => Ok(Cache::F32(&k[k_from..k_to], &v[v_from..v_to])),
+        (CpuStorage::F16(k), CpuStorage::F16(v)) => Ok(Cache::F16(&k[k_from..k_to], &v[v_from..v_to])),
+        (CpuStorage::BF16(k), CpuStorage::BF16(v)) => Ok(Cache::Bf16(&k[k_from..k_to], &v[v_from..v_to])),
+        _ => Err(shape(op, "the cache must be f32, f16 or bf16, the same for k and v")),
+    }
 }

@@ -9,6 +9,11 @@ pub enum Error {
     /// The arguments are sound, but this device or element type has no kernel for them.
     #[error("{op}: {detail}")]
     Unsupported { op: &'static str, detail: String },
+    /// The operating system does not hand out so much memory.
+    #[error(
+        "{bytes} bytes of memory for weights are not to be had: free memory or use a smaller model or quantisation"
+    )]
+    Memory { bytes: u64 },
     /// The tensor library failed, usually for want of memory.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

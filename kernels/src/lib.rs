@@ -1,6 +1,7 @@
 //! One function an operation, for every back end.
 //!
-//! Activations are contiguous candle tensors, f32 on the CPU; weights are [`Weight`]s that keep their file's format.
+//! Activations are contiguous candle tensors, f32 on the CPU. A [`Weight`] is a matrix as its file has it; a
+//! [`PackedWeight`] is one or more of them as the CPU multiplies with them.
 //! Each function checks shapes and dispatches on the device. `reference` holds the f32 truth of every operation as
 //! plain loops; one conformance suite runs every operation on every back end against it.
 //!
@@ -19,9 +20,13 @@ pub mod rope;
 mod tensors;
 pub mod weight;
 
-pub use attention::{AttentionBatch, AttentionParams, KvLayer, paged_attention, write_kv};
+pub use attention::{
+    AttentionBatch, AttentionParams, HeadNorms, KvDtype, KvLayer, QkvHeads, paged_attention, rope_and_write_kv,
+    write_kv,
+};
+pub use cpu::packed::{Arena, PackedWeight, Precision};
 pub use error::{Error, Result};
-pub use matmul::matmul;
+pub use matmul::{Added, Prologue, matmul, matmul_into};
 pub use ops::{add_rms_norm, argmax, embedding, gelu_tanh_mul, rms_norm, silu_mul, top_k};
 pub use rope::{RopeStyle, RopeTable, rope};
 pub use weight::{GgmlType, Weight};

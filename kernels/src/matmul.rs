@@ -1,34 +1,85 @@
-//! Dense layers: activations times the transpose of a weight that stays in its file's format.
+//! Dense layers: activations times the transpose of packed weights, with what stands directly before and behind.
 
 use candle_core::Tensor;
 
+use crate::cpu::matmul as dense;
+use crate::cpu::packed::PackedWeight;
+use crate::cpu::rows::Gate;
 use crate::cpu::{self, Isa};
 use crate::error::{Result, shape};
 use crate::tensors;
-use crate::weight::Weight;
 
-/// `y = x W^T (+ bias)`: x `[tokens, input]` f32, w `[out, input]` -> `[tokens, out]` f32.
+const OP: &str = "matmul";
+
+/// What is done to x on its way into the product.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum Prologue<'a> {
+    /// x is `[tokens, input]`.
+    #[default]
+    None,
+    /// RMSNorm with a weight `[input]`: x is `[tokens, input]`.
+    RmsNorm { weight: &'a Tensor, eps: f32 },
+    /// `silu(gate) * up`: x is `[tokens, 2 * input]`, gate before up.
+    SiluMul,
+    /// `gelu(gate) * up` with the tanh approximation: x is `[tokens, 2 * input]`, gate before up.
+    GeluTanhMul,
+}
+
+/// What is added to the product.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Added<'a> {
+    /// `[out]`
+    pub bias: Option<&'a Tensor>,
+    /// `[tokens, out]`
+    pub residual: Option<&'a Tensor>,
+}
+
+/// `y = prologue(x) W^T + bias + residual`: `[tokens, out]` f32.
 ///
-/// Weights are dequantised tile by tile into cache-resident scratch that all token rows share, so they are read from
-/// memory once a call. Each output is one dot product in one fixed lane order: a row's result has the same bits
-/// whatever else is in the batch.
-pub fn matmul(x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
-    const OP: &str = "matmul";
+/// Block-quantised weights are multiplied in 8-bit integers (activations are quantised in blocks of 32, as ggml does),
+/// BF16 weights with activations rounded to BF16, F16 and F32 weights in f32. Each output is summed in one fixed order:
+/// a row's result has the same bits whatever else is in the batch.
+pub fn matmul(x: &Tensor, prologue: Prologue, w: &PackedWeight, added: Added) -> Result<Tensor> {
+    let tokens = x.dim(0)?;
+    let mut y = Vec::with_capacity(tokens.saturating_mul(w.out()));
+    matmul_into(x, prologue, w, added, &mut y)?;
+    Ok(Tensor::from_vec(y, (tokens, w.out()), x.device())?)
+}
+
+/// As [`matmul`], appended to `y`.
+pub fn matmul_into(x: &Tensor, prologue: Prologue, w: &PackedWeight, added: Added, y: &mut Vec<f32>) -> Result<()> {
     tensors::require_cpu(OP, x.device())?;
-    let (tokens, input) = tensors::dims2(OP, "x", x)?;
-    if input != w.input() {
-        return Err(shape(OP, format!("x has {input} columns and the weight takes {}", w.input())));
+    let (tokens, columns) = tensors::dims2(OP, "x", x)?;
+    let gated = matches!(prologue, Prologue::SiluMul | Prologue::GeluTanhMul);
+    let wanted = if gated { 2 * w.input() } else { w.input() };
+    if columns != wanted {
+        return Err(shape(OP, format!("x has {columns} columns and the weight takes {wanted}")));
     }
-    if let Some(bias) = bias {
+    if let Some(bias) = added.bias {
         tensors::require_dims(OP, "bias", bias, &[w.out()])?;
     }
+    if let Some(residual) = added.residual {
+        tensors::require_dims(OP, "residual", residual, &[tokens, w.out()])?;
+    }
     let (x_storage, x_layout) = x.storage_and_layout();
-    let x_values = tensors::values(OP, "x", &x_storage, x_layout)?;
-    let bias = bias.map(|bias| bias.storage_and_layout());
-    let bias = match &bias {
-        Some((storage, layout)) => Some(tensors::values(OP, "bias", storage, layout)?),
-        None => None,
-    };
-    let y = cpu::matmul::matmul(Isa::best(), x_values, w, bias);
-    Ok(Tensor::from_vec(y, (tokens, w.out()), x.device())?)
+    let x = tensors::values(OP, "x", &x_storage, x_layout)?;
+    let bias = added.bias.map(Tensor::storage_and_layout);
+    let residual = added.residual.map(Tensor::storage_and_layout);
+    let bias = bias.as_ref().map(|(storage, layout)| tensors::values(OP, "bias", storage, layout)).transpose()?;
+    let residual =
+        residual.as_ref().map(|(storage, layout)| tensors::values(OP, "residual", storage, layout)).transpose()?;
+    let added = dense::Added { bias, residual };
+    let mut run = |prologue| cpu::matmul::matmul(Isa::best(), x, prologue, w, added, y);
+    match prologue {
+        Prologue::None => run(dense::Prologue::None),
+        Prologue::SiluMul => run(dense::Prologue::Gated(Gate::Silu)),
+        Prologue::GeluTanhMul => run(dense::Prologue::Gated(Gate::GeluTanh)),
+        Prologue::RmsNorm { weight, eps } => {
+            tensors::require_dims(OP, "norm weight", weight, &[w.input()])?;
+            let (storage, layout) = weight.storage_and_layout();
+            let weight = tensors::values(OP, "norm weight", &storage, layout)?;
+            run(dense::Prologue::RmsNorm { weight, eps });
+        }
+    }
+    Ok(())
 }

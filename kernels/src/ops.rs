@@ -2,15 +2,15 @@
 
 use candle_core::{Device, Tensor};
 
+use crate::cpu::packed::PackedWeight;
 use crate::cpu::rows::{self, Gate};
 use crate::cpu::{Isa, choose};
 use crate::error::{Result, shape};
 pub use crate::rope::{RopeStyle, RopeTable, rope};
 use crate::tensors;
-use crate::weight::Weight;
 
 /// Rows `ids` of the table, dequantised: `[tokens, hidden]`.
-pub fn embedding(table: &Weight, ids: &[u32], device: &Device) -> Result<Tensor> {
+pub fn embedding(table: &PackedWeight, ids: &[u32], device: &Device) -> Result<Tensor> {
     const OP: &str = "embedding";
     tensors::require_cpu(OP, device)?;
     if let Some(id) = ids.iter().find(|id| **id as usize >= table.out()) {

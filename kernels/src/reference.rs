@@ -16,8 +16,18 @@ pub struct AttentionShape {
     pub block_size: usize,
 }
 
-/// `y = x W^T + bias`: x `[tokens, input]` -> `[tokens, out]`.
+/// `y = x W^T + bias`: x `[tokens, input]` -> `[tokens, out]`, x as [`activations`] makes it.
 pub fn matmul(x: &[f32], w: &Weight, bias: Option<&[f32]>) -> Vec<f32> {
+    let x: Vec<f32> = x.chunks(w.input()).flat_map(|row| activations(w.ty(), row)).collect();
+    let mut y = matmul_unrounded(&x, w);
+    if let Some(bias) = bias {
+        y.iter_mut().enumerate().for_each(|(at, y)| *y = (*y as f64 + bias[at % w.out()] as f64) as f32);
+    }
+    y
+}
+
+/// `y = x W^T` with x as it is.
+pub fn matmul_unrounded(x: &[f32], w: &Weight) -> Vec<f32> {
     let mut row = vec![0.0; w.input()];
     let tokens = x.len() / w.input();
     let mut y = vec![0.0; tokens * w.out()];
@@ -26,10 +36,27 @@ pub fn matmul(x: &[f32], w: &Weight, bias: Option<&[f32]>) -> Vec<f32> {
         for token in 0..tokens {
             let x = &x[token * w.input()..(token + 1) * w.input()];
             let sum: f64 = x.iter().zip(&row).map(|(a, b)| *a as f64 * *b as f64).sum();
-            y[token * w.out() + out] = (sum + bias.map_or(0.0, |bias| bias[out] as f64)) as f32;
+            y[token * w.out() + out] = sum as f32;
         }
     }
     y
+}
+
+/// A row of activations as a weight of this type is multiplied with it: in blocks of 32 rounded to -127..=127 times a
+/// scale for block types, rounded to BF16 for BF16, as it is otherwise.
+pub fn activations(ty: GgmlType, x: &[f32]) -> Vec<f32> {
+    match ty {
+        GgmlType::F32 | GgmlType::F16 => x.to_vec(),
+        GgmlType::Bf16 => x.iter().map(|value| bf16::from_f32(*value).to_f32()).collect(),
+        _ => {
+            let rounded = x.chunks(32).flat_map(|block| {
+                let largest = block.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+                let (factor, scale) = if largest > 0.0 { (127.0 / largest, largest / 127.0) } else { (0.0, 0.0) };
+                block.iter().map(move |value| (value * factor).round_ties_even() * scale)
+            });
+            rounded.collect()
+        }
+    }
 }
 
 /// The unquantised element types, by the crate `half`; block types are checked against candle's own dequantisation.

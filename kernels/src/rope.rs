@@ -6,7 +6,8 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Tensor};
 
-use crate::cpu::{Isa, rows};
+use crate::cpu::Isa;
+use crate::cpu::heads::{self, Heads, Turned};
 use crate::error::{Result, shape};
 use crate::tensors;
 
@@ -59,8 +60,23 @@ impl RopeTable {
         2 * self.table.inv_freq.len()
     }
 
+    /// Refuses positions that are not one a token or past the end, and heads that are too small.
+    pub(crate) fn check(&self, op: &'static str, positions: &[u32], tokens: usize, head_dim: usize) -> Result<()> {
+        if positions.len() != tokens {
+            return Err(shape(op, format!("{} positions for {tokens} tokens", positions.len())));
+        }
+        if self.rotated() > head_dim {
+            return Err(shape(op, format!("the table rotates {} of {head_dim} elements a head", self.rotated())));
+        }
+        let positions_max = self.table.positions_max;
+        match positions.iter().find(|position| **position as usize >= positions_max) {
+            Some(position) => Err(shape(op, format!("position {position} is past the context of {positions_max}"))),
+            None => Ok(()),
+        }
+    }
+
     /// Cosines and sines of one position below `positions_max`, one a pair each.
-    fn angles(&self, position: u32) -> (&[f32], &[f32]) {
+    pub(crate) fn angles(&self, position: u32) -> (&[f32], &[f32]) {
         let (position, pairs) = (position as usize, self.table.inv_freq.len());
         let page = self.table.pages[position / PAGE].get_or_init(|| self.table.page(position / PAGE * PAGE));
         let at = position % PAGE * 2 * pairs;
@@ -85,19 +101,11 @@ pub fn rope(x: &Tensor, positions: &[u32], table: &RopeTable, style: RopeStyle) 
     const OP: &str = "rope";
     tensors::require_cpu(OP, x.device())?;
     let (tokens, heads, head_dim) = tensors::dims3(OP, "x", x)?;
-    if positions.len() != tokens {
-        return Err(shape(OP, format!("{} positions for {tokens} tokens", positions.len())));
-    }
-    if table.rotated() > head_dim {
-        return Err(shape(OP, format!("the table rotates {} of {head_dim} elements a head", table.rotated())));
-    }
-    let positions_max = table.table.positions_max;
-    if let Some(position) = positions.iter().find(|position| **position as usize >= positions_max) {
-        return Err(shape(OP, format!("position {position} is past the context of {positions_max}")));
-    }
+    table.check(OP, positions, tokens, head_dim)?;
     let (storage, layout) = x.storage_and_layout();
     let values = tensors::values(OP, "x", &storage, layout)?;
     let angles = |token: usize| table.angles(positions[token]);
-    let out = rows::rope(Isa::best(), values, (heads, head_dim), style, angles);
+    let heads = Heads { x: values, stride: heads * head_dim, start: 0, heads, head_dim };
+    let out = heads::turned(Isa::best(), heads, Turned { norm: None, style, angles });
     Ok(Tensor::from_vec(out, x.shape(), x.device())?)
 }

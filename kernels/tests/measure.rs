@@ -8,8 +8,8 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use sconce_kernels::cpu::set_threads;
 use sconce_kernels::{
-    AttentionBatch, AttentionParams, GgmlType, KvLayer, RopeStyle, RopeTable, Weight, add_rms_norm, argmax, matmul,
-    paged_attention, rope, silu_mul, top_k,
+    Added, Arena, AttentionBatch, AttentionParams, GgmlType, KvDtype, KvLayer, PackedWeight, Precision, Prologue,
+    RopeStyle, RopeTable, Weight, add_rms_norm, argmax, matmul, paged_attention, rope, silu_mul, top_k,
 };
 
 /// CPU time that this thread has used, in seconds: on a busy machine the only figure that means something.
@@ -77,8 +77,9 @@ fn dense() {
 
 fn measure_dense(ty: GgmlType, out: usize, input: usize, tokens: usize) {
     let weight = weight(ty, out, input);
+    let packed = PackedWeight::new(&[&weight], Precision::Fast, &mut Arena::default()).expect("packs");
     let x = Tensor::ones((tokens, input), DType::F32, &Device::Cpu).expect("fits");
-    let times = seconds(|| drop(matmul(&x, &weight, None).expect("runs")));
+    let times = seconds(|| drop(matmul(&x, Prologue::None, &packed, Added::default()).expect("runs")));
     let flops = 2.0 * (tokens * out * input) as f64;
     report(&format!("{} {out} x {input}, {tokens} tokens", ty.name()), weight.bytes().len() as f64, flops, times);
 }
@@ -89,7 +90,8 @@ fn attention() {
     // SmolLM2's sizes, then an 8B model's.
     for (heads, kv_heads, head_dim) in [(9, 3, 64), (32, 8, 128)] {
         for (context, tokens) in [(512, 1), (4096, 1), (512, 512), (2048, 512)] {
-            let cache = KvLayer::new(context / 16, kv_heads, 16, head_dim, &Device::Cpu).expect("fits");
+            let sizes = [context / 16, kv_heads, 16, head_dim];
+            let cache = KvLayer::new(sizes, KvDtype::F16, &Device::Cpu).expect("fits");
             let q = Tensor::ones((tokens, heads, head_dim), DType::F32, &Device::Cpu).expect("fits");
             let positions: Vec<u32> = (context as u32 - tokens as u32..context as u32).collect();
             let table: Vec<u32> = (0..context as u32 / 16).collect();
@@ -104,7 +106,7 @@ fn attention() {
             let times = seconds(|| drop(paged_attention(&q, &cache, &batch, &params).expect("runs")));
             let pairs: usize = positions.iter().map(|position| *position as usize + 1).sum();
             let flops = 4.0 * (pairs * heads * head_dim) as f64;
-            let bytes = 8.0 * (context * kv_heads * head_dim) as f64;
+            let bytes = 4.0 * (context * kv_heads * head_dim) as f64;
             report(&format!("{heads}/{kv_heads} x {head_dim}, {tokens} of {context}"), bytes, flops, times);
         }
     }

@@ -1,7 +1,7 @@
 //! The paged K and V memory of one model: allocated once, written and read through slots and block tables.
 
 use candle_core::Device;
-use sconce_kernels::KvLayer;
+use sconce_kernels::{KvDtype, KvLayer};
 
 use crate::error::{Error, Result};
 use crate::spec::Spec;
@@ -16,20 +16,19 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    pub(crate) fn new(spec: &Spec, blocks: u32, block_size: u32, device: &Device) -> Result<Self> {
+    pub(crate) fn new(spec: &Spec, blocks: u32, block_size: u32, dtype: KvDtype, device: &Device) -> Result<Self> {
         if blocks == 0 || block_size == 0 {
             return Err(Error::Batch(format!("a kv cache of {blocks} blocks of {block_size} tokens holds nothing")));
         }
         let tokens = u64::from(blocks) * u64::from(block_size);
         let refused = |bytes| Error::KvMemory { blocks, block_size, bytes };
-        let bytes = tokens.checked_mul(spec.kv_bytes_per_token()).ok_or(refused(u64::MAX))?;
+        let bytes = tokens.checked_mul(spec.kv_bytes_per_token(dtype)).ok_or(refused(u64::MAX))?;
         // Slots are u32, and a failed allocation inside a tensor would abort the process: ask first, politely.
         if u32::try_from(tokens).is_err() || !memory_is_given(bytes) {
             return Err(refused(bytes));
         }
-        let layers = (0..spec.layers)
-            .map(|_| KvLayer::new(blocks as usize, spec.kv_heads, block_size as usize, spec.head_dim, device))
-            .collect::<Result<Vec<_>, _>>()?;
+        let sizes = [blocks as usize, spec.kv_heads, block_size as usize, spec.head_dim];
+        let layers = (0..spec.layers).map(|_| KvLayer::new(sizes, dtype, device)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { layers, blocks, block_size, bytes })
     }
 

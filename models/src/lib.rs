@@ -35,6 +35,7 @@ pub use error::{Error, Result};
 pub use family::Family;
 pub use kv::KvCache;
 pub use load::{DeviceChoice, LoadOptions, OnProgress, Source, load, read_spec};
+pub use sconce_kernels::{KvDtype, Precision};
 pub use spec::{RopeScaling, RopeSpec, SlidingWindow, Spec};
 
 /// A loaded decoder-only language model.
@@ -42,7 +43,7 @@ pub trait Model: Send {
     fn spec(&self) -> &Spec;
 
     /// K and V memory for `blocks` blocks of `block_size` tokens, on the model's device.
-    fn new_kv_cache(&self, blocks: u32, block_size: u32) -> Result<KvCache>;
+    fn new_kv_cache(&self, blocks: u32, block_size: u32, dtype: KvDtype) -> Result<KvCache>;
 
     /// One ragged step: writes K and V of every token into their slots, and the logits of `sample_rows` into `logits`,
     /// which is resized to fit. A batch that contradicts itself is refused before anything is written.

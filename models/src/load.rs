@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
+use sconce_kernels::Precision;
 
 use crate::Model;
 use crate::assemble::{Assembler, WeightSource};
@@ -42,6 +43,7 @@ pub type OnProgress = Box<dyn Fn(u64, u64) + Send>;
 #[derive(Default)]
 pub struct LoadOptions {
     pub device: DeviceChoice,
+    pub precision: Precision,
     pub progress: Option<OnProgress>,
 }
 
@@ -81,7 +83,7 @@ pub fn load(source: &Source, options: LoadOptions) -> Result<Box<dyn Model>> {
     }
     let report = options.progress.as_ref();
     let progress = Progress { done: 0, total: spec.weight_bytes, report };
-    let decoder = Assembler::new(weights, device, progress).decoder(spec)?;
+    let decoder = Assembler::new(weights, device, options.precision, progress).decoder(spec)?;
     // Tensors that files carry and models do not read count as ready, too.
     Progress { done: decoder.spec.weight_bytes, total: decoder.spec.weight_bytes, report }.tell();
     Ok(Box::new(decoder))

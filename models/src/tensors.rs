@@ -10,7 +10,7 @@ use sconce_kernels::{GgmlType, Weight};
 use crate::error::{Error, Result, shown};
 use crate::gguf;
 use crate::names::{Naming, Part, is_ignorable};
-use crate::weights::{MappedFile, touch_pages};
+use crate::weights::MappedFile;
 
 /// Said in messages; the list itself is `GgmlType`.
 const SUPPORTED: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K or IQ4_NL";
@@ -127,11 +127,18 @@ impl TensorSet {
         }
     }
 
-    /// The part as a matrix in its file's format; its pages are read in.
+    /// The part as a matrix in its file's format.
     pub fn matrix(&self, part: Part, out: usize, input: usize) -> Result<Weight> {
         let (name, stored) = self.find(part)?;
         check_shape(&name, stored, &[out, input])?;
         read_in(&name, stored, out, input)
+    }
+
+    /// The part was copied and will not be read again: its pages need not stay in memory.
+    pub fn read_once(&self, part: Part) {
+        if let Ok((_, stored)) = self.find(part) {
+            stored.file.let_go(stored.offset, stored.bytes);
+        }
     }
 
     /// The part as f32 `[len]`, whatever its format, and its bytes in the file.
@@ -195,6 +202,5 @@ fn read_in(name: &str, stored: &Stored, out: usize, input: usize) -> Result<Weig
     };
     let weight = Weight::new(kind, out, input, Arc::clone(&stored.file) as _, stored.offset)?;
     stored.file.read_ahead(stored.offset, stored.bytes);
-    touch_pages(weight.bytes());
     Ok(weight)
 }

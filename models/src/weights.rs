@@ -1,6 +1,6 @@
 //! Memory maps of weight files: bytes that are shared with the page cache and copied by nobody.
 //!
-//! Invariant: this is the only `unsafe` of the crate. A map is exactly as long as the file was when it was opened,
+//! Invariant: this file has the only `unsafe` of the crate. A map is exactly as long as the file was when it was opened,
 //! and the file stays open as long as its map.
 
 use std::fs::File;
@@ -55,17 +55,18 @@ impl MappedFile {
         #[cfg(unix)]
         let _ = self.map.advise_range(memmap2::Advice::WillNeed, offset, bytes);
     }
+
+    /// Gives a range's pages back: what was copied would otherwise count twice. They stay in the page cache, and
+    /// reading them again works.
+    pub fn let_go(&self, offset: usize, bytes: usize) {
+        // SAFETY: the map is shared and read-only, so a dropped page comes back with the same contents.
+        #[cfg(unix)]
+        let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, bytes) };
+    }
 }
 
 impl AsRef<[u8]> for MappedFile {
     fn as_ref(&self) -> &[u8] {
         &self.map
     }
-}
-
-/// Reads one byte of every page, so that the disk is waited for here and not in the first request.
-pub(crate) fn touch_pages(bytes: &[u8]) {
-    const PAGE_BYTES: usize = 4096;
-    let sum = bytes.iter().step_by(PAGE_BYTES).fold(0_u8, |sum, &byte| sum.wrapping_add(byte));
-    std::hint::black_box(sum);
 }

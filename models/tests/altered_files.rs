@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use proptest::sample::Index;
-use sconce_models::{BatchInput, LoadOptions, Logits, Source, load};
+use sconce_models::{BatchInput, KvDtype, LoadOptions, Logits, Source, load};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -14,7 +14,7 @@ fn fixtures() -> PathBuf {
 /// One token through whatever the file became. Errors are fine, and so are odd numbers in the logits.
 fn load_and_run(source: &Source) {
     let Ok(model) = load(source, LoadOptions::default()) else { return };
-    let Ok(mut kv) = model.new_kv_cache(1, 1) else { return };
+    let Ok(mut kv) = model.new_kv_cache(1, 1, KvDtype::F16) else { return };
     let batch = BatchInput {
         tokens: vec![5],
         positions: vec![0],

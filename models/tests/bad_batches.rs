@@ -1,19 +1,19 @@
 //! Caches that no machine has, and batches that contradict themselves: refused before anything is written.
 
-use sconce_models::{BatchInput, LoadOptions, Logits, Source, load};
+use sconce_models::{BatchInput, KvDtype, LoadOptions, Logits, Source, load};
 
 #[test]
 fn a_cache_beyond_the_machine_is_refused() {
     let model = load(&Source::Dummy("tiny".to_owned()), LoadOptions::default()).unwrap();
     for (blocks, block_size) in [(u32::MAX, 1), (u32::MAX, u32::MAX)] {
-        let message = model.new_kv_cache(blocks, block_size).err().expect("too large").to_string();
+        let message = model.new_kv_cache(blocks, block_size, KvDtype::F16).err().expect("too large").to_string();
         assert!(message.contains("bytes, which this machine does not give; lower --max-model-len"), "{message}");
     }
-    assert!(model.new_kv_cache(0, 16).is_err());
-    let cache = model.new_kv_cache(8, 16).unwrap();
+    assert!(model.new_kv_cache(0, 16, KvDtype::F16).is_err());
+    let cache = model.new_kv_cache(8, 16, KvDtype::F16).unwrap();
     assert_eq!((cache.blocks(), cache.block_size()), (8, 16));
-    assert_eq!(cache.bytes(), 8 * 16 * model.spec().kv_bytes_per_token());
-    let held: usize = cache.layers.iter().map(|layer| 4 * (layer.k.elem_count() + layer.v.elem_count())).sum();
+    assert_eq!(cache.bytes(), 8 * 16 * model.spec().kv_bytes_per_token(KvDtype::F16));
+    let held: usize = cache.layers.iter().map(|layer| 2 * (layer.k.elem_count() + layer.v.elem_count())).sum();
     assert_eq!(cache.bytes(), held as u64);
 }
 
@@ -22,7 +22,7 @@ type Spoil = fn(&mut BatchInput);
 #[test]
 fn batches_that_contradict_themselves_are_refused() {
     let model = load(&Source::Dummy("tiny".to_owned()), LoadOptions::default()).unwrap();
-    let mut kv = model.new_kv_cache(4, 4).unwrap();
+    let mut kv = model.new_kv_cache(4, 4, KvDtype::F16).unwrap();
     let mut logits = Logits::default();
     let sound = BatchInput {
         tokens: vec![1, 2, 3],

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use sconce_models::{BatchInput, LoadOptions, Logits, Source, dummy_shapes, load, read_spec};
+use sconce_models::{BatchInput, KvDtype, LoadOptions, Logits, Source, dummy_shapes, load, read_spec};
 
 #[test]
 fn shapes_have_the_published_sizes() {
@@ -55,14 +55,14 @@ fn every_format_runs_and_reports_its_progress() {
         let before_the_last = reports[reports.len() - 2];
         assert_eq!((before_the_last, reports[reports.len() - 1]), ((total, total), (total, total)), "{format}");
 
-        let mut kv = model.new_kv_cache(1, 16).unwrap();
+        let mut kv = model.new_kv_cache(1, 16, KvDtype::F16).unwrap();
         let mut logits = Logits::default();
         model.forward(&batch, &mut kv, &mut logits).unwrap();
         let spread = logits.values.iter().fold(0_f32, |max, value| max.max(value.abs()));
         assert!(logits.values.iter().all(|value| value.is_finite()) && spread > 0.01, "{format}: {spread}");
         let again = load(&source, LoadOptions::default()).unwrap();
         let mut logits_again = Logits::default();
-        again.forward(&batch, &mut again.new_kv_cache(1, 16).unwrap(), &mut logits_again).unwrap();
+        again.forward(&batch, &mut again.new_kv_cache(1, 16, KvDtype::F16).unwrap(), &mut logits_again).unwrap();
         assert_eq!(logits, logits_again, "{format}: the seed is fixed");
     }
 }

@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use sconce_models::{BatchInput, LoadOptions, Logits, Model, Source, load};
+use sconce_models::{BatchInput, KvDtype, LoadOptions, Logits, Model, Precision, Source, load};
 
 /// Below this distance between the two best logits, f32 sums in another order may choose the other token.
 const TIE: f64 = 1e-3;
@@ -27,7 +27,7 @@ struct Case {
 fn continue_greedily(model: &dyn Model, prompt: &[u32], steps: usize) -> Vec<u32> {
     const BLOCK: u32 = 16;
     let blocks = ((prompt.len() + steps) as u32).div_ceil(BLOCK);
-    let mut kv = model.new_kv_cache(blocks, BLOCK).unwrap();
+    let mut kv = model.new_kv_cache(blocks, BLOCK, KvDtype::F16).unwrap();
     let (mut logits, mut found, mut next, mut done) = (Logits::default(), Vec::new(), prompt.to_vec(), 0);
     while found.len() < steps {
         let end = done + next.len() as u32;
@@ -58,7 +58,8 @@ fn real_model_greedy_equals_transformers() {
     };
     let fixture: Fixture = serde_json::from_str(include_str!("fixtures/smollm2_greedy.json")).unwrap();
     assert_eq!(fixture.cases.len(), 20);
-    let model = load(&Source::Gguf(path), LoadOptions::default()).unwrap();
+    let model =
+        load(&Source::Gguf(path), LoadOptions { precision: Precision::High, ..LoadOptions::default() }).unwrap();
     let mut wrong = Vec::new();
     for (index, case) in fixture.cases.iter().enumerate() {
         let found = continue_greedily(&*model, &case.prompt, case.tokens.len());

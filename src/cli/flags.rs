@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::config::file::ModelSection;
-use crate::config::{DeviceChoice, ModelConfig, ModelLimits, parse_bytes};
+use crate::config::{DeviceChoice, KvCacheDtype, MatmulPrecision, ModelConfig, ModelLimits, parse_bytes};
 use crate::error::{Error, Result};
 
 /// How a model is run. Flags that `vllm serve` has carry its names.
@@ -35,9 +35,14 @@ pub struct ModelFlags {
     /// Size of the KV cache, e.g. 2GiB [default: what the sequences can fill, at most 4GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub kv_cache_memory_bytes: Option<u64>,
-    /// Element type of the KV cache; only auto and f32 exist so far [default: auto]
-    #[arg(long, value_name = "TYPE", value_parser = ["auto", "f32"])]
-    pub kv_cache_dtype: Option<String>,
+    /// Element type of the KV cache: auto (f16 on the CPU), f16, bf16 or f32 [default: auto]
+    #[arg(long, value_name = "TYPE")]
+    pub kv_cache_dtype: Option<KvCacheDtype>,
+    /// Activations in matrix products on the CPU: fast (8 bits with quantised weights, as llama.cpp; bf16 with bf16
+    /// weights) or high (16 bits and f32: equal to f32 arithmetic, slower where many tokens are computed at once)
+    /// [default: fast]
+    #[arg(long, value_name = "PRECISION")]
+    pub matmul_precision: Option<MatmulPrecision>,
     /// Reuse the KV of equal prompt beginnings (on by default)
     #[arg(long, overrides_with = "no_enable_prefix_caching")]
     pub enable_prefix_caching: bool,
@@ -58,6 +63,10 @@ impl ModelFlags {
         let in_file_kv = in_file_kv.map_err(|why| Error::invalid("kv_cache_memory", why))?;
         let in_file_device = section.device.as_deref().map(str::parse::<DeviceChoice>).transpose();
         let in_file_device = in_file_device.map_err(|why| Error::invalid("device", why))?;
+        let in_file_dtype = section.kv_cache_dtype.as_deref().map(str::parse::<KvCacheDtype>).transpose();
+        let in_file_dtype = in_file_dtype.map_err(|why| Error::invalid("kv_cache_dtype", why))?;
+        let in_file_precision = section.matmul_precision.as_deref().map(str::parse::<MatmulPrecision>).transpose();
+        let in_file_precision = in_file_precision.map_err(|why| Error::invalid("matmul_precision", why))?;
         let limits = ModelLimits {
             max_model_len: self.max_model_len.or(section.max_model_len),
             max_num_seqs: self.max_num_seqs.or(section.max_num_seqs).unwrap_or(defaults.max_num_seqs),
@@ -65,6 +74,8 @@ impl ModelFlags {
             max_queue: section.max_queue.unwrap_or(defaults.max_queue),
             block_size: self.block_size.or(section.block_size).unwrap_or(defaults.block_size),
             kv_cache_memory_bytes: self.kv_cache_memory_bytes.or(in_file_kv),
+            kv_cache_dtype: self.kv_cache_dtype.or(in_file_dtype).unwrap_or_default(),
+            matmul_precision: self.matmul_precision.or(in_file_precision).unwrap_or_default(),
             memory_share_permille: utilization.map_or(defaults.memory_share_permille, permille),
             enable_prefix_caching: !self.no_enable_prefix_caching
                 && (self.enable_prefix_caching || section.enable_prefix_caching.unwrap_or(true)),

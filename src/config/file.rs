@@ -51,6 +51,10 @@ pub struct ModelSection {
     pub block_size: Option<u32>,
     /// A size as `--kv-cache-memory-bytes` takes it: `"4GiB"`.
     pub kv_cache_memory: Option<String>,
+    /// `fast` or `high`.
+    pub matmul_precision: Option<String>,
+    /// `auto`, `f16`, `bf16` or `f32`.
+    pub kv_cache_dtype: Option<String>,
     pub gpu_memory_utilization: Option<f64>,
     pub enable_prefix_caching: Option<bool>,
     pub chat_template: Option<PathBuf>,

@@ -5,6 +5,7 @@ pub mod file;
 pub mod keys;
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -76,6 +77,8 @@ pub struct ModelLimits {
     pub max_queue: u32,
     pub block_size: u32,
     pub kv_cache_memory_bytes: Option<u64>,
+    pub kv_cache_dtype: KvCacheDtype,
+    pub matmul_precision: MatmulPrecision,
     /// Share of the available memory for weights and KV, in thousandths.
     pub memory_share_permille: u32,
     pub enable_prefix_caching: bool,
@@ -104,8 +107,58 @@ impl Default for ModelLimits {
             max_queue: MAX_QUEUE_DEFAULT,
             block_size: BLOCK_SIZE_DEFAULT,
             kv_cache_memory_bytes: None,
+            kv_cache_dtype: KvCacheDtype::Auto,
+            matmul_precision: MatmulPrecision::Fast,
             memory_share_permille: (MEMORY_UTILIZATION_DEFAULT * 1000.0) as u32,
             enable_prefix_caching: true,
+        }
+    }
+}
+
+/// Element type of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvCacheDtype {
+    /// f16 on the CPU.
+    #[default]
+    Auto,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl FromStr for KvCacheDtype {
+    type Err = String;
+
+    /// Takes vLLM's names and the short ones.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" | "float32" => Ok(Self::F32),
+            "f16" | "float16" => Ok(Self::F16),
+            "bf16" | "bfloat16" => Ok(Self::Bf16),
+            _ => Err(format!("'{text}' is no KV cache type; use auto, f16, bf16 or f32")),
+        }
+    }
+}
+
+/// How exactly activations are kept in matrix products on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MatmulPrecision {
+    /// 8 bits with quantised weights, as llama.cpp; bf16 with bf16 weights.
+    #[default]
+    Fast,
+    /// As good as f32.
+    High,
+}
+
+impl FromStr for MatmulPrecision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "fast" => Ok(Self::Fast),
+            "high" => Ok(Self::High),
+            _ => Err(format!("'{text}' is no precision; use fast or high")),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! An executor owns its weights and its KV cache. It is built on the engine thread and never leaves it.
 
-use sconce_models::{BatchInput, KvCache, Logits, Model};
+use sconce_models::{BatchInput, KvCache, KvDtype, Logits, Model};
 
 use super::scheduler::Capabilities;
 
@@ -29,8 +29,8 @@ pub struct ModelExecutor {
 
 impl ModelExecutor {
     /// Allocates the KV cache: `blocks` blocks of `block_size` tokens, the same numbers as in `EngineConfig`.
-    pub fn new(model: Box<dyn Model>, blocks: u32, block_size: u32) -> Result<Self, String> {
-        let cache = model.new_kv_cache(blocks, block_size).map_err(|error| error.to_string())?;
+    pub fn new(model: Box<dyn Model>, blocks: u32, block_size: u32, dtype: KvDtype) -> Result<Self, String> {
+        let cache = model.new_kv_cache(blocks, block_size, dtype).map_err(|error| error.to_string())?;
         Ok(Self { model, cache })
     }
 }

@@ -4,10 +4,10 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sconce_models::{LoadOptions, Source, Spec};
+use sconce_models::{KvDtype, LoadOptions, Precision, Source, Spec};
 
 use super::{synthetic, text};
-use crate::config::{ModelConfig, ModelLimits};
+use crate::config::{KvCacheDtype, MatmulPrecision, ModelConfig, ModelLimits};
 use crate::device::{cpu, fit};
 use crate::engine::scheduler::SCORED_PER_STEP_MAX;
 use crate::engine::{EngineConfig, EngineHandle, Executor, ModelExecutor, SimExecutor, SimOptions};
@@ -64,19 +64,25 @@ fn load_weights(
 ) -> Result<(Loaded, LoadReport)> {
     let spec = sconce_models::read_spec(&source).map_err(|why| unusable(&why))?;
     let machine = cpu::detect();
-    let plan = plan(&spec, &config.limits, machine.memory_available_bytes)?;
+    let kv_dtype = kv_dtype(config.limits.kv_cache_dtype);
+    let plan = plan(&spec, kv_dtype, &config.limits, machine.memory_available_bytes)?;
     let parts = text::read(&source, &spec, config.chat_template.as_deref())?;
     let engine = {
         let source = source.clone();
+        let precision = match config.limits.matmul_precision {
+            MatmulPrecision::Fast => Precision::Fast,
+            MatmulPrecision::High => Precision::High,
+        };
         let (blocks, block_size, model_name) = (plan.blocks, plan.block_size, card.id.clone());
         EngineHandle::start(&card.id, engine_config(&plan, &config.limits), move || {
             let shown = LoadingBar::new(progress, model_name);
             let options = LoadOptions {
+                precision,
                 progress: Some(Box::new(move |done, total| shown.update(done, total))),
                 ..Default::default()
             };
             let model = sconce_models::load(&source, options).map_err(|why| why.to_string())?;
-            let executor = ModelExecutor::new(model, blocks, block_size)?;
+            let executor = ModelExecutor::new(model, blocks, block_size, kv_dtype)?;
             Ok(Box::new(executor) as Box<dyn Executor>)
         })
         .map_err(|why| Error::new(ErrorKind::Unavailable, why))?
@@ -148,11 +154,19 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport
     Ok((loaded, report))
 }
 
-fn plan(spec: &Spec, limits: &ModelLimits, available_bytes: Option<u64>) -> Result<fit::Plan> {
+fn kv_dtype(wanted: KvCacheDtype) -> KvDtype {
+    match wanted {
+        // As llama.cpp: half the memory of f32, and far more precise than bf16.
+        KvCacheDtype::Auto | KvCacheDtype::F16 => KvDtype::F16,
+        KvCacheDtype::Bf16 => KvDtype::Bf16,
+        KvCacheDtype::F32 => KvDtype::F32,
+    }
+}
+
+fn plan(spec: &Spec, kv_dtype: KvDtype, limits: &ModelLimits, available_bytes: Option<u64>) -> Result<fit::Plan> {
     let size = fit::ModelSize {
-        // Weights are mapped from the file: what they take is page cache, which the system still counts as available.
         weight_bytes: spec.weight_bytes,
-        kv_bytes_per_token: spec.kv_bytes_per_token(),
+        kv_bytes_per_token: spec.kv_bytes_per_token(kv_dtype),
         context_max: spec.context_max,
         step_bytes_per_token: step_bytes_per_token(spec),
         // In f32, as the head's matmul leaves them and as the sampler reads them.

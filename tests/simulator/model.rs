@@ -3,7 +3,7 @@
 use sconce::engine::{
     EngineConfig, EngineHandle, Executor, FinishReason, ModelExecutor, Progress, SamplingParams, Submit, Token,
 };
-use sconce_models::{LoadOptions, Source};
+use sconce_models::{KvDtype, LoadOptions, Source};
 use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::random::Random;
@@ -20,7 +20,7 @@ fn start(blocks: u32, enable_prefix_caching: bool) -> EngineHandle {
     };
     EngineHandle::start("engine-model", config, move || {
         let model = sconce_models::load(&Source::Dummy("tiny:f32".into()), LoadOptions::default());
-        let executor = ModelExecutor::new(model.map_err(|error| error.to_string())?, blocks, 16)?;
+        let executor = ModelExecutor::new(model.map_err(|error| error.to_string())?, blocks, 16, KvDtype::F16)?;
         Ok(Box::new(executor) as Box<dyn Executor>)
     })
     .expect("the engine starts")

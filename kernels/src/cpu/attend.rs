@@ -6,8 +6,10 @@
 //! (Milakov and Gimelshein, arXiv 1805.02867) and partitions are merged in ascending order. Which queries share a tile,
 //! or which thread takes a partition, changes no bit.
 
+use std::marker::PhantomData;
+
 use super::dot::{Rows, Target, product};
-use super::format::F32;
+use super::format::{F32, Format};
 use super::simd::{Kernel, LANES, Simd, exp};
 use crate::attention::AttentionParams;
 
@@ -109,13 +111,16 @@ pub(crate) unsafe fn tanh<S: Simd>(x: S::V) -> S::V {
     }
 }
 
-/// One partition of the context for a tile of queries that share a KV head.
-pub(crate) struct Partition<'a, 'b> {
+/// Queries for which a tile's K and V of a narrow type are widened once instead of again and again.
+const WIDEN_QUERIES: usize = 8;
+
+/// One partition of the context for a tile of queries that share a KV head. `F` is the cache's element type.
+pub(crate) struct Partition<'a, 'b, F> {
     pub sizes: Sizes,
     pub params: &'a AttentionParams,
     /// All of the layer's cache, `[blocks, kv_heads, block_size, head_dim]`.
-    pub k: &'a [f32],
-    pub v: &'a [f32],
+    pub k: &'a [u8],
+    pub v: &'a [u8],
     /// Block ids of the row.
     pub table: &'a [u32],
     pub kv_head: usize,
@@ -128,10 +133,13 @@ pub(crate) struct Partition<'a, 'b> {
     pub start: usize,
     /// Room for scores, `[tokens * group, TILE]`.
     pub scores: &'a mut [f32],
+    /// Room for a tile's K and V, `[2, TILE, head_dim]`.
+    pub wide: &'a mut [f32],
     pub state: &'a mut State<'b>,
+    pub format: PhantomData<F>,
 }
 
-impl Partition<'_, '_> {
+impl<F: Format> Partition<'_, '_, F> {
     /// Positions that token `token` of the tile sees, cut to `start..end`.
     #[inline(always)]
     fn seen(&self, token: usize, start: usize, end: usize) -> (usize, usize) {
@@ -140,16 +148,16 @@ impl Partition<'_, '_> {
         (first.max(start), (position + 1).min(end))
     }
 
-    /// Index of a position's K or V in the cache.
+    /// First byte of a position's K or V in the cache.
     #[inline(always)]
     fn cache_at(&self, position: usize) -> usize {
         let Sizes { kv_heads, head_dim, block_size, .. } = self.sizes;
         let block = self.table[position / block_size] as usize;
-        ((block * kv_heads + self.kv_head) * block_size + position % block_size) * head_dim
+        ((block * kv_heads + self.kv_head) * block_size + position % block_size) * head_dim * F::ELEMENT_BYTES
     }
 }
 
-impl Kernel for Partition<'_, '_> {
+impl<F: Format> Kernel for Partition<'_, '_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -167,30 +175,51 @@ impl Kernel for Partition<'_, '_> {
     }
 }
 
-impl Partition<'_, '_> {
+impl<F: Format> Partition<'_, '_, F> {
     /// Positions `first..end` of the tile that starts at `tile`: no query sees others of it.
     #[inline(always)]
     unsafe fn tile<S: Simd>(&mut self, tile: usize, (first, end): (usize, usize)) {
         let Sizes { head_dim, block_size, .. } = self.sizes;
         let group = self.sizes.group();
         let queries = self.tokens * group;
-        let mut values = [std::ptr::null::<f32>(); TILE];
+        let widen = F::ELEMENT_BYTES < 4 && queries >= WIDEN_QUERIES;
+        let row_bytes = head_dim * F::ELEMENT_BYTES;
+        let mut values = [std::ptr::null::<u8>(); TILE];
+        let q = Rows { start: self.q.as_ptr(), stride: head_dim };
         let mut position = first;
         while position < end {
             let block_end = ((position / block_size + 1) * block_size).min(end);
             let (at, count) = (self.cache_at(position), block_end - position);
-            let (k, v) = (&self.k[at..at + count * head_dim], &self.v[at..at + count * head_dim]);
-            for (index, v) in v.chunks_exact(head_dim).enumerate() {
-                values[position - tile + index] = v.as_ptr();
-            }
-            // SAFETY: the slices above hold `count` rows; the scores hold TILE values a query.
+            let (k, v) = (&self.k[at..at + count * row_bytes], &self.v[at..at + count * row_bytes]);
+            let place = position - tile;
+            // SAFETY: the slices above hold `count` rows; the scores hold TILE values a query, the room TILE rows.
             unsafe {
-                let q = Rows { start: self.q.as_ptr(), stride: head_dim };
-                let k = Rows { start: k.as_ptr().cast::<u8>(), stride: head_dim * 4 };
-                let target = Target { y: self.scores.as_mut_ptr().add(position - tile), stride: TILE };
-                product::<S, F32>(q, k, (queries, count), head_dim, target);
+                if widen {
+                    let (wide_k, wide_v) = self.wide.split_at_mut(TILE * head_dim);
+                    widen_rows::<S, F>(k, wide_k.as_mut_ptr().add(place * head_dim), count * head_dim);
+                    widen_rows::<S, F>(v, wide_v.as_mut_ptr().add(place * head_dim), count * head_dim);
+                    for index in 0..count {
+                        values[place + index] = wide_v.as_ptr().add((place + index) * head_dim).cast();
+                    }
+                } else {
+                    for index in 0..count {
+                        values[place + index] = v.as_ptr().add(index * row_bytes);
+                    }
+                    let k = Rows { start: k.as_ptr(), stride: row_bytes };
+                    let target = Target { y: self.scores.as_mut_ptr().add(place), stride: TILE };
+                    product::<S, F>(q, k, (queries, count), head_dim, target);
+                }
             }
             position = block_end;
+        }
+        if widen {
+            // SAFETY: the rows from `first` to `end` were just written.
+            unsafe {
+                let k = self.wide.as_ptr().add((first - tile) * head_dim);
+                let k = Rows { start: k.cast::<u8>(), stride: head_dim * 4 };
+                let target = Target { y: self.scores.as_mut_ptr().add(first - tile), stride: TILE };
+                product::<S, F32>(q, k, (queries, end - first), head_dim, target);
+            }
         }
         for query in 0..queries {
             let (from, to) = self.seen(query / group, tile, tile + TILE);
@@ -199,14 +228,27 @@ impl Partition<'_, '_> {
                 unsafe { self.softmax::<S>(query, (from - tile, to - tile)) };
             }
         }
+        // SAFETY: `values` points at the V of every position that one of the queries sees, in the type that is named.
+        unsafe {
+            if widen {
+                self.mix_all::<S, F32>(tile, &values);
+            } else {
+                self.mix_all::<S, F>(tile, &values);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mix_all<S: Simd, E: Format>(&mut self, tile: usize, values: &[*const u8; TILE]) {
+        let queries = self.tokens * self.sizes.group();
         for query in (0..queries).step_by(4) {
-            // SAFETY: `values` points at the V of every position that one of the queries sees.
+            // SAFETY: as promised by the caller.
             unsafe {
                 match queries - query {
-                    1 => self.mix::<S, 1>(query, tile, &values),
-                    2 => self.mix::<S, 2>(query, tile, &values),
-                    3 => self.mix::<S, 3>(query, tile, &values),
-                    _ => self.mix::<S, 4>(query, tile, &values),
+                    1 => self.mix::<S, E, 1>(query, tile, values),
+                    2 => self.mix::<S, E, 2>(query, tile, values),
+                    3 => self.mix::<S, E, 3>(query, tile, values),
+                    _ => self.mix::<S, E, 4>(query, tile, values),
                 }
             }
         }
@@ -265,7 +307,12 @@ impl Partition<'_, '_> {
     /// Adds the weighted V of the tile to `Q` queries. Each query takes its positions in ascending order; where all
     /// of them see a position, they share the load of its V.
     #[inline(always)]
-    unsafe fn mix<S: Simd, const Q: usize>(&mut self, query: usize, tile: usize, values: &[*const f32; TILE]) {
+    unsafe fn mix<S: Simd, E: Format, const Q: usize>(
+        &mut self,
+        query: usize,
+        tile: usize,
+        values: &[*const u8; TILE],
+    ) {
         let group = self.sizes.group();
         let seen: [(usize, usize); Q] = std::array::from_fn(|index| {
             let (from, to) = self.seen((query + index) / group, tile, tile + TILE);
@@ -276,20 +323,20 @@ impl Partition<'_, '_> {
         // SAFETY: as promised by the caller.
         unsafe {
             for (index, seen) in seen.iter().enumerate() {
-                self.add_values::<S, 1>(query + index, values, (seen.0, from.min(seen.1)));
+                self.add_values::<S, E, 1>(query + index, values, (seen.0, from.min(seen.1)));
             }
-            self.add_values::<S, Q>(query, values, (from, to));
+            self.add_values::<S, E, Q>(query, values, (from, to));
             for (index, seen) in seen.iter().enumerate() {
-                self.add_values::<S, 1>(query + index, values, (to.max(seen.0), seen.1));
+                self.add_values::<S, E, 1>(query + index, values, (to.max(seen.0), seen.1));
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn add_values<S: Simd, const Q: usize>(
+    unsafe fn add_values<S: Simd, E: Format, const Q: usize>(
         &mut self,
         query: usize,
-        values: &[*const f32; TILE],
+        values: &[*const u8; TILE],
         (from, to): (usize, usize),
     ) {
         if from >= to {
@@ -303,11 +350,11 @@ impl Partition<'_, '_> {
             let mix = self.state.mix.as_mut_ptr().add(query * head_dim);
             let mut column = 0;
             while column + 4 * LANES <= head_dim {
-                columns::<S, Q, 4>(weights, &values[from..to], from, (mix.add(column), head_dim), column);
+                columns::<S, E, Q, 4>(weights, &values[from..to], from, (mix.add(column), head_dim), column);
                 column += 4 * LANES;
             }
             while column + LANES <= head_dim {
-                columns::<S, Q, 1>(weights, &values[from..to], from, (mix.add(column), head_dim), column);
+                columns::<S, E, Q, 1>(weights, &values[from..to], from, (mix.add(column), head_dim), column);
                 column += LANES;
             }
             if column < head_dim {
@@ -316,12 +363,27 @@ impl Partition<'_, '_> {
                     let sum = mix.add(index * head_dim + column);
                     let mut acc = S::load_part(sum, rest);
                     for (offset, value) in values[from..to].iter().enumerate() {
-                        let value = S::load_part(value.add(column), rest);
+                        let value = E::load_part::<S>(value.add(column * E::ELEMENT_BYTES), rest);
                         acc = S::fma(S::splat(*weights.add(from + offset)), value, acc);
                     }
                     S::store_part(sum, acc, rest);
                 }
             }
+        }
+    }
+}
+
+/// `count` elements of a narrow type as f32.
+///
+/// # Safety
+/// `from` must hold them, `to` be writable for them, and the machine must have the instructions of `S`.
+#[inline(always)]
+unsafe fn widen_rows<S: Simd, F: Format>(from: &[u8], to: *mut f32, count: usize) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        for at in (0..count).step_by(LANES) {
+            let values = F::load_part::<S>(from.as_ptr().add(at * F::ELEMENT_BYTES), count - at);
+            S::store_part(to.add(at), values, count - at);
         }
     }
 }
@@ -332,9 +394,9 @@ impl Partition<'_, '_> {
 /// `mix` and each of `values` must have `N` vectors from their place or `column` on, each of `weights` the positions.
 #[expect(clippy::needless_range_loop, reason = "the loops over registers are all written alike")]
 #[inline(always)]
-unsafe fn columns<S: Simd, const Q: usize, const N: usize>(
+unsafe fn columns<S: Simd, E: Format, const Q: usize, const N: usize>(
     weights: [*const f32; Q],
-    values: &[*const f32],
+    values: &[*const u8],
     first: usize,
     (mix, stride): (*mut f32, usize),
     column: usize,
@@ -351,7 +413,7 @@ unsafe fn columns<S: Simd, const Q: usize, const N: usize>(
         for (offset, row) in values.iter().enumerate() {
             let mut value = [zero; N];
             for n in 0..N {
-                value[n] = S::load(row.add(column + n * LANES));
+                value[n] = E::load::<S>(row.add((column + n * LANES) * E::ELEMENT_BYTES));
             }
             for query in 0..Q {
                 let weight = S::splat(*weights[query].add(first + offset));

@@ -7,10 +7,15 @@
 
 use std::cell::Cell;
 use std::cmp::Reverse;
+use std::marker::PhantomData;
+
+use half::{bf16, f16};
 
 use super::attend::{Merge, PARTITION, Partition, Sizes, State, TILE};
+use super::format::{self, Format};
 use super::pool;
 use super::simd::{Isa, dispatch};
+
 use crate::attention::{AttentionBatch, AttentionParams};
 use crate::reference::AttentionShape;
 
@@ -26,12 +31,21 @@ thread_local! {
     static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Everything that the pieces of one call share.
-struct Call<'a> {
+/// K and V of a layer, `[blocks, kv_heads, block_size, head_dim]` each.
+#[derive(Debug, Clone, Copy)]
+pub enum Cache<'a> {
+    F32(&'a [f32], &'a [f32]),
+    F16(&'a [f16], &'a [f16]),
+    Bf16(&'a [bf16], &'a [bf16]),
+}
+
+/// Everything that the pieces of one call share. `F` is the cache's element type.
+struct Call<'a, F> {
     isa: Isa,
     q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
+    k: &'a [u8],
+    v: &'a [u8],
+    format: PhantomData<F>,
     sizes: Sizes,
     batch: &'a AttentionBatch<'a>,
     params: &'a AttentionParams,
@@ -69,39 +83,64 @@ impl Shared {
     }
 }
 
-/// Attention of q `[tokens, heads, head_dim]` over caches `[blocks, kv_heads, block_size, head_dim]`. The batch must
-/// have been checked; the tensor-level function does that.
+/// Attention of q `[tokens, heads, head_dim]` over a cache. The batch must have been checked; the tensor-level function
+/// does that.
 pub fn paged_attention(
     isa: Isa,
     q: &[f32],
-    (k, v): (&[f32], &[f32]),
+    cache: Cache,
     shape: AttentionShape,
     batch: &AttentionBatch,
     params: &AttentionParams,
 ) -> Vec<f32> {
-    assert!(Isa::available().contains(&isa), "{isa:?} on a machine without it");
+    assert!(isa.is_available(), "{isa:?} on a machine without it");
     let AttentionShape { heads, kv_heads, head_dim, block_size } = shape;
-    let call = Call { isa, q, k, v, sizes: Sizes { heads, kv_heads, head_dim, block_size }, batch, params };
-    let mut out: Vec<f32> = Vec::with_capacity(q.len());
-    let target = Shared(out.as_mut_ptr());
-    let mut plan = PLAN.take();
-    call.plan(&mut plan.pieces);
-    let cost: usize = plan.pieces.iter().map(|piece| piece.cost).sum();
-    if cost * head_dim < WORK_MIN {
-        plan.pieces.iter().for_each(|piece| call.whole(piece, target.get()));
-    } else if plan.pieces.len() < pool::threads() * PIECES_PER_THREAD && pool::threads() > 1 {
-        call.by_partitions(&mut plan, target);
-    } else {
-        let pieces = &plan.pieces;
-        pool::run(pieces.len(), &|index| call.whole(&pieces[index], target.get()));
+    let sizes = Sizes { heads, kv_heads, head_dim, block_size };
+    match cache {
+        Cache::F32(k, v) => {
+            let (k, v, format) = (bytes_of(k), bytes_of(v), PhantomData::<format::F32>);
+            Call { isa, q, k, v, format, sizes, batch, params }.run()
+        }
+        Cache::F16(k, v) => {
+            let (k, v, format) = (bytes_of(k), bytes_of(v), PhantomData::<format::F16>);
+            Call { isa, q, k, v, format, sizes, batch, params }.run()
+        }
+        Cache::Bf16(k, v) => {
+            let (k, v, format) = (bytes_of(k), bytes_of(v), PhantomData::<format::Bf16>);
+            Call { isa, q, k, v, format, sizes, batch, params }.run()
+        }
     }
-    PLAN.set(plan);
-    // SAFETY: every token is in a piece with every head, and pieces write all of their rows.
-    unsafe { out.set_len(q.len()) };
-    out
 }
 
-impl Call<'_> {
+/// Numbers as what they are in memory.
+fn bytes_of<T: Copy>(values: &[T]) -> &[u8] {
+    // SAFETY: used with f32, f16 and bf16 only, which are plain bytes without padding.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+impl<F: Format + Sync> Call<'_, F> {
+    fn run(&self) -> Vec<f32> {
+        let call = self;
+        let (q, head_dim) = (self.q, self.sizes.head_dim);
+        let mut out: Vec<f32> = Vec::with_capacity(q.len());
+        let target = Shared(out.as_mut_ptr());
+        let mut plan = PLAN.take();
+        call.plan(&mut plan.pieces);
+        let cost: usize = plan.pieces.iter().map(|piece| piece.cost).sum();
+        if cost * head_dim < WORK_MIN {
+            plan.pieces.iter().for_each(|piece| call.whole(piece, target.get()));
+        } else if plan.pieces.len() < pool::threads() * PIECES_PER_THREAD && pool::threads() > 1 {
+            call.by_partitions(&mut plan, target);
+        } else {
+            let pieces = &plan.pieces;
+            pool::run(pieces.len(), &|index| call.whole(&pieces[index], target.get()));
+        }
+        PLAN.set(plan);
+        // SAFETY: every token is in a piece with every head, and pieces write all of their rows.
+        unsafe { out.set_len(q.len()) };
+        out
+    }
+
     /// All pieces, the dearest first, so that the last ones to start are short.
     fn plan(&self, pieces: &mut Vec<Piece>) {
         pieces.clear();
@@ -144,8 +183,8 @@ impl Call<'_> {
         pool::run(parts, &|part| {
             let (piece, partition) = nth_part(pieces, part);
             let mut state = State::of(state(piece, partition), self.queries(piece), self.sizes.head_dim);
-            self.with_queries(piece, |q, scores| {
-                self.partition(piece, piece.partitions.0 + partition, (q, scores), &mut state);
+            self.with_queries(piece, |q, room| {
+                self.partition(piece, piece.partitions.0 + partition, (q, room), &mut state);
             });
         });
         pool::run(pieces.len(), &|index| {
@@ -166,7 +205,7 @@ impl Call<'_> {
         let head_dim = self.sizes.head_dim;
         let queries = self.queries(piece);
         self.with_queries(piece, |q, rest| {
-            let (scores, states) = rest.split_at_mut(queries * TILE);
+            let (scores, states) = rest.split_at_mut((queries + 2 * head_dim) * TILE);
             let (first, second) = states.split_at_mut(len);
             let (mut all, mut next) = (State::of(first, queries, head_dim), State::of(second, queries, head_dim));
             self.partition(piece, piece.partitions.0, (q, &mut *scores), &mut all);
@@ -191,7 +230,8 @@ impl Call<'_> {
     fn with_queries(&self, piece: &Piece, work: impl FnOnce(&[f32], &mut [f32])) {
         let Sizes { heads, head_dim, .. } = self.sizes;
         let width = self.sizes.group() * head_dim;
-        let (q_len, rest) = (piece.tokens * width, self.queries(piece) * TILE + 2 * self.state_len(piece));
+        let (q_len, rest) =
+            (piece.tokens * width, (self.queries(piece) + 2 * head_dim) * TILE + 2 * self.state_len(piece));
         let mut scratch = SCRATCH.take();
         scratch.resize(scratch.len().max(q_len + rest), 0.0);
         let (q, room) = scratch.split_at_mut(q_len);
@@ -203,7 +243,9 @@ impl Call<'_> {
         SCRATCH.set(scratch);
     }
 
-    fn partition(&self, piece: &Piece, index: usize, (q, scores): (&[f32], &mut [f32]), state: &mut State) {
+    /// `room` holds the scores of the piece's queries, then K and V of a tile.
+    fn partition(&self, piece: &Piece, index: usize, (q, room): (&[f32], &mut [f32]), state: &mut State) {
+        let (scores, wide) = room.split_at_mut(self.queries(piece) * TILE);
         let start = piece.row.checked_sub(1).map_or(0, |before| self.batch.block_table_ends[before] as usize);
         let partition = Partition {
             sizes: self.sizes,
@@ -217,7 +259,9 @@ impl Call<'_> {
             tokens: piece.tokens,
             start: index * PARTITION,
             scores,
+            wide: &mut wide[..2 * TILE * self.sizes.head_dim],
             state,
+            format: self.format,
         };
         // SAFETY: the instruction set was checked; the batch was, so every position has a block in the cache.
         unsafe { dispatch(self.isa, partition) }
@@ -235,19 +279,6 @@ impl Call<'_> {
                 // SAFETY: token and head are the batch's, so this is inside the output; no other piece has them.
                 unsafe { *target.add(at + index) = value * factor };
             }
-        }
-    }
-}
-
-/// Copies k or v `[tokens, kv_heads, head_dim]` into their slots of a cache `[blocks, kv_heads, block_size, head_dim]`.
-/// The slots must be the cache's.
-pub fn write_kv(cache: &mut [f32], shape: AttentionShape, values: &[f32], slots: &[u32]) {
-    let AttentionShape { kv_heads, head_dim, block_size, .. } = shape;
-    for (token, slot) in values.chunks_exact(kv_heads * head_dim).zip(slots) {
-        let (block, offset) = (*slot as usize / block_size, *slot as usize % block_size);
-        for (head, values) in token.chunks_exact(head_dim).enumerate() {
-            let at = ((block * kv_heads + head) * block_size + offset) * head_dim;
-            cache[at..at + head_dim].copy_from_slice(values);
         }
     }
 }

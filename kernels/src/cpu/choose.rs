@@ -8,7 +8,7 @@ const KEPT_MAX: usize = 128;
 
 /// Index of the largest value: the lowest index wins a tie, NaN never wins; 0 when nothing can win.
 pub fn argmax(isa: Isa, logits: &[f32]) -> u32 {
-    assert!(Isa::available().contains(&isa), "{isa:?} on a machine without it");
+    assert!(isa.is_available(), "{isa:?} on a machine without it");
     // SAFETY: the instruction set was checked.
     let largest = unsafe { dispatch(isa, Largest(logits)) };
     logits.iter().position(|value| *value == largest).unwrap_or(0) as u32

@@ -1,5 +1,5 @@
 // performance-critical: no allocation per token, no lock, no log, no format
-//! The one dot product that dense layers and attention scores are made of, for a tile of tokens and rows at a time.
+//! The dot product that attention scores are made of, for a tile of queries and keys at a time.
 //!
 //! Invariant: an accumulator takes elements 16 at a time in ascending order and its lanes are summed in one tree, so
 //! each result has the same bits in a tile of any size.
@@ -12,8 +12,7 @@ use super::simd::{LANES, Simd};
 /// Accumulators of `T` vectors against `R` rows: `[token][row]`.
 ///
 /// # Safety
-/// Each x must be readable for `length` values, each w for `length` elements of `F` (whole blocks where `F` has
-/// blocks), and the machine must have the instructions of `S`.
+/// Each x must be readable for `length` values, each w for `length` elements of `F`, and the machine must have the instructions of `S`.
 #[expect(clippy::needless_range_loop, reason = "the loops over registers are all written alike")]
 #[inline(always)]
 pub(crate) unsafe fn dots<S: Simd, F: Format, const T: usize, const R: usize>(
@@ -30,11 +29,12 @@ pub(crate) unsafe fn dots<S: Simd, F: Format, const T: usize, const R: usize>(
         for step in 0..steps {
             let mut unpacked = [[zero; 2]; R];
             for row in 0..R {
-                unpacked[row] = F::unpack::<S>(w[row].add(step * F::BYTES));
-                if T < 4 || F::BYTES < 128 {
+                let w = w[row].add(step * 32 * F::ELEMENT_BYTES);
+                unpacked[row] = [F::load::<S>(w), F::load::<S>(w.add(LANES * F::ELEMENT_BYTES))];
+                if T < 4 {
                     // Few tokens wait for memory. Rows are short, so the next ones are asked for here: the machine's
                     // own prefetching has to start anew with each.
-                    S::prefetch(w[row].wrapping_add(ahead + step * F::BYTES));
+                    S::prefetch(w.wrapping_add(ahead));
                 }
             }
             for half in 0..2 {
@@ -50,7 +50,9 @@ pub(crate) unsafe fn dots<S: Simd, F: Format, const T: usize, const R: usize>(
         if rest != 0 {
             let mut unpacked = [[zero; 2]; R];
             for row in 0..R {
-                unpacked[row] = F::unpack_part::<S>(w[row].add(steps * F::BYTES), rest);
+                let (w, first) = (w[row].add(steps * 32 * F::ELEMENT_BYTES), rest.min(LANES));
+                unpacked[row][0] = F::load_part::<S>(w, first);
+                unpacked[row][1] = F::load_part::<S>(w.add(first * F::ELEMENT_BYTES), rest - first);
             }
             for half in 0..2 {
                 let count = rest.saturating_sub(half * LANES).min(LANES);

@@ -1,36 +1,56 @@
 // performance-critical: no allocation per token, no lock, no log, no format
-//! Weight formats that are dequantised in registers, 16 or 32 elements at a time.
-//!
-//! Invariant: a format's values come from one function, whether they go into scratch (many tokens) or straight into
-//! the sums (few tokens). That is why both ways give the same bits.
+//! Element types of the KV cache: read 16 or 32 elements at a time as f32, written 16 at a time.
 
-use super::dequant::IQ4_NL_VALUES;
 use super::simd::{LANES, Simd};
 
-/// A format whose steps of 32 elements are consecutive in memory.
+/// A type whose elements are consecutive in memory.
 pub(crate) trait Format {
-    /// Bytes of 32 elements.
-    const BYTES: usize;
-    /// Bytes of one element where rows may have any length; 0 where rows are whole blocks of 32.
+    /// Bytes of one element.
     const ELEMENT_BYTES: usize;
 
-    /// 32 elements, in order.
+    /// 16 elements, in order.
     ///
     /// # Safety
-    /// `from` must be readable for `BYTES` bytes, and the machine must have the instructions of `S`.
-    unsafe fn unpack<S: Simd>(from: *const u8) -> [S::V; 2];
+    /// `from` must be readable for them, and the machine must have the instructions of `S`.
+    unsafe fn load<S: Simd>(from: *const u8) -> S::V;
 
-    /// The last `count` elements of a row, zeros behind them.
+    /// Writes 16 elements, rounded to nearest.
     ///
     /// # Safety
-    /// As [`Format::unpack`], for `count * ELEMENT_BYTES` bytes; `count` must be below 32.
+    /// `to` must be writable for them, and the machine must have the instructions of `S`.
+    unsafe fn store<S: Simd>(to: *mut u8, values: S::V);
+
+    /// The first `count` elements, zeros behind them.
+    ///
+    /// # Safety
+    /// As [`Format::load`], for `count` elements.
     #[inline(always)]
-    unsafe fn unpack_part<S: Simd>(from: *const u8, count: usize) -> [S::V; 2] {
-        let mut padded = [0u8; 32 * 4];
-        // SAFETY: the caller promises the bytes; `padded` has room for 31 of the largest element.
+    unsafe fn load_part<S: Simd>(from: *const u8, count: usize) -> S::V {
+        // SAFETY: the caller promises the bytes; `padded` has room for 16 of the largest element.
         unsafe {
+            if count >= LANES {
+                return Self::load::<S>(from);
+            }
+            let mut padded = [0u8; LANES * 4];
             std::ptr::copy_nonoverlapping(from, padded.as_mut_ptr(), count * Self::ELEMENT_BYTES);
-            Self::unpack::<S>(padded.as_ptr())
+            Self::load::<S>(padded.as_ptr())
+        }
+    }
+
+    /// Writes the first `count` elements.
+    ///
+    /// # Safety
+    /// As [`Format::store`], for `count` elements.
+    #[inline(always)]
+    unsafe fn store_part<S: Simd>(to: *mut u8, values: S::V, count: usize) {
+        // SAFETY: the caller promises the bytes; `padded` has room for 16 of the largest element.
+        unsafe {
+            if count >= LANES {
+                return Self::store::<S>(to, values);
+            }
+            let mut padded = [0u8; LANES * 4];
+            Self::store::<S>(padded.as_mut_ptr(), values);
+            std::ptr::copy_nonoverlapping(padded.as_ptr(), to, count * Self::ELEMENT_BYTES);
         }
     }
 }
@@ -38,104 +58,80 @@ pub(crate) trait Format {
 pub(crate) struct F32;
 pub(crate) struct F16;
 pub(crate) struct Bf16;
-pub(crate) struct Q4_0;
-pub(crate) struct Q4_1;
-pub(crate) struct Q8_0;
-pub(crate) struct Iq4Nl;
 
-// SAFETY of the blocks below: offsets stay within `BYTES`, which the caller promises, as it does the instructions.
+// SAFETY of the blocks below: 16 elements are what the caller promises, as it does the instructions.
 impl Format for F32 {
-    const BYTES: usize = 128;
     const ELEMENT_BYTES: usize = 4;
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(from: *const u8) -> [S::V; 2] {
+    unsafe fn load<S: Simd>(from: *const u8) -> S::V {
         // SAFETY: see above; f32 loads need no alignment.
-        unsafe { [S::load(from.cast()), S::load(from.add(64).cast())] }
+        unsafe { S::load(from.cast()) }
     }
     #[inline(always)]
-    unsafe fn unpack_part<S: Simd>(from: *const u8, count: usize) -> [S::V; 2] {
-        let (first, second) = (count.min(LANES), count.saturating_sub(LANES));
-        // SAFETY: see above; the second part starts inside or at the end of the first.
-        unsafe { [S::load_part(from.cast(), first), S::load_part(from.add(first * 4).cast(), second)] }
+    unsafe fn store<S: Simd>(to: *mut u8, values: S::V) {
+        // SAFETY: see above.
+        unsafe { S::store(to.cast(), values) }
+    }
+    #[inline(always)]
+    unsafe fn load_part<S: Simd>(from: *const u8, count: usize) -> S::V {
+        // SAFETY: see above.
+        unsafe { S::load_part(from.cast(), count) }
     }
 }
 
 impl Format for F16 {
-    const BYTES: usize = 64;
     const ELEMENT_BYTES: usize = 2;
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(from: *const u8) -> [S::V; 2] {
+    unsafe fn load<S: Simd>(from: *const u8) -> S::V {
         // SAFETY: see above.
-        unsafe { [S::load_f16(from), S::load_f16(from.add(32))] }
+        unsafe { S::load_f16(from) }
+    }
+    #[inline(always)]
+    unsafe fn store<S: Simd>(to: *mut u8, values: S::V) {
+        // SAFETY: see above.
+        unsafe { S::store_f16(to, values) }
     }
 }
 
 impl Format for Bf16 {
-    const BYTES: usize = 64;
     const ELEMENT_BYTES: usize = 2;
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(from: *const u8) -> [S::V; 2] {
+    unsafe fn load<S: Simd>(from: *const u8) -> S::V {
         // SAFETY: see above.
-        unsafe { [S::load_bf16(from), S::load_bf16(from.add(32))] }
+        unsafe { S::load_bf16(from) }
     }
-}
-
-/// The values that a nibble can stand for, before the scale.
-static NIBBLES: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
-static NIBBLES_MINUS_8: [f32; LANES] = [-8., -7., -6., -5., -4., -3., -2., -1., 0., 1., 2., 3., 4., 5., 6., 7.];
-static NIBBLES_IQ4_NL: [f32; LANES] = {
-    let mut values = [0.0; LANES];
-    let mut i = 0;
-    while i < LANES {
-        values[i] = IQ4_NL_VALUES[i] as f32;
-        i += 1;
-    }
-    values
-};
-
-// A 4-bit block has 16 possible values: the scale is applied to those, and the 32 elements are looked up.
-impl Format for Q4_0 {
-    const BYTES: usize = 18;
-    const ELEMENT_BYTES: usize = 0;
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(from: *const u8) -> [S::V; 2] {
-        // SAFETY: see above.
-        unsafe { S::lookup_nibbles(from.add(2), S::mul(S::load(NIBBLES_MINUS_8.as_ptr()), S::splat_f16(from))) }
-    }
-}
-
-impl Format for Q4_1 {
-    const BYTES: usize = 20;
-    const ELEMENT_BYTES: usize = 0;
-    #[inline(always)]
-    unsafe fn unpack<S: Simd>(from: *const u8) -> [S::V; 2] {
-        // SAFETY: see above.
+    unsafe fn store<S: Simd>(to: *mut u8, values: S::V) {
+        let mut lanes = [0_f32; LANES];
+        // SAFETY: see above; `lanes` holds 16 values.
         unsafe {
-            let table = S::fma(S::load(NIBBLES.as_ptr()), S::splat_f16(from), S::splat_f16(from.add(2)));
-            S::lookup_nibbles(from.add(4), table)
+            S::store(lanes.as_mut_ptr(), values);
+            for (lane, value) in lanes.into_iter().enumerate() {
+                to.cast::<u16>().add(lane).write_unaligned(round_to_bf16(value));
+            }
         }
     }
 }
 
-impl Format for Iq4Nl {
-    const BYTES: usize = 18;
-    const ELEMENT_BYTES: usize = 0;
-    #[inline(always)]
-    unsafe fn unpack<S: Simd>(from: *const u8) -> [S::V; 2] {
-        // SAFETY: see above.
-        unsafe { S::lookup_nibbles(from.add(2), S::mul(S::load(NIBBLES_IQ4_NL.as_ptr()), S::splat_f16(from))) }
-    }
+/// To nearest, ties to even; NaN stays NaN. Without branches, so that it becomes vector code.
+#[inline(always)]
+pub(crate) fn round_to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    let quiet = bits >> 16 | 0x40;
+    (if value.is_nan() { quiet } else { rounded }) as u16
 }
 
-impl Format for Q8_0 {
-    const BYTES: usize = 34;
-    const ELEMENT_BYTES: usize = 0;
-    #[inline(always)]
-    unsafe fn unpack<S: Simd>(from: *const u8) -> [S::V; 2] {
-        // SAFETY: see above.
-        unsafe {
-            let scale = S::splat_f16(from);
-            [S::mul(S::load_i8(from.add(2)), scale), S::mul(S::load_i8(from.add(18)), scale)]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_is_rounded_as_by_the_crate_half() {
+        for bits in (0..=u32::MAX).step_by(65_521).chain([0x7f80_0001, 0xffc0_0000, 0x7f7f_ffff, 0x3f80_8000]) {
+            let value = f32::from_bits(bits);
+            let want = half::bf16::from_f32(value).to_bits();
+            assert_eq!(round_to_bf16(value), want, "{bits:#x}");
         }
     }
 }

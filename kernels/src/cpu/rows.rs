@@ -37,7 +37,7 @@ pub fn rms_norm(isa: Isa, x: &[f32], residual: Option<&[f32]>, weight: &[f32], e
     let dim = weight.len();
     let summed = residual.map_or(0, <[f32]>::len);
     assert!(x.len().is_multiple_of(dim.max(1)) && (residual.is_none() || summed == x.len()), "sizes of a norm");
-    assert!(Isa::available().contains(&isa), "{isa:?} on a machine without it");
+    assert!(isa.is_available(), "{isa:?} on a machine without it");
     let (mut normed, mut sum) = (Vec::with_capacity(x.len()), Vec::with_capacity(summed));
     let (normed_out, sum_out) = (Out(normed.as_mut_ptr()), Out(sum.as_mut_ptr()));
     by_rows(x.len() / dim.max(1), dim, |first, rows| {
@@ -75,31 +75,46 @@ impl Kernel for NormRow<'_> {
         let dim = self.row.len();
         // SAFETY: all pointers have `dim` values, and no offset reaches beyond.
         unsafe {
-            let mut x = self.row.as_ptr();
+            let mut row = self.row;
             if let Some((residual, sum)) = self.add {
                 for at in (0..dim).step_by(LANES) {
-                    let (a, b) = (S::load_part(x.add(at), dim - at), S::load_part(residual.as_ptr().add(at), dim - at));
+                    let a = S::load_part(row.as_ptr().add(at), dim - at);
+                    let b = S::load_part(residual.as_ptr().add(at), dim - at);
                     S::store_part(sum.add(at), S::add(a, b), dim - at);
                 }
-                x = sum;
+                row = std::slice::from_raw_parts(sum, dim);
             }
-            // Two sums, for steps of even and odd number, because one would wait for itself.
-            let (mut even, mut odd) = (S::splat(0.0), S::splat(0.0));
-            for at in (0..dim).step_by(2 * LANES) {
-                let a = S::load_part(x.add(at), dim - at);
-                even = S::fma(a, a, even);
-                if at + LANES < dim {
-                    let b = S::load_part(x.add(at + LANES), dim - at - LANES);
-                    odd = S::fma(b, b, odd);
-                }
+            norm_row::<S>(row, self.weight, self.eps, self.out);
+        }
+    }
+}
+
+/// `row / sqrt(mean(row^2) + eps) * weight` into `out`.
+///
+/// # Safety
+/// `out` must be writable for the row's length, which is the weight's, and the machine must have the instructions of `S`.
+#[inline(always)]
+pub(super) unsafe fn norm_row<S: Simd>(row: &[f32], weight: &[f32], eps: f32, out: *mut f32) {
+    let dim = row.len();
+    let x = row.as_ptr();
+    // SAFETY: all pointers have `dim` values, and no offset reaches beyond.
+    unsafe {
+        // Two sums, for steps of even and odd number, because one would wait for itself.
+        let (mut even, mut odd) = (S::splat(0.0), S::splat(0.0));
+        for at in (0..dim).step_by(2 * LANES) {
+            let a = S::load_part(x.add(at), dim - at);
+            even = S::fma(a, a, even);
+            if at + LANES < dim {
+                let b = S::load_part(x.add(at + LANES), dim - at - LANES);
+                odd = S::fma(b, b, odd);
             }
-            let mean = S::sum(S::add(even, odd)) / dim as f32;
-            let scale = S::splat(1.0 / (mean + self.eps).sqrt());
-            for at in (0..dim).step_by(LANES) {
-                let weight = S::load_part(self.weight.as_ptr().add(at), dim - at);
-                let scaled = S::mul(S::load_part(x.add(at), dim - at), scale);
-                S::store_part(self.out.add(at), S::mul(scaled, weight), dim - at);
-            }
+        }
+        let mean = S::sum(S::add(even, odd)) / dim as f32;
+        let scale = S::splat(1.0 / (mean + eps).sqrt());
+        for at in (0..dim).step_by(LANES) {
+            let weight = S::load_part(weight.as_ptr().add(at), dim - at);
+            let scaled = S::mul(S::load_part(x.add(at), dim - at), scale);
+            S::store_part(out.add(at), S::mul(scaled, weight), dim - at);
         }
     }
 }
@@ -114,7 +129,7 @@ pub enum Gate {
 /// `activation(gate) * up`, element by element.
 pub fn gated(isa: Isa, activation: Gate, gate: &[f32], up: &[f32]) -> Vec<f32> {
     assert_eq!(gate.len(), up.len(), "sizes of a gate");
-    assert!(Isa::available().contains(&isa), "{isa:?} on a machine without it");
+    assert!(isa.is_available(), "{isa:?} on a machine without it");
     let mut out = Vec::with_capacity(gate.len());
     let target = Out(out.as_mut_ptr());
     by_rows(gate.len().div_ceil(LANES), LANES, |first, rows| {
@@ -141,18 +156,28 @@ impl Kernel for GateSpan<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let count = self.gate.len();
-        // SAFETY: all pointers have `count` values, and no offset reaches beyond.
-        unsafe {
-            for at in (0..count).step_by(LANES) {
-                let gate = S::load_part(self.gate.as_ptr().add(at), count - at);
-                let active = match self.activation {
-                    Gate::Silu => silu::<S>(gate),
-                    Gate::GeluTanh => gelu_tanh::<S>(gate),
-                };
-                let up = S::load_part(self.up.as_ptr().add(at), count - at);
-                S::store_part(self.out.add(at), S::mul(active, up), count - at);
-            }
+        // SAFETY: as promised by the caller; all have the same length.
+        unsafe { gate_row::<S>(self.activation, self.gate, self.up, self.out) }
+    }
+}
+
+/// `activation(gate) * up` into `out`.
+///
+/// # Safety
+/// `up` must be as long as `gate`, `out` writable for as much, and the machine must have the instructions of `S`.
+#[inline(always)]
+pub(super) unsafe fn gate_row<S: Simd>(activation: Gate, gate: &[f32], up: &[f32], out: *mut f32) {
+    let count = gate.len();
+    // SAFETY: all pointers have `count` values, and no offset reaches beyond.
+    unsafe {
+        for at in (0..count).step_by(LANES) {
+            let x = S::load_part(gate.as_ptr().add(at), count - at);
+            let active = match activation {
+                Gate::Silu => silu::<S>(x),
+                Gate::GeluTanh => gelu_tanh::<S>(x),
+            };
+            let up = S::load_part(up.as_ptr().add(at), count - at);
+            S::store_part(out.add(at), S::mul(active, up), count - at);
         }
     }
 }
@@ -177,56 +202,21 @@ unsafe fn gelu_tanh<S: Simd>(x: S::V) -> S::V {
     }
 }
 
-/// Rotates heads `[tokens, heads, head_dim]`; `angles(token)` gives its cosines and sines, one a pair each.
-pub fn rope<'a>(
-    isa: Isa,
-    x: &[f32],
-    (heads, head_dim): (usize, usize),
-    style: RopeStyle,
-    angles: impl Fn(usize) -> (&'a [f32], &'a [f32]) + Sync,
-) -> Vec<f32> {
-    assert!(Isa::available().contains(&isa), "{isa:?} on a machine without it");
-    let width = heads * head_dim;
-    let mut out = x.to_vec();
-    let target = Out(out.as_mut_ptr());
-    by_rows(x.len() / width.max(1), width, |first, rows| {
-        for token in first..first + rows {
-            // SAFETY: the instruction set was checked; no other chunk has this token's heads.
-            unsafe {
-                let heads = std::slice::from_raw_parts_mut(target.at(token * width), width);
-                dispatch(isa, Turn { heads, head_dim, style, angles: angles(token) });
-            }
-        }
-    });
-    out
-}
-
-struct Turn<'a> {
-    heads: &'a mut [f32],
-    head_dim: usize,
-    style: RopeStyle,
-    angles: (&'a [f32], &'a [f32]),
-}
-
-impl Kernel for Turn<'_> {
-    type Output = ();
-
-    /// Plain loops, which the compiler turns into `S`'s instructions; without fused operations in all of them.
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let (cos, sin) = self.angles;
-        for head in self.heads.chunks_exact_mut(self.head_dim) {
-            match self.style {
-                RopeStyle::Halves => {
-                    let (first, second) = head[..2 * cos.len()].split_at_mut(cos.len());
-                    for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-                    }
+/// Rotates the heads of one token by its angles. Plain loops, which the compiler turns into its caller's instructions;
+/// without fused operations in all of them.
+#[inline(always)]
+pub(super) fn turn(heads: &mut [f32], head_dim: usize, style: RopeStyle, (cos, sin): (&[f32], &[f32])) {
+    for head in heads.chunks_exact_mut(head_dim) {
+        match style {
+            RopeStyle::Halves => {
+                let (first, second) = head[..2 * cos.len()].split_at_mut(cos.len());
+                for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
                 }
-                RopeStyle::Interleaved => {
-                    for (([a, b], cos), sin) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
-                        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-                    }
+            }
+            RopeStyle::Interleaved => {
+                for (([a, b], cos), sin) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
                 }
             }
         }

@@ -3,7 +3,10 @@
 use candle_core::{DType, Device, Tensor};
 use sconce_kernels::cpu::{self, Isa};
 use sconce_kernels::reference::{self, AttentionShape};
-use sconce_kernels::{AttentionBatch, AttentionParams, KvLayer, paged_attention, write_kv};
+use sconce_kernels::{
+    AttentionBatch, AttentionParams, HeadNorms, KvDtype, KvLayer, QkvHeads, RopeStyle, RopeTable, paged_attention,
+    rms_norm, rope, rope_and_write_kv, write_kv,
+};
 
 use super::{Values, assert_close, assert_error, assert_same_bits, devices, flat, tensor};
 
@@ -80,7 +83,8 @@ impl World {
 
     fn run(&self, isa: Isa, rows: &[Row], params: &AttentionParams) -> Vec<f32> {
         let batch = self.batch(rows);
-        cpu::attention::paged_attention(isa, &batch.q, (&self.k, &self.v), self.shape, &batch.view(), params)
+        let cache = cpu::attention::Cache::F32(&self.k, &self.v);
+        cpu::attention::paged_attention(isa, &batch.q, cache, self.shape, &batch.view(), params)
     }
 
     fn want(&self, rows: &[Row], params: &AttentionParams) -> Vec<f32> {
@@ -266,11 +270,108 @@ fn large_scores_do_not_overflow() {
     }
 }
 
+/// The values that a cache of this type holds.
+fn rounded(dtype: KvDtype, values: &[f32]) -> Vec<f32> {
+    let round = |value: &f32| match dtype {
+        KvDtype::F32 => *value,
+        KvDtype::F16 => half::f16::from_f32(*value).to_f32(),
+        KvDtype::Bf16 => half::bf16::from_f32(*value).to_f32(),
+    };
+    values.iter().map(round).collect()
+}
+
+#[test]
+fn narrow_caches_agree_with_the_reference_on_what_they_hold() {
+    for (dtype, shape) in KvDtype::ALL.into_iter().flat_map(|dtype| shapes().map(|shape| (dtype, shape))) {
+        let mut world = World::new(shape, &CONTEXTS);
+        (world.k, world.v) = (rounded(dtype, &world.k), rounded(dtype, &world.v));
+        let f16 = |values: &[f32]| -> Vec<_> { values.iter().map(|value| half::f16::from_f32(*value)).collect() };
+        let bf16 = |values: &[f32]| -> Vec<_> { values.iter().map(|value| half::bf16::from_f32(*value)).collect() };
+        let (k16, v16, kb16, vb16) = (f16(&world.k), f16(&world.v), bf16(&world.k), bf16(&world.v));
+        let cache = match dtype {
+            KvDtype::F32 => cpu::attention::Cache::F32(&world.k, &world.v),
+            KvDtype::F16 => cpu::attention::Cache::F16(&k16, &v16),
+            KvDtype::Bf16 => cpu::attention::Cache::Bf16(&kb16, &vb16),
+        };
+        for (isa, params) in Isa::available().into_iter().flat_map(|isa| params(shape.head_dim).map(|p| (isa, p))) {
+            let run = |rows: &[Row]| {
+                let batch = world.batch(rows);
+                cpu::attention::paged_attention(isa, &batch.q, cache, shape, &batch.view(), &params)
+            };
+            let all = run(&MIXED);
+            let what = format!("{dtype:?} {isa:?} {shape:?} {params:?}");
+            assert_close(&all, &world.want(&MIXED, &params), 3e-6, &what);
+            // The row in the middle, in two pieces of which one is too small to be widened.
+            let (one, rest) = (run(&[(2, 80, 1)]), run(&[(2, 81, 20)]));
+            let width = shape.heads * shape.head_dim;
+            assert_same_bits(&one, &all[38 * width..39 * width], &what);
+            assert_same_bits(&rest, &all[39 * width..59 * width], &what);
+        }
+    }
+}
+
+#[test]
+fn the_fused_way_into_the_cache_does_what_its_parts_do() {
+    let device = Device::Cpu;
+    let mut values = Values::new(21);
+    let table = RopeTable::new(&[1.0, 0.3, 0.05], 64, 1.0, &device).expect("a table");
+    let (heads, kv_heads, head_dim, tokens) = (6, 2, 20, 37);
+    let positions: Vec<u32> = (3..3 + tokens as u32).collect();
+    let slots: Vec<u32> = (0..tokens as u32).map(|token| 39 - token).collect();
+    let norms = [values.many(head_dim), values.many(head_dim)].map(|norm| tensor(&norm, &[head_dim], &device));
+    for (dtype, style, normed) in [
+        (KvDtype::F32, RopeStyle::Halves, false),
+        (KvDtype::F16, RopeStyle::Interleaved, true),
+        (KvDtype::Bf16, RopeStyle::Halves, true),
+    ] {
+        let qkv = tensor(&values.many(tokens * 200), &[tokens, 200], &device);
+        let head_norms = HeadNorms { query: &norms[0], key: &norms[1], eps: 1e-5 };
+        let parts = QkvHeads { heads, kv_heads, head_dim, norms: normed.then_some(head_norms) };
+        let sizes = [10, kv_heads, 4, head_dim];
+        let mut layer = KvLayer::new(sizes, dtype, &device).expect("a small cache");
+        let query = rope_and_write_kv(&qkv, parts, (&table, style, &positions), &mut layer, &slots).expect("fits");
+        let part = |start: usize, heads: usize| {
+            let part = qkv.narrow(1, start, heads * head_dim).and_then(|part| part.contiguous()).expect("in range");
+            part.reshape((tokens, heads, head_dim)).expect("same elements")
+        };
+        let turned = |x: Tensor, heads: usize, norm: &Tensor| {
+            let rows = x.reshape((tokens * heads, head_dim)).expect("same elements");
+            let rows = if normed { rms_norm(&rows, norm, 1e-5).expect("sizes fit") } else { rows };
+            let heads = rows.reshape((tokens, heads, head_dim)).expect("same elements");
+            rope(&heads, &positions, &table, style).expect("sizes fit")
+        };
+        assert_same_bits(&flat(&query), &flat(&turned(part(0, 6), 6, &norms[0])), "query");
+        let mut apart = KvLayer::new(sizes, dtype, &device).expect("a small cache");
+        let (key, value) = (turned(part(120, 2), 2, &norms[1]), part(160, 2));
+        write_kv(&mut apart, &key, &value, &slots).expect("fits");
+        for (fused, apart) in [(&layer.k, &apart.k), (&layer.v, &apart.v)] {
+            let wide = |x: &Tensor| flat(&x.to_dtype(DType::F32).expect("converts"));
+            assert_same_bits(&wide(fused), &wide(apart), "cache");
+            assert!(wide(fused).iter().filter(|value| **value != 0.0).count() > 1400, "the cache was written");
+        }
+        let want = if dtype == KvDtype::F32 { flat(&key) } else { rounded(dtype, &flat(&key)) };
+        let first = flat(&layer.k.to_dtype(DType::F32).expect("converts"));
+        // Token 0 went into slot 39: block 9, offset 3.
+        assert_same_bits(&first[(9 * 2 * 4 + 3) * head_dim..][..head_dim], &want[..head_dim], "first key");
+    }
+    let mut layer = KvLayer::new([10, 2, 4, 20], KvDtype::F16, &device).expect("a small cache");
+    let qkv = Tensor::zeros((2, 200), DType::F32, &device).expect("fits");
+    let parts = QkvHeads { heads, kv_heads, head_dim, norms: None };
+    let mut run = |parts, positions: &[u32], slots: &[u32]| {
+        rope_and_write_kv(&qkv, parts, (&table, RopeStyle::Halves, positions), &mut layer, slots)
+    };
+    assert_error(run(parts, &[0, 1], &[7, 7]), "two tokens have slot 7");
+    assert_error(run(parts, &[0, 1], &[7, 40]), "slot 40 is outside");
+    assert_error(run(parts, &[0, 64], &[7, 8]), "position 64 is past");
+    assert_error(run(QkvHeads { heads: 5, ..parts }, &[0, 1], &[7, 8]), "qkv must be [2, 180]");
+    assert_error(run(QkvHeads { kv_heads: 1, ..parts }, &[0, 1], &[7, 8]), "1 kv heads of 20 do not fit");
+}
+
 #[test]
 fn writes_reach_their_slots_and_no_others() {
     for device in devices() {
         let shape = shape(2, 2, 20, 4);
-        let mut layer = KvLayer::new(5, 2, 4, 20, &device).expect("a small cache");
+        let mut layer = KvLayer::new([5, 2, 4, 20], KvDtype::F32, &device).expect("a small cache");
         let shared = layer.k.clone();
         let mut values = Values::new(12);
         let (k, v) = (values.many(3 * 40), values.many(3 * 40));
@@ -288,7 +389,7 @@ fn writes_reach_their_slots_and_no_others() {
 #[test]
 fn wrong_writes_are_refused_and_change_nothing() {
     for device in devices() {
-        let mut layer = KvLayer::new(2, 1, 4, 3, &device).expect("a small cache");
+        let mut layer = KvLayer::new([2, 1, 4, 3], KvDtype::F32, &device).expect("a small cache");
         let ones = |dims: &[usize]| Tensor::ones(dims, DType::F32, &device).expect("fits");
         let (good, wide) = (ones(&[1, 1, 3]), ones(&[1, 1, 4]));
         assert_error(write_kv(&mut layer, &good, &good, &[8]), "slot 8 is outside the cache of 8 slots");
@@ -302,8 +403,8 @@ fn wrong_writes_are_refused_and_change_nothing() {
         assert_error(write_kv(&mut layer, &eight, &own, &slots), "the cache itself");
         assert!(flat(&layer.k).iter().chain(&flat(&layer.v)).all(|value| *value == 0.0));
     }
-    assert_error(KvLayer::new(0, 1, 4, 3, &Device::Cpu), "no usable size");
-    assert_error(KvLayer::new(usize::MAX, 8, 16, 64, &Device::Cpu), "no usable size");
+    assert_error(KvLayer::new([0, 1, 4, 3], KvDtype::F16, &Device::Cpu), "no usable size");
+    assert_error(KvLayer::new([usize::MAX, 8, 16, 64], KvDtype::F16, &Device::Cpu), "no usable size");
 }
 
 #[test]

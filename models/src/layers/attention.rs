@@ -1,27 +1,27 @@
 // performance-critical: no allocation per token, no lock, no log, no format
 //! Grouped-query attention over the paged cache, in the two halves that a step needs apart: [`Attention::write`]
-//! fills the cache, [`Attention::attend`] reads it.
+//! computes q, k and v and fills the cache, [`Attention::attend`] reads it.
 
 use candle_core::Tensor;
 use sconce_kernels::{
-    AttentionBatch, AttentionParams, KvLayer, RopeStyle, RopeTable, paged_attention, rms_norm, rope, write_kv,
+    AttentionBatch, AttentionParams, HeadNorms, KvLayer, QkvHeads, RopeStyle, RopeTable, paged_attention,
+    rope_and_write_kv,
 };
 
-use super::Linear;
+use super::{Linear, Norm};
 use crate::batch::BatchInput;
 use crate::error::Result;
 
 pub(crate) struct Attention {
-    pub query: Linear,
-    pub key: Linear,
-    pub value: Linear,
+    pub norm: Norm,
+    /// Query above key above value. `[(heads + 2 * kv_heads) * head_dim, hidden]`
+    pub qkv: Linear,
     pub output: Linear,
     /// Weights of the norms over each head of q and k. `[head_dim]` each
     pub head_norms: Option<(Tensor, Tensor)>,
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    pub norm_eps: f32,
     pub params: AttentionParams,
 }
 
@@ -42,37 +42,22 @@ impl Step<'_> {
             block_table_ends: &self.batch.block_table_ends,
         }
     }
-
-    /// Normed where the family norms heads, then rotated. `[tokens, heads * head_dim]` to `[tokens, heads, head_dim]`
-    fn heads_of(&self, x: &Tensor, head_dim: usize, norm: Option<(&Tensor, f32)>) -> Result<Tensor> {
-        let (tokens, width) = x.dims2()?;
-        let heads = width / head_dim;
-        let x = match norm {
-            Some((weight, eps)) => rms_norm(&x.reshape((tokens * heads, head_dim))?, weight, eps)?,
-            None => x.clone(),
-        };
-        let x = x.reshape((tokens, heads, head_dim))?;
-        Ok(rope(&x, &self.batch.positions, self.rope_table, self.rope_style)?)
-    }
 }
 
 impl Attention {
-    /// Writes K and V of `x` `[tokens, hidden]` into the step's slots.
-    pub fn write(&self, x: &Tensor, step: &Step, cache: &mut KvLayer) -> Result<()> {
-        let norm = self.head_norms.as_ref().map(|(_, key)| (key, self.norm_eps));
-        // [tokens, kv_heads, head_dim]
-        let key = step.heads_of(&self.key.forward(x)?, self.head_dim, norm)?;
-        let value = self.value.forward(x)?.reshape((x.dim(0)?, self.kv_heads, self.head_dim))?;
-        Ok(write_kv(cache, &key, &value, &step.batch.slots)?)
+    /// Writes K and V of `hidden` `[tokens, hidden]` into the step's slots; gives q `[tokens, heads, head_dim]`.
+    pub fn write(&self, hidden: &Tensor, step: &Step, cache: &mut KvLayer) -> Result<Tensor> {
+        // [tokens, (heads + 2 * kv_heads) * head_dim]
+        let qkv = self.qkv.forward(hidden, self.norm.before(), None)?;
+        let norms = self.head_norms.as_ref().map(|(query, key)| HeadNorms { query, key, eps: self.norm.eps });
+        let heads = QkvHeads { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim, norms };
+        let (positions, slots) = (&step.batch.positions, &step.batch.slots);
+        Ok(rope_and_write_kv(&qkv, heads, (step.rope_table, step.rope_style, positions), cache, slots)?)
     }
 
-    /// What every token of `x` `[tokens, hidden]` sees of its context, before the output projection.
-    /// `[tokens, heads * head_dim]`
-    pub fn attend(&self, x: &Tensor, step: &Step, cache: &KvLayer) -> Result<Tensor> {
-        let norm = self.head_norms.as_ref().map(|(query, _)| (query, self.norm_eps));
-        // [tokens, heads, head_dim]
-        let query = step.heads_of(&self.query.forward(x)?, self.head_dim, norm)?;
-        let seen = paged_attention(&query, cache, &step.attention_batch(), &self.params)?;
-        Ok(seen.reshape((x.dim(0)?, self.heads * self.head_dim))?)
+    /// What every token sees of its context, before the output projection. `[tokens, heads * head_dim]`
+    pub fn attend(&self, query: &Tensor, step: &Step, cache: &KvLayer) -> Result<Tensor> {
+        let seen = paged_attention(query, cache, &step.attention_batch(), &self.params)?;
+        Ok(seen.reshape((query.dim(0)?, self.heads * self.head_dim))?)
     }
 }

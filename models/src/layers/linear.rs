@@ -1,20 +1,20 @@
 // performance-critical: no allocation per token, no lock, no log, no format
-//! A projection: a weight in its file's format, and a bias where the family has one.
+//! A projection, or several that take the same input: packed weights, and a bias where the family has one.
 
 use candle_core::Tensor;
-use sconce_kernels::{Weight, matmul};
+use sconce_kernels::{Added, PackedWeight, Prologue, matmul};
 
 use crate::error::Result;
 
 pub(crate) struct Linear {
-    pub weight: Weight,
+    pub weight: PackedWeight,
     /// `[out]`
     pub bias: Option<Tensor>,
 }
 
 impl Linear {
-    /// `[tokens, in]` to `[tokens, out]`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(matmul(x, &self.weight, self.bias.as_ref())?)
+    /// `prologue(x) W^T + bias + residual`: `[tokens, out]`
+    pub fn forward(&self, x: &Tensor, prologue: Prologue, residual: Option<&Tensor>) -> Result<Tensor> {
+        Ok(matmul(x, prologue, &self.weight, Added { bias: self.bias.as_ref(), residual })?)
     }
 }

@@ -4,7 +4,9 @@
 mod attention;
 mod linear;
 mod mlp;
+mod norm;
 
 pub(crate) use attention::{Attention, Step};
 pub(crate) use linear::Linear;
 pub(crate) use mlp::Mlp;
+pub(crate) use norm::Norm;

@@ -8,6 +8,7 @@ pub(crate) mod from_gguf;
 pub(crate) mod rope;
 
 pub use rope::{RopeScaling, RopeSpec};
+use sconce_kernels::KvDtype;
 
 use crate::family::Family;
 
@@ -60,10 +61,10 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// K and V of one token in all layers. The CPU cache holds f32.
-    pub fn kv_bytes_per_token(&self) -> u64 {
+    /// K and V of one token in all layers.
+    pub fn kv_bytes_per_token(&self, dtype: KvDtype) -> u64 {
         let values = 2 * self.layers as u64 * self.kv_heads as u64 * self.head_dim as u64;
-        values * size_of::<f32>() as u64
+        values * dtype.bytes() as u64
     }
 
     /// The attention window of a layer, `None` for the whole context.

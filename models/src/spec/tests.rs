@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use sconce_kernels::RopeStyle;
+use sconce_kernels::{KvDtype, RopeStyle};
 use serde_json::{Value, json};
 
 use super::{RopeScaling, Spec, config_json, from_gguf};
@@ -82,7 +82,7 @@ fn switches_follow_the_family() {
     assert_eq!(parse(&named).unwrap().window(0), Some(8));
     let qwen3 = parse(&[class("Qwen3ForCausalLM"), ("head_dim", json!(128))]).unwrap();
     assert!(qwen3.qk_norm && !qwen3.qkv_bias && qwen3.query_width() == 512);
-    assert_eq!(qwen3.kv_bytes_per_token(), 2 * 3 * 2 * 128 * 4);
+    assert_eq!(qwen3.kv_bytes_per_token(KvDtype::F16), 2 * 3 * 2 * 128 * 2);
     let by_type = parse(&[("architectures", Value::Null), ("model_type", json!("qwen3"))]).unwrap();
     assert_eq!(by_type.family, Family::Qwen3);
 }

@@ -3,17 +3,34 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Dot, DotKernel, Kernel, QuantBlock, Simd};
 
+/// With `BF16`, the machine can multiply pairs of bf16.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512;
+pub(super) struct Avx512<const BF16: bool>;
 
 /// # Safety
-/// The machine must have AVX-512F; the kernel's own conditions must hold.
-#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+/// The machine must have what [`super::Isa::Avx512`] names; the kernel's own conditions must hold.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: as promised by the caller.
-    unsafe { kernel.run::<Avx512>() }
+    unsafe { kernel.run::<Avx512<false>>() }
+}
+
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(super) unsafe fn run_dot<K: DotKernel>(kernel: K) -> K::Output {
+    // SAFETY: as promised by the caller.
+    unsafe { kernel.run::<Avx512<false>>() }
+}
+
+/// # Safety
+/// As [`run`], and the machine must have AVX-512 BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+pub(super) unsafe fn run_dot_bf16<K: DotKernel>(kernel: K) -> K::Output {
+    // SAFETY: as promised by the caller.
+    unsafe { kernel.run::<Avx512<true>>() }
 }
 
 #[inline(always)]
@@ -43,7 +60,7 @@ unsafe fn pairs(a: __m512, b: __m512) -> __m512 {
 }
 
 // SAFETY of every block below: the instructions are there by the trait's contract, and so are the pointers' lanes.
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     const MANY_REGISTERS: bool = true;
 
@@ -139,6 +156,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtph_ps(from.cast::<__m256i>().read_unaligned()) }
     }
     #[inline(always)]
+    unsafe fn store_f16(to: *mut u8, v: __m512) {
+        // SAFETY: see above.
+        unsafe { to.cast::<__m256i>().write_unaligned(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+    }
+    #[inline(always)]
     unsafe fn load_bf16(from: *const u8) -> __m512 {
         // SAFETY: see above.
         unsafe {
@@ -150,6 +172,11 @@ impl Simd for Avx512 {
     unsafe fn load_i8(from: *const u8) -> __m512 {
         // SAFETY: see above.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(from.cast::<__m128i>().read_unaligned())) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(from.cast::<__m128i>().read_unaligned())) }
     }
     #[inline(always)]
     unsafe fn lookup_nibbles(from: *const u8, table: __m512) -> [__m512; 2] {
@@ -178,6 +205,123 @@ impl Simd for Avx512 {
             y.add(stride).cast::<__m128>().write_unaligned(_mm512_extractf32x4_ps::<1>(sums));
             y.add(2 * stride).cast::<__m128>().write_unaligned(_mm512_extractf32x4_ps::<2>(sums));
             y.add(3 * stride).cast::<__m128>().write_unaligned(_mm512_extractf32x4_ps::<3>(sums));
+        }
+    }
+}
+
+// SAFETY of every block below: as above.
+impl<const BF16: bool> Dot for Avx512<BF16> {
+    type B = __m512i;
+    type I = __m512i;
+    const TOKENS: usize = 16;
+
+    #[inline(always)]
+    unsafe fn bytes(from: *const u8) -> __m512i {
+        // SAFETY: see above.
+        unsafe { from.cast::<__m512i>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn shl<const BITS: u32>(bytes: __m512i, mask: u8) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_and_si512(_mm512_slli_epi16::<BITS>(bytes), _mm512_set1_epi8(mask.cast_signed())) }
+    }
+    #[inline(always)]
+    unsafe fn shr<const BITS: u32>(bytes: __m512i, mask: u8) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_and_si512(_mm512_srli_epi16::<BITS>(bytes), _mm512_set1_epi8(mask.cast_signed())) }
+    }
+    #[inline(always)]
+    unsafe fn or(a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn or_bits(bytes: __m512i, bits: *const u8, value: u8) -> __m512i {
+        // SAFETY: see above; the mask is 8 bytes. Adding is or, because the bit is not set.
+        unsafe {
+            let mask = bits.cast::<u64>().read_unaligned();
+            _mm512_mask_add_epi8(bytes, mask, bytes, _mm512_set1_epi8(value.cast_signed()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn lookup(codes: __m512i, table: &[u8; 16]) -> __m512i {
+        // SAFETY: see above.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(table.as_ptr().cast::<__m128i>().read_unaligned());
+            _mm512_shuffle_epi8(table, codes)
+        }
+    }
+    #[inline(always)]
+    unsafe fn zero() -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn start(minus_128_sums: *const i32) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_set1_epi32(minus_128_sums.read()) }
+    }
+    #[inline(always)]
+    unsafe fn dot_biased(acc: __m512i, codes: __m512i, x: *const i8) -> __m512i {
+        // SAFETY: see above.
+        unsafe { Self::dot(acc, codes, x) }
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: __m512i, codes: __m512i, x: *const i8) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
+    }
+    #[inline(always)]
+    unsafe fn floats(ints: __m512i) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtepi32_ps(ints) }
+    }
+    #[inline(always)]
+    unsafe fn join(a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_add_epi32(_mm512_slli_epi32::<8>(a), b) }
+    }
+    #[inline(always)]
+    unsafe fn bf16_pairs(w: *const u8) -> [__m512; 2] {
+        // SAFETY: see above.
+        unsafe {
+            let w = w.cast::<__m512i>().read_unaligned();
+            let odd = _mm512_and_si512(w, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(w)), _mm512_castsi512_ps(odd)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(acc: __m512, w: *const u8, x: *const u16) -> __m512 {
+        // SAFETY: see above.
+        unsafe {
+            let w = w.cast::<__m512i>().read_unaligned();
+            let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
+            if BF16 {
+                // The same bits, seen as 32 bf16.
+                let (w, x) = (std::mem::transmute::<__m512i, __m512bh>(w), std::mem::transmute::<__m512i, __m512bh>(x));
+                return _mm512_dpbf16_ps(acc, w, x);
+            }
+            let high = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+            let (w_even, x_even) = (_mm512_slli_epi32::<16>(w), _mm512_slli_epi32::<16>(x));
+            let (w_odd, x_odd) = (_mm512_and_si512(w, high), _mm512_and_si512(x, high));
+            let odd = _mm512_fmadd_ps(_mm512_castsi512_ps(w_odd), _mm512_castsi512_ps(x_odd), acc);
+            _mm512_fmadd_ps(_mm512_castsi512_ps(w_even), _mm512_castsi512_ps(x_even), odd)
+        }
+    }
+    #[inline(always)]
+    unsafe fn quantise(x: *const f32, to: *mut i8) -> QuantBlock {
+        // SAFETY: see above.
+        unsafe {
+            let (a, b) = (Self::load(x), Self::load(x.add(16)));
+            let largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+            let has_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, b) != 0;
+            let largest = if has_nan { f32::NAN } else { largest };
+            let (factor, scale) = QuantBlock::factors(largest);
+            let factor = _mm512_set1_ps(factor);
+            let (a, b) = (_mm512_cvtps_epi32(_mm512_mul_ps(a, factor)), _mm512_cvtps_epi32(_mm512_mul_ps(b, factor)));
+            to.cast::<__m128i>().write_unaligned(_mm512_cvtsepi32_epi8(a));
+            to.add(16).cast::<__m128i>().write_unaligned(_mm512_cvtsepi32_epi8(b));
+            QuantBlock { scale, sums: [_mm512_reduce_add_epi32(a), _mm512_reduce_add_epi32(b)] }
         }
     }
 }

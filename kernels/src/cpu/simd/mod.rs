@@ -8,11 +8,12 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod dot;
 mod portable;
 
 use std::sync::OnceLock;
 
-use super::half_table::half_to_f32;
+pub(crate) use dot::{BLOCK, Dot, DotKernel, QuantBlock, dispatch_dot};
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
@@ -20,8 +21,12 @@ pub(crate) const LANES: usize = 16;
 /// An instruction set that the kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
-    /// x86-64 with AVX-512F.
+    /// As `Avx512`, with AVX-512 BF16.
+    Avx512Bf16,
+    /// x86-64 with AVX-512 F, BW, VL and VNNI.
     Avx512,
+    /// As `Avx2`, with AVX-VNNI.
+    AvxVnni,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// Whatever the build target guarantees; on aarch64 that is NEON.
@@ -31,19 +36,51 @@ pub enum Isa {
 impl Isa {
     /// The fastest instruction set of this machine, found once.
     pub fn best() -> Isa {
-        static BEST: OnceLock<Isa> = OnceLock::new();
-        *BEST.get_or_init(|| Isa::available()[0])
+        Self::found()[0]
+    }
+
+    /// Whether this machine can run it.
+    pub fn is_available(self) -> bool {
+        Self::found().contains(&self)
+    }
+
+    /// Tokens of the widest tile that [`Dot`] kernels of this instruction set take.
+    pub(crate) fn tile_tokens(self) -> usize {
+        match self {
+            Isa::Avx512Bf16 | Isa::Avx512 => 16,
+            Isa::AvxVnni | Isa::Avx2 | Isa::Portable => 4,
+        }
     }
 
     /// Every instruction set that this machine can run, fastest first.
     pub fn available() -> Vec<Isa> {
+        Self::found().to_vec()
+    }
+
+    fn found() -> &'static [Isa] {
+        static FOUND: OnceLock<Vec<Isa>> = OnceLock::new();
+        FOUND.get_or_init(Self::detect)
+    }
+
+    fn detect() -> Vec<Isa> {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
             let avx2 =
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-            if avx2 && is_x86_feature_detected!("avx512f") {
+            let avx512 = avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni");
+            if avx512 && is_x86_feature_detected!("avx512bf16") {
+                found.push(Isa::Avx512Bf16);
+            }
+            if avx512 {
                 found.push(Isa::Avx512);
+            }
+            if avx2 && is_x86_feature_detected!("avxvnni") {
+                found.push(Isa::AvxVnni);
             }
             if avx2 {
                 found.push(Isa::Avx2);
@@ -75,9 +112,9 @@ pub(crate) unsafe fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => avx512::run(kernel),
+            Isa::Avx512Bf16 | Isa::Avx512 => avx512::run(kernel),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => avx2::run(kernel),
+            Isa::AvxVnni | Isa::Avx2 => avx2::run(kernel),
             _ => kernel.run::<portable::Portable>(),
         }
     }
@@ -122,19 +159,16 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn scale_by_power(v: Self::V, n: Self::V) -> Self::V;
     /// 16 f16 as f32.
     unsafe fn load_f16(from: *const u8) -> Self::V;
+    /// Writes 16 lanes as f16, rounded to nearest.
+    unsafe fn store_f16(to: *mut u8, v: Self::V);
     /// 16 bf16 as f32.
     unsafe fn load_bf16(from: *const u8) -> Self::V;
     /// 16 i8 as f32.
     unsafe fn load_i8(from: *const u8) -> Self::V;
+    /// 16 u8 as f32.
+    unsafe fn load_u8(from: *const u8) -> Self::V;
     /// `table[low nibble]` and `table[high nibble]` of 16 bytes.
     unsafe fn lookup_nibbles(from: *const u8, table: Self::V) -> [Self::V; 2];
-
-    /// One f16 in every lane.
-    #[inline(always)]
-    unsafe fn splat_f16(from: *const u8) -> Self::V {
-        // SAFETY: the caller promises two readable bytes.
-        unsafe { Self::splat(half_to_f32(u16::from_le_bytes(from.cast::<[u8; 2]>().read()))) }
-    }
 
     /// Asks for the cache line of an address that will be read soon. Any address is allowed.
     #[inline(always)]

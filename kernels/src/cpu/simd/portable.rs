@@ -3,7 +3,7 @@
 
 use half::{bf16, f16};
 
-use super::{LANES, Simd};
+use super::{Dot, LANES, Simd};
 
 #[derive(Clone, Copy)]
 pub(super) struct Portable;
@@ -91,6 +91,11 @@ impl Simd for Portable {
         unsafe { convert(from, |raw| f16::from_le_bytes(raw).to_f32()) }
     }
     #[inline(always)]
+    unsafe fn store_f16(to: *mut u8, v: Lanes) {
+        // SAFETY: the caller promises 16 writable halves.
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(v.map(|value| f16::from_f32(value).to_bits())) }
+    }
+    #[inline(always)]
     unsafe fn load_bf16(from: *const u8) -> Lanes {
         // SAFETY: the caller promises 16 readable halves.
         unsafe { convert(from, |raw| bf16::from_le_bytes(raw).to_f32()) }
@@ -101,11 +106,102 @@ impl Simd for Portable {
         unsafe { convert(from, |raw| i8::from_le_bytes(raw) as f32) }
     }
     #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> Lanes {
+        // SAFETY: the caller promises 16 readable bytes.
+        unsafe { convert(from, |[byte]| f32::from(byte)) }
+    }
+    #[inline(always)]
     unsafe fn lookup_nibbles(from: *const u8, table: Lanes) -> [Lanes; 2] {
         // SAFETY: the caller promises 16 readable bytes.
         unsafe {
             let low = convert(from, |[byte]| table[(byte & 15) as usize]);
             [low, convert(from, |[byte]| table[(byte >> 4) as usize])]
+        }
+    }
+}
+
+type Bytes = [u8; 64];
+
+impl Dot for Portable {
+    type B = Bytes;
+    type I = [i32; LANES];
+    const TOKENS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn bytes(from: *const u8) -> Bytes {
+        // SAFETY: the caller promises 64 readable bytes.
+        unsafe { from.cast::<Bytes>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn shl<const BITS: u32>(bytes: Bytes, mask: u8) -> Bytes {
+        bytes.map(|byte| (byte << BITS) & mask)
+    }
+    #[inline(always)]
+    unsafe fn shr<const BITS: u32>(bytes: Bytes, mask: u8) -> Bytes {
+        bytes.map(|byte| (byte >> BITS) & mask)
+    }
+    #[inline(always)]
+    unsafe fn or(a: Bytes, b: Bytes) -> Bytes {
+        std::array::from_fn(|at| a[at] | b[at])
+    }
+    #[inline(always)]
+    unsafe fn or_bits(bytes: Bytes, bits: *const u8, value: u8) -> Bytes {
+        // SAFETY: the caller promises 8 readable bytes.
+        let bits = u64::from_le_bytes(unsafe { bits.cast::<[u8; 8]>().read_unaligned() });
+        std::array::from_fn(|at| bytes[at] | if bits >> at & 1 == 1 { value } else { 0 })
+    }
+    #[inline(always)]
+    unsafe fn lookup(codes: Bytes, table: &[u8; 16]) -> Bytes {
+        codes.map(|code| table[(code & 15) as usize])
+    }
+    #[inline(always)]
+    unsafe fn zero() -> [i32; LANES] {
+        [0; LANES]
+    }
+    #[inline(always)]
+    unsafe fn start(minus_128_sums: *const i32) -> [i32; LANES] {
+        // SAFETY: the caller promises a readable value.
+        [unsafe { minus_128_sums.read() }; LANES]
+    }
+    #[inline(always)]
+    unsafe fn dot_biased(acc: [i32; LANES], codes: Bytes, x: *const i8) -> [i32; LANES] {
+        // SAFETY: as promised by the caller.
+        unsafe { Self::dot(acc, codes, x) }
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: [i32; LANES], codes: Bytes, x: *const i8) -> [i32; LANES] {
+        // SAFETY: the caller promises 4 readable values.
+        let x = unsafe { x.cast::<[i8; 4]>().read_unaligned() };
+        std::array::from_fn(|lane| {
+            let products = (0..4).map(|at| i32::from(codes[lane * 4 + at]) * i32::from(x[at]));
+            acc[lane] + products.sum::<i32>()
+        })
+    }
+    #[inline(always)]
+    unsafe fn floats(ints: [i32; LANES]) -> Lanes {
+        ints.map(|int| int as f32)
+    }
+    #[inline(always)]
+    unsafe fn join(a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
+        std::array::from_fn(|lane| (a[lane] << 8).wrapping_add(b[lane]))
+    }
+    #[inline(always)]
+    unsafe fn bf16_pairs(w: *const u8) -> [Lanes; 2] {
+        // SAFETY: the caller promises 16 pairs.
+        unsafe {
+            let even = convert::<4>(w, |raw| bf16::from_le_bytes([raw[0], raw[1]]).to_f32());
+            [even, convert::<4>(w, |raw| bf16::from_le_bytes([raw[2], raw[3]]).to_f32())]
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(acc: Lanes, w: *const u8, x: *const u16) -> Lanes {
+        // SAFETY: the caller promises 16 pairs of w and one of x.
+        unsafe {
+            let (x_even, x_odd) =
+                (bf16::from_bits(x.read_unaligned()).to_f32(), bf16::from_bits(x.add(1).read_unaligned()).to_f32());
+            let w_even = convert::<4>(w, |raw| bf16::from_le_bytes([raw[0], raw[1]]).to_f32());
+            let w_odd = convert::<4>(w, |raw| bf16::from_le_bytes([raw[2], raw[3]]).to_f32());
+            Self::fma(w_even, [x_even; LANES], Self::fma(w_odd, [x_odd; LANES], acc))
         }
     }
 }

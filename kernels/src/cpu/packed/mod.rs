@@ -1,0 +1,201 @@
+//! Weights as the CPU multiplies with them: 16 rows side by side, one stream of memory from the first panel to the last.
+//!
+//! Packing copies a matrix once, at load; nothing of the file is needed afterwards. Matrices that take the same input
+//! (q, k and v; gate and up) are packed into one weight and multiplied in one go, whatever type each of them has.
+
+mod activations;
+mod arena;
+mod blocks;
+mod layout;
+mod product;
+mod quants;
+mod tile;
+
+use std::sync::Arc;
+
+pub use arena::Arena;
+
+pub(crate) use activations::{Activations, Forms, View};
+pub(crate) use layout::ROWS;
+pub(crate) use product::{Epilogue, Panels};
+
+use self::arena::Piece;
+use self::blocks::Group;
+use self::layout::Layout;
+use super::pool;
+use crate::error::{Result, shape};
+use crate::weight::{GgmlType, Weight};
+
+/// How exactly activations are kept while they are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// 8 bits in blocks of 32 with block-quantised weights, as ggml does; BF16 with BF16 weights.
+    #[default]
+    Fast,
+    /// 16 bits in blocks of 32 with block-quantised weights, F32 with BF16 weights: as good as F32 throughout, at about
+    /// half the speed where arithmetic and not memory is the limit.
+    High,
+}
+
+/// One or more matrices that take the same input, their rows one below the other.
+#[derive(Clone)]
+pub struct PackedWeight {
+    parts: Arc<[Part]>,
+    precision: Precision,
+    input: usize,
+    out: usize,
+}
+
+/// Panels of one matrix.
+struct Part {
+    ty: GgmlType,
+    /// Its first row in the output.
+    row: usize,
+    rows: usize,
+    panel_bytes: usize,
+    panels: Piece,
+}
+
+impl PackedWeight {
+    /// Packs matrices of one input width. Reads each of them once, on all threads.
+    pub fn new(weights: &[&Weight], precision: Precision, arena: &mut Arena) -> Result<Self> {
+        let Some(first) = weights.first() else { return Err(shape("pack", "there is no matrix")) };
+        let input = first.input();
+        let mut out = 0;
+        let mut parts = Vec::with_capacity(weights.len());
+        for weight in weights {
+            if weight.input() != input {
+                let other = weight.input();
+                return Err(shape("pack", format!("matrices of {input} and {other} columns cannot stand together")));
+            }
+            parts.push(Part::new(weight, out, arena)?);
+            out += weight.out();
+        }
+        Ok(Self { parts: parts.into(), precision, input, out })
+    }
+
+    /// Rows of all matrices together: features that come out.
+    pub fn out(&self) -> usize {
+        self.out
+    }
+
+    /// Columns: features that go in.
+    pub fn input(&self) -> usize {
+        self.input
+    }
+
+    /// Bytes that it takes in memory.
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.panels.bytes().len()).sum()
+    }
+
+    /// Dequantises row `row` into `out`, `[input]`. Panics when the row or the length does not exist.
+    pub fn row_f32(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.out && out.len() == self.input, "row {row} of {} into {} values", self.out, out.len());
+        let part = self.parts.iter().rfind(|part| part.row <= row).expect("the first part starts at row 0");
+        let (panel, lane) = ((row - part.row) / ROWS, (row - part.row) % ROWS);
+        let panel = &part.panels.bytes()[panel * part.panel_bytes..(panel + 1) * part.panel_bytes];
+        match Layout::of(part.ty) {
+            Some(layout) => layout.read_row(part.ty, panel, lane, out),
+            None => layout::read_plain_row(part.ty, panel, lane, out),
+        }
+    }
+
+    /// What activations must become for it.
+    pub(crate) fn forms(&self) -> Forms {
+        let mut forms = Forms::default();
+        for part in &*self.parts {
+            match (part.ty, self.precision) {
+                (GgmlType::F32 | GgmlType::F16, _) | (GgmlType::Bf16, Precision::High) => forms.f32 = true,
+                (GgmlType::Bf16, Precision::Fast) => forms.bf16 = true,
+                (_, Precision::Fast) => forms.i8 = true,
+                (_, Precision::High) => forms.i16 = true,
+            }
+        }
+        forms
+    }
+
+    /// Panels of all parts: units that work is divided in.
+    pub(crate) fn panels(&self) -> usize {
+        self.parts.iter().map(Part::count).sum()
+    }
+}
+
+impl std::fmt::Debug for PackedWeight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let types: Vec<_> = self.parts.iter().map(|part| part.ty.name()).collect();
+        write!(f, "PackedWeight({} [{}, {}])", types.join(" + "), self.out, self.input)
+    }
+}
+
+impl Part {
+    fn new(weight: &Weight, row: usize, arena: &mut Arena) -> Result<Self> {
+        let (ty, input, rows) = (weight.ty(), weight.input(), weight.out());
+        let layout = Layout::of(ty);
+        let panel_bytes = match &layout {
+            Some(layout) => layout.panel_bytes(input),
+            None => layout::plain_panel_bytes(ty, input),
+        };
+        let bytes = panel_bytes.checked_mul(rows.div_ceil(ROWS));
+        let bytes = bytes.ok_or_else(|| shape("pack", format!("{weight:?} does not fit the address space")))?;
+        let panels = arena.piece(bytes, |room| {
+            let room = SharedRoom { start: room.as_mut_ptr(), panel_bytes };
+            // A few panels a chunk: packing is a copy, and fork-joins are not free.
+            const CHUNK: usize = 8;
+            pool::run(rows.div_ceil(ROWS * CHUNK), &|chunk| {
+                for panel in chunk * CHUNK..((chunk + 1) * CHUNK).min(rows.div_ceil(ROWS)) {
+                    // SAFETY: each panel is written by one chunk.
+                    let room = unsafe { room.panel(panel) };
+                    let rows = panel * ROWS..((panel + 1) * ROWS).min(rows);
+                    match &layout {
+                        Some(layout) => pack_groups(layout, weight, rows, room),
+                        None => pack_plain(weight, rows, room),
+                    }
+                }
+            });
+        })?;
+        Ok(Part { ty, row, rows, panel_bytes, panels })
+    }
+
+    fn count(&self) -> usize {
+        self.rows.div_ceil(ROWS)
+    }
+}
+
+struct SharedRoom {
+    start: *mut u8,
+    panel_bytes: usize,
+}
+// SAFETY: threads write to disjoint panels only.
+unsafe impl Sync for SharedRoom {}
+
+impl SharedRoom {
+    /// # Safety
+    /// The panel must lie in the room, and no other thread may have it.
+    #[expect(clippy::mut_from_ref, reason = "disjoint panels, as the contract says")]
+    unsafe fn panel(&self, index: usize) -> &mut [u8] {
+        // SAFETY: as promised by the caller.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(index * self.panel_bytes), self.panel_bytes) }
+    }
+}
+
+fn pack_groups(layout: &Layout, weight: &Weight, rows: std::ops::Range<usize>, panel: &mut [u8]) {
+    let (ty, row_bytes, bytes) = (weight.ty(), weight.row_bytes(), weight.bytes());
+    let mut group = Group::EMPTY;
+    let first = rows.start;
+    for (at, room) in panel.chunks_exact_mut(layout.group_bytes()).enumerate() {
+        for row in rows.clone() {
+            let from = row * row_bytes + at * ty.block_bytes();
+            group.read(ty, &bytes[from..from + ty.block_bytes()]);
+            layout.write(&group, row - first, room);
+        }
+    }
+}
+
+fn pack_plain(weight: &Weight, rows: std::ops::Range<usize>, panel: &mut [u8]) {
+    let (row_bytes, bytes) = (weight.row_bytes(), weight.bytes());
+    let first = rows.start;
+    for row in rows {
+        layout::write_plain_row(weight.ty(), &bytes[row * row_bytes..(row + 1) * row_bytes], row - first, panel);
+    }
+}

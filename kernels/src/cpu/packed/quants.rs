@@ -1,0 +1,401 @@
+// performance-critical: no allocation per token, no lock, no log, no format
+//! Packed blocks as vectors: codes unpacked in registers, scales as f32, for one block of 32 elements of 16 rows.
+//!
+//! Types without mins hold codes that stand 128 above a multiple of their value, so that the correction is one number
+//! for all of them; the multiple is taken back in the scale. Layouts are drawn in [`super::layout`].
+
+#![expect(clippy::needless_range_loop, reason = "the loops over registers are all written alike")]
+
+use crate::cpu::dequant::IQ4_NL_VALUES;
+use crate::cpu::simd::{Dot, LANES};
+
+/// A packed block type.
+pub(crate) trait Quants {
+    /// Blocks of 32 elements that share a head.
+    const BLOCKS: usize;
+    const HEAD_BYTES: usize;
+    const BLOCK_BYTES: usize;
+    /// Parts of a block that have scales of their own: 1 or 2.
+    const PARTS: usize;
+    /// Whether values are `scale * code + min`; otherwise they are `scale * (code - 128)`.
+    const MINS: bool;
+
+    /// The eight quads of a block.
+    ///
+    /// # Safety
+    /// `block` must be readable for `BLOCK_BYTES`, and the machine must have the instructions of `S`.
+    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8];
+
+    /// Scale and min of one part. Where there are no mins, the second is zero.
+    ///
+    /// # Safety
+    /// As [`Quants::codes`]; `head` must be readable for `HEAD_BYTES`.
+    unsafe fn scales<S: Dot>(head: *const u8, block: *const u8, part: usize) -> (S::V, S::V);
+}
+
+pub(crate) struct Q4_0;
+pub(crate) struct Q4_1;
+pub(crate) struct Q5_0;
+pub(crate) struct Q5_1;
+pub(crate) struct Q8_0;
+pub(crate) struct Iq4Nl;
+pub(crate) struct Q2K;
+pub(crate) struct Q3K;
+pub(crate) struct Q4K;
+pub(crate) struct Q5K;
+pub(crate) struct Q6K;
+
+/// Quads of the nibble plane: 0 to 3 in the low, 4 to 7 in the high nibbles.
+///
+/// # Safety
+/// 256 readable bytes, and the instructions of `S`.
+#[inline(always)]
+unsafe fn nibbles<S: Dot>(from: *const u8) -> [S::B; 8] {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let mut codes = [S::bytes(from); 8];
+        for quad in 0..4 {
+            let both = S::bytes(from.add(quad * 64));
+            codes[quad] = S::shr::<0>(both, 0x0f);
+            codes[quad + 4] = S::shr::<4>(both, 0x0f);
+        }
+        codes
+    }
+}
+
+/// f16 scales of the head's first or second 16 halves, times a power of two.
+///
+/// # Safety
+/// 32 readable bytes, and the instructions of `S`.
+#[inline(always)]
+unsafe fn halves<S: Dot>(from: *const u8, factor: f32) -> S::V {
+    // SAFETY: as promised by the caller.
+    unsafe { if factor == 1.0 { S::load_f16(from) } else { S::mul(S::load_f16(from), S::splat(factor)) } }
+}
+
+// SAFETY of the blocks below: offsets stay within what the trait's contract makes readable.
+
+impl Quants for Q4_0 {
+    const BLOCKS: usize = 1;
+    const HEAD_BYTES: usize = 32;
+    const BLOCK_BYTES: usize = 256;
+    const PARTS: usize = 1;
+    const MINS: bool = false;
+
+    #[inline(always)]
+    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+        // SAFETY: see above. 16 * code
+        unsafe {
+            let mut codes = [S::bytes(block); 8];
+            for quad in 0..4 {
+                let both = S::bytes(block.add(quad * 64));
+                codes[quad] = S::shl::<4>(both, 0xf0);
+                codes[quad + 4] = S::shr::<0>(both, 0xf0);
+            }
+            codes
+        }
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Dot>(head: *const u8, _block: *const u8, _part: usize) -> (S::V, S::V) {
+        // SAFETY: see above.
+        unsafe { (halves::<S>(head, 1.0 / 16.0), S::splat(0.0)) }
+    }
+}
+
+impl Quants for Iq4Nl {
+    const BLOCKS: usize = 1;
+    const HEAD_BYTES: usize = 32;
+    const BLOCK_BYTES: usize = 256;
+    const PARTS: usize = 1;
+    const MINS: bool = false;
+
+    #[inline(always)]
+    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+        const TABLE: [u8; 16] = {
+            let mut table = [0; 16];
+            let mut at = 0;
+            while at < 16 {
+                table[at] = (IQ4_NL_VALUES[at] as i32 + 128) as u8;
+                at += 1;
+            }
+            table
+        };
+        // SAFETY: see above.
+        unsafe {
+            let mut codes = nibbles::<S>(block);
+            for codes in &mut codes {
+                *codes = S::lookup(*codes, &TABLE);
+            }
+            codes
+        }
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Dot>(head: *const u8, _block: *const u8, _part: usize) -> (S::V, S::V) {
+        // SAFETY: see above.
+        unsafe { (halves::<S>(head, 1.0), S::splat(0.0)) }
+    }
+}
+
+impl Quants for Q4_1 {
+    const BLOCKS: usize = 1;
+    const HEAD_BYTES: usize = 64;
+    const BLOCK_BYTES: usize = 256;
+    const PARTS: usize = 1;
+    const MINS: bool = true;
+
+    #[inline(always)]
+    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+        // SAFETY: see above.
+        unsafe { nibbles::<S>(block) }
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Dot>(head: *const u8, _block: *const u8, _part: usize) -> (S::V, S::V) {
+        // SAFETY: see above.
+        unsafe { (halves::<S>(head, 1.0), halves::<S>(head.add(32), 1.0)) }
+    }
+}
+
+impl Quants for Q5_0 {
+    const BLOCKS: usize = 1;
+    const HEAD_BYTES: usize = 32;
+    const BLOCK_BYTES: usize = 320;
+    const PARTS: usize = 1;
+    const MINS: bool = false;
+
+    #[inline(always)]
+    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+        // SAFETY: see above. 8 * code
+        unsafe {
+            let mut codes = [S::bytes(block); 8];
+            for quad in 0..4 {
+                let both = S::bytes(block.add(quad * 64));
+                codes[quad] = S::or_bits(S::shl::<3>(both, 0x78), block.add(256 + quad * 8), 0x80);
+                codes[quad + 4] = S::or_bits(S::shr::<1>(both, 0x78), block.add(288 + quad * 8), 0x80);
+            }
+            codes
+        }
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Dot>(head: *const u8, _block: *const u8, _part: usize) -> (S::V, S::V) {
+        // SAFETY: see above.
+        unsafe { (halves::<S>(head, 1.0 / 8.0), S::splat(0.0)) }
+    }
+}
+
+/// Nibbles with a plane of fifth bits behind them.
+///
+/// # Safety
+/// 320 readable bytes, and the instructions of `S`.
+#[inline(always)]
+unsafe fn five_bits<S: Dot>(from: *const u8) -> [S::B; 8] {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let mut codes = nibbles::<S>(from);
+        for quad in 0..8 {
+            codes[quad] = S::or_bits(codes[quad], from.add(256 + quad * 8), 0x10);
+        }
+        codes
+    }
+}
+
+impl Quants for Q5_1 {
+    const BLOCKS: usize = 1;
+    const HEAD_BYTES: usize = 64;
+    const BLOCK_BYTES: usize = 320;
+    const PARTS: usize = 1;
+    const MINS: bool = true;
+
+    #[inline(always)]
+    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+        // SAFETY: see above.
+        unsafe { five_bits::<S>(block) }
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Dot>(head: *const u8, _block: *const u8, _part: usize) -> (S::V, S::V) {
+        // SAFETY: see above.
+        unsafe { (halves::<S>(head, 1.0), halves::<S>(head.add(32), 1.0)) }
+    }
+}
+
+impl Quants for Q8_0 {
+    const BLOCKS: usize = 1;
+    const HEAD_BYTES: usize = 32;
+    const BLOCK_BYTES: usize = 512;
+    const PARTS: usize = 1;
+    const MINS: bool = false;
+
+    #[inline(always)]
+    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+        // SAFETY: see above.
+        unsafe {
+            let mut codes = [S::bytes(block); 8];
+            for quad in 1..8 {
+                codes[quad] = S::bytes(block.add(quad * 64));
+            }
+            codes
+        }
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Dot>(head: *const u8, _block: *const u8, _part: usize) -> (S::V, S::V) {
+        // SAFETY: see above.
+        unsafe { (halves::<S>(head, 1.0), S::splat(0.0)) }
+    }
+}
+
+/// Scale and min of Q4_K and Q5_K: d and dmin times a byte each.
+///
+/// # Safety
+/// A head of 64 and a side of 32 readable bytes, and the instructions of `S`.
+#[inline(always)]
+unsafe fn scale_and_min<S: Dot>(head: *const u8, side: *const u8) -> (S::V, S::V) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let scale = S::mul(S::load_f16(head), S::load_u8(side));
+        let min = S::mul(S::load_f16(head.add(32)), S::load_u8(side.add(LANES)));
+        (scale, S::sub(S::splat(0.0), min))
+    }
+}
+
+impl Quants for Q4K {
+    const BLOCKS: usize = 8;
+    const HEAD_BYTES: usize = 64;
+    const BLOCK_BYTES: usize = 32 + 256;
+    const PARTS: usize = 1;
+    const MINS: bool = true;
+
+    #[inline(always)]
+    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+        // SAFETY: see above.
+        unsafe { nibbles::<S>(block.add(32)) }
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Dot>(head: *const u8, block: *const u8, _part: usize) -> (S::V, S::V) {
+        // SAFETY: see above.
+        unsafe { scale_and_min::<S>(head, block) }
+    }
+}
+
+impl Quants for Q5K {
+    const BLOCKS: usize = 8;
+    const HEAD_BYTES: usize = 64;
+    const BLOCK_BYTES: usize = 32 + 320;
+    const PARTS: usize = 1;
+    const MINS: bool = true;
+
+    #[inline(always)]
+    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+        // SAFETY: see above.
+        unsafe { five_bits::<S>(block.add(32)) }
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Dot>(head: *const u8, block: *const u8, _part: usize) -> (S::V, S::V) {
+        // SAFETY: see above.
+        unsafe { scale_and_min::<S>(head, block) }
+    }
+}
+
+impl Quants for Q6K {
+    const BLOCKS: usize = 8;
+    const HEAD_BYTES: usize = 32;
+    const BLOCK_BYTES: usize = 32 + 384;
+    const PARTS: usize = 2;
+    const MINS: bool = false;
+
+    #[inline(always)]
+    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+        // SAFETY: see above. 4 * code: the low four bits in bits 2 to 5, the high two in bits 6 and 7.
+        unsafe {
+            let block = block.add(32);
+            let mut codes = [S::bytes(block); 8];
+            for quad in 0..4 {
+                let both = S::bytes(block.add(quad * 64));
+                codes[quad] = S::shl::<2>(both, 0x3c);
+                codes[quad + 4] = S::shr::<2>(both, 0x3c);
+            }
+            for vector in 0..2 {
+                let high = S::bytes(block.add(256 + vector * 64));
+                let quads = &mut codes[vector * 4..vector * 4 + 4];
+                quads[0] = S::or(quads[0], S::shl::<6>(high, 0xc0));
+                quads[1] = S::or(quads[1], S::shl::<4>(high, 0xc0));
+                quads[2] = S::or(quads[2], S::shl::<2>(high, 0xc0));
+                quads[3] = S::or(quads[3], S::shl::<0>(high, 0xc0));
+            }
+            codes
+        }
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Dot>(head: *const u8, block: *const u8, part: usize) -> (S::V, S::V) {
+        // SAFETY: see above.
+        unsafe { (S::mul(halves::<S>(head, 1.0 / 4.0), S::load_i8(block.add(part * LANES))), S::splat(0.0)) }
+    }
+}
+
+impl Quants for Q3K {
+    const BLOCKS: usize = 8;
+    const HEAD_BYTES: usize = 32;
+    const BLOCK_BYTES: usize = 32 + 192;
+    const PARTS: usize = 2;
+    const MINS: bool = false;
+
+    #[inline(always)]
+    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+        // SAFETY: see above. 32 * code: the low two bits in bits 5 and 6, the high one in bit 7.
+        unsafe {
+            let block = block.add(32);
+            let mut codes = [S::bytes(block); 8];
+            for vector in 0..2 {
+                let low = S::bytes(block.add(vector * 64));
+                let quads = &mut codes[vector * 4..vector * 4 + 4];
+                quads[0] = S::shl::<5>(low, 0x60);
+                quads[1] = S::shl::<3>(low, 0x60);
+                quads[2] = S::shl::<1>(low, 0x60);
+                quads[3] = S::shr::<1>(low, 0x60);
+            }
+            for quad in 0..8 {
+                codes[quad] = S::or_bits(codes[quad], block.add(128 + quad * 8), 0x80);
+            }
+            codes
+        }
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Dot>(head: *const u8, block: *const u8, part: usize) -> (S::V, S::V) {
+        // SAFETY: see above.
+        unsafe { (S::mul(halves::<S>(head, 1.0 / 32.0), S::load_i8(block.add(part * LANES))), S::splat(0.0)) }
+    }
+}
+
+impl Quants for Q2K {
+    const BLOCKS: usize = 8;
+    const HEAD_BYTES: usize = 64;
+    const BLOCK_BYTES: usize = 32 + 128;
+    const PARTS: usize = 2;
+    const MINS: bool = true;
+
+    #[inline(always)]
+    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+        // SAFETY: see above.
+        unsafe {
+            let mut codes = [S::bytes(block); 8];
+            for vector in 0..2 {
+                let both = S::bytes(block.add(32 + vector * 64));
+                let quads = &mut codes[vector * 4..vector * 4 + 4];
+                quads[0] = S::shr::<0>(both, 3);
+                quads[1] = S::shr::<2>(both, 3);
+                quads[2] = S::shr::<4>(both, 3);
+                quads[3] = S::shr::<6>(both, 3);
+            }
+            codes
+        }
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Dot>(head: *const u8, block: *const u8, part: usize) -> (S::V, S::V) {
+        // SAFETY: see above.
+        unsafe {
+            let [scale, min] = S::lookup_nibbles(block.add(part * LANES), S::load(NIBBLES.as_ptr()));
+            let min = S::mul(S::load_f16(head.add(32)), min);
+            (S::mul(S::load_f16(head), scale), S::sub(S::splat(0.0), min))
+        }
+    }
+}
+
+static NIBBLES: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];

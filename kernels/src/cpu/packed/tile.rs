@@ -1,0 +1,223 @@
+// performance-critical: no allocation per token, no lock, no log, no format
+//! One panel of 16 rows against a tile of tokens: the innermost loops of every dense layer.
+//!
+//! Invariant: an output is one lane of one accumulator, which takes the blocks (or elements) of the input in ascending
+//! order. So its bits depend on the token and the row alone, not on the width of the tile.
+//!
+//! No closure here holds vector code: a closure would not be compiled with the instructions of its kernel.
+
+#![expect(clippy::needless_range_loop, reason = "the loops over registers are all written alike")]
+
+use super::activations::{UNIT, View};
+use super::quants::Quants;
+use crate::cpu::simd::{BLOCK, Dot};
+
+/// Sums of `T` tokens with one panel of a block type. `WIDE` activations have two bytes each.
+///
+/// # Safety
+/// `panel` must be a whole panel of `Q` over `x.input`, `token` the first of a tile of `T` tokens of `x` in the form i8 or
+/// i16, and the machine must have the instructions of `S`.
+#[inline(always)]
+pub(super) unsafe fn quant_tile<S: Dot, Q: Quants, const T: usize, const WIDE: bool>(
+    panel: *const u8,
+    x: &View,
+    token: usize,
+) -> [S::V; T] {
+    let blocks = x.input / BLOCK;
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let mut acc = [S::splat(0.0); T];
+        let first = token * blocks;
+        let token_bytes = if WIDE { 2 * BLOCK } else { BLOCK };
+        let (mut quants, mut scales) = (x.quants.add(first * token_bytes), x.scales.add(first));
+        let (mut starts, mut sums) = (x.starts.add(first), x.sums.add(first));
+        if Q::PARTS == 2 {
+            (starts, sums) = (x.half_starts.add(2 * first), x.half_sums.add(2 * first));
+        }
+        let mut head = panel;
+        for _ in 0..blocks / Q::BLOCKS {
+            let mut block = head.add(Q::HEAD_BYTES);
+            for _ in 0..Q::BLOCKS {
+                if T <= 4 {
+                    // Few tokens wait for memory: the stream is asked for well ahead, across page boundaries too.
+                    for line in (0..Q::BLOCK_BYTES).step_by(64) {
+                        S::prefetch(block.wrapping_add(PREFETCH_BYTES + line));
+                    }
+                }
+                let codes = Q::codes::<S>(block);
+                for part in 0..Q::PARTS {
+                    let (scale, min) = Q::scales::<S>(head, block, part);
+                    let quads = 8 / Q::PARTS;
+                    for token in 0..T {
+                        let x = quants.add(token * token_bytes);
+                        let mut sum = if Q::MINS { S::zero() } else { S::start(starts.add(token)) };
+                        if WIDE {
+                            let mut high = S::zero();
+                            for quad in part * quads..(part + 1) * quads {
+                                high = multiply::<S, Q>(high, codes[quad], x.add(quad * 4));
+                            }
+                            sum = S::join(high, sum);
+                        }
+                        for quad in part * quads..(part + 1) * quads {
+                            let x = if WIDE { x.add(BLOCK + quad * 4) } else { x.add(quad * 4) };
+                            sum = multiply::<S, Q>(sum, codes[quad], x);
+                        }
+                        let factor = S::mul(scale, S::splat(*scales.add(token)));
+                        acc[token] = S::fma(S::floats(sum), factor, acc[token]);
+                        if Q::MINS {
+                            acc[token] = S::fma(min, S::splat(*sums.add(token)), acc[token]);
+                        }
+                    }
+                    starts = starts.add(T);
+                    sums = sums.add(T);
+                }
+                quants = quants.add(T * token_bytes);
+                scales = scales.add(T);
+                block = block.add(Q::BLOCK_BYTES);
+            }
+            head = block;
+        }
+        acc
+    }
+}
+
+/// Adds a quad's products in the way of `Q`'s codes.
+///
+/// # Safety
+/// As [`Dot::dot`].
+#[inline(always)]
+unsafe fn multiply<S: Dot, Q: Quants>(sum: S::I, codes: S::B, x: *const i8) -> S::I {
+    // SAFETY: as promised by the caller.
+    unsafe { if Q::MINS { S::dot(sum, codes, x) } else { S::dot_biased(sum, codes, x) } }
+}
+
+/// How far ahead of its use a weight is asked for.
+const PREFETCH_BYTES: usize = 2048;
+
+/// A type of plain numbers.
+pub(super) trait Plain {
+    /// Whether it gains from instructions for bf16.
+    const BF16: bool = false;
+    /// Elements that are taken at once: bf16 go in pairs.
+    const STEP: usize;
+    /// Bytes of a step of 16 rows.
+    const STEP_BYTES: usize;
+
+    /// Adds the products of a step's weights with `T` tokens, whose values stand [`UNIT`] apart from `unit + at` on.
+    ///
+    /// # Safety
+    /// The pointers must be valid for that, and the machine must have the instructions of `S`.
+    unsafe fn step<S: Dot, const T: usize>(acc: &mut [S::V; T], w: *const u8, x: &View, at: usize);
+}
+
+pub(super) struct F32;
+pub(super) struct F16;
+pub(super) struct Bf16;
+/// BF16 with activations in f32.
+pub(super) struct Bf16Wide;
+
+impl Plain for F32 {
+    const STEP: usize = 1;
+    const STEP_BYTES: usize = 64;
+
+    #[inline(always)]
+    unsafe fn step<S: Dot, const T: usize>(acc: &mut [S::V; T], w: *const u8, x: &View, at: usize) {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            let w = S::load(w.cast());
+            for token in 0..T {
+                acc[token] = S::fma(w, S::splat(*x.f32.add(at + token * UNIT)), acc[token]);
+            }
+        }
+    }
+}
+
+impl Plain for F16 {
+    const STEP: usize = 1;
+    const STEP_BYTES: usize = 32;
+
+    #[inline(always)]
+    unsafe fn step<S: Dot, const T: usize>(acc: &mut [S::V; T], w: *const u8, x: &View, at: usize) {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            let w = S::load_f16(w);
+            for token in 0..T {
+                acc[token] = S::fma(w, S::splat(*x.f32.add(at + token * UNIT)), acc[token]);
+            }
+        }
+    }
+}
+
+impl Plain for Bf16 {
+    const BF16: bool = true;
+    const STEP: usize = 2;
+    const STEP_BYTES: usize = 64;
+
+    #[inline(always)]
+    unsafe fn step<S: Dot, const T: usize>(acc: &mut [S::V; T], w: *const u8, x: &View, at: usize) {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            for token in 0..T {
+                acc[token] = S::dot_bf16(acc[token], w, x.bf16.add(at + token * UNIT));
+            }
+        }
+    }
+}
+
+impl Plain for Bf16Wide {
+    const STEP: usize = 2;
+    const STEP_BYTES: usize = 64;
+
+    #[inline(always)]
+    unsafe fn step<S: Dot, const T: usize>(acc: &mut [S::V; T], w: *const u8, x: &View, at: usize) {
+        // SAFETY: as promised by the caller; behind an odd input stands a zero.
+        unsafe {
+            let [even, odd] = S::bf16_pairs(w);
+            for token in 0..T {
+                let x = x.f32.add(at + token * UNIT);
+                acc[token] = S::fma(even, S::splat(*x), acc[token]);
+                acc[token] = S::fma(odd, S::splat(*x.add(1)), acc[token]);
+            }
+        }
+    }
+}
+
+/// Sums of `T` tokens with `R` neighbouring panels of plain numbers.
+///
+/// # Safety
+/// `panel` must be the first of `R` whole panels of `P` over `x.input`, `token` the first of a tile of `T` tokens of `x`
+/// in the form of `P`, and the machine must have the instructions of `S`.
+#[inline(always)]
+pub(super) unsafe fn plain_tile<S: Dot, P: Plain, const T: usize, const R: usize>(
+    panel: *const u8,
+    x: &View,
+    token: usize,
+) -> [[S::V; T]; R] {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let mut acc = [[S::splat(0.0); T]; R];
+        let panel_bytes = x.input.div_ceil(P::STEP) * P::STEP_BYTES;
+        let mut at = token * x.width;
+        let mut w = panel;
+        for _ in 0..x.input / UNIT {
+            for step in 0..UNIT / P::STEP {
+                for r in 0..R {
+                    let w = w.add(r * panel_bytes);
+                    if T * R <= 4 {
+                        S::prefetch(w.wrapping_add(PREFETCH_BYTES));
+                    }
+                    P::step::<S, T>(&mut acc[r], w, x, at + step * P::STEP);
+                }
+                w = w.add(P::STEP_BYTES);
+            }
+            at += T * UNIT;
+        }
+        for step in 0..(x.input % UNIT).div_ceil(P::STEP) {
+            for r in 0..R {
+                P::step::<S, T>(&mut acc[r], w.add(r * panel_bytes), x, at + step * P::STEP);
+            }
+            w = w.add(P::STEP_BYTES);
+        }
+        acc
+    }
+}
