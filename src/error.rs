@@ -19,6 +19,8 @@ pub enum ErrorKind {
     TooLarge,
     /// The waiting queue is full; the same request may be sent again later (429).
     QueueFull,
+    /// The key has used up what it may ask for; the same request may be sent again later (429).
+    RateLimited,
     /// The server cannot take requests now: loading, draining (503).
     Unavailable,
     /// The request waited or ran longer than its limit (504).

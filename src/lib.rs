@@ -1,11 +1,11 @@
-//! Sconce serves open-weight models on your own hardware behind the OpenAI API.
+//! Sconce serves open-weight models on your own hardware behind the OpenAI and Anthropic APIs.
 //!
 //! # One request, as data
 //!
 //! | hop | value | made in | runs on |
 //! |---|---|---|---|
 //! | 1 | HTTP bytes | axum | tokio |
-//! | 2 | wire struct, then [`request::Request`] or [`error::Error`] naming the field | `api/openai/*/convert.rs` | tokio |
+//! | 2 | wire struct, then [`request::Request`] or [`error::Error`] naming the field | `api/{openai/*,anthropic}/convert.rs` | tokio |
 //! | 3 | a permit: one place in a bounded queue, held by the event stream | `pool/admission.rs` | tokio |
 //! | 4 | prompt token ids (rendered and tokenised once) and resolved parameters | `pool/local/prepare.rs` | tokio, or the blocking pool for long prompts |
 //! | 5 | [`engine::Submit`], with a token filter where the answer has a form (`pool/local/constraint.rs`), through a bounded channel | `engine/handle.rs` | engine thread from here on |
@@ -14,7 +14,7 @@
 //! | 8 | logits of the sampled rows | `models` on `kernels` | engine + device |
 //! | 9 | sampled tokens, then [`engine::Progress`] per sequence | `engine/sampler`, `scheduler.commit` | engine |
 //! | 10 | [`request::Event`]s: text, finish, usage | `pool/local/{choice,stream}.rs` on `text` | the request's task |
-//! | 11 | SSE or one JSON document | `api/openai/*` | tokio |
+//! | 11 | SSE or one JSON document | `api/openai/*`, `api/anthropic` | tokio |
 //!
 //! Dropping the response drops the receivers; the engine sees it at its next step and frees the sequences. A full
 //! channel parks that sequence, never the step.
@@ -29,6 +29,7 @@
 //! - [`text`]: tokenizers, chat templates, detokenisation, stop strings, grammars, and the parsers that part an answer
 //!   into reasoning, text and function calls. No I/O, no clock.
 //! - [`engine`]: scheduler, blocks, sampler (pure), and the one thread that runs them.
+//! - [`store`]: answers that clients may come back to (`/v1/responses`), in one SQLite file with one thread.
 //! - [`hub`]: a model reference becomes local files.
 //! - [`device`]: what hardware is here; `device/fit.rs` says what fits, as a pure function.
 //! - [`launch`]: assembly. The only place where hub, models, engine and text meet.
@@ -66,5 +67,6 @@ pub mod hub;
 pub mod launch;
 pub mod pool;
 pub mod request;
+pub mod store;
 pub mod telemetry;
 pub mod text;

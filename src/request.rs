@@ -110,6 +110,8 @@ pub const CHOICES_MAX: u32 = 128;
 pub struct Params {
     /// Most tokens to generate; `None` means up to the end of the context.
     pub max_tokens: Option<u32>,
+    /// The end of the context may come before `max_tokens`; otherwise a request for more than fits is refused.
+    pub context_may_cut: bool,
     pub min_tokens: u32,
     pub temperature: Option<f32>,
     /// 0 means off.

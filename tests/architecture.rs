@@ -44,6 +44,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("src/device", &["crate::engine", "crate::pool", "crate::api", "sconce_models", "axum"]),
     ("src/config", &["crate::engine", "crate::pool", "crate::api", "crate::hub", "axum", "candle"]),
     ("src/telemetry", &["crate::engine", "crate::text", "crate::hub", "crate::api", "candle"]),
+    (
+        "src/store",
+        &["axum", "candle", "crate::api", "crate::pool", "crate::engine", "crate::text", "SystemTime", "Instant::now"],
+    ),
     ("src/launch", &["axum", "crate::api", "crate::cli"]),
     ("models/src", &["tokio", "tokenizers", "axum", "sconce::"]),
     ("kernels/src", &["sconce_models", "sconce::", "tokio", "axum"]),

@@ -39,7 +39,7 @@ fn wrong_usage_is_exit_code_2() {
 #[test]
 fn help_names_every_command() {
     let help = String::from_utf8_lossy(&run(&["--help"]).stdout).into_owned();
-    for command in ["serve", "run", "pull", "list", "rm"] {
+    for command in ["serve", "run", "pull", "list", "rm", "keys"] {
         assert!(help.contains(command), "{help}");
     }
 }
@@ -120,6 +120,39 @@ fn keys_that_nobody_could_send_are_refused() {
         fails_with(&output, &["API key"]);
         assert!(!String::from_utf8_lossy(&output.stderr).contains("secret"));
     }
+}
+
+#[test]
+fn a_made_key_opens_the_server_with_its_table() {
+    let made = String::from_utf8(run(&["keys", "new", "ann"]).stdout).expect("UTF-8");
+    let key = made.lines().next().and_then(|line| line.rsplit(' ').next()).expect("a key").to_owned();
+    assert!(key.starts_with("sk-sconce-") && key.len() == 74, "{made}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = folder.path().join("sconce.toml");
+    std::fs::write(&config, made.replace("# requests_per_minute", "requests_per_minute")).expect("a file");
+    let config = config.to_string_lossy().into_owned();
+    let server = Server::start(&["--config", &config, "--responses-store", "off"]);
+    let models = |key: &str| {
+        let mut connection = server.connect();
+        write!(connection, "GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\nx-api-key: {key}\r\n\r\n")
+            .expect("the request is sent");
+        answer(connection)
+    };
+    assert!(models(&key).starts_with("HTTP/1.1 200 "), "{}", models(&key));
+    assert!(models("sk-sconce-other").starts_with("HTTP/1.1 401 "));
+    std::fs::write(&config, made.replace("# models = [\"smollm2:135m\"]", "models = [\"other\"]")).expect("a file");
+    fails_with(&run(&["serve", "sim", "--port", "0", "--config", &config]), &["'ann'", "'other'"]);
+    std::fs::write(&config, made.replace("sha256:", "md5:")).expect("a file");
+    fails_with(&run(&["serve", "sim", "--port", "0", "--config", &config]), &["'ann'", "sha256:"]);
+    fails_with(&run(&["keys", "hash", "ann"]), &["stdin"]);
+    fails_with(&run(&["keys", "new", "a b"]), &["name"]);
+}
+
+#[test]
+fn a_store_that_was_named_and_cannot_be_used_ends_the_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().to_string_lossy().into_owned();
+    fails_with(&run(&["serve", "sim", "--port", "0", "--responses-store", &path]), &[&path, "--responses-store"]);
 }
 
 #[test]

@@ -1,78 +1,148 @@
 //! API keys: who asks, without ever keeping or logging the secret.
 
+use std::sync::Arc;
+
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use sha2::{Digest, Sha256};
-use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
+use subtle::{ConditionallySelectable, ConstantTimeEq};
+use tokio::time::Instant;
 
 use super::AppState;
 use super::error::Failure;
+use super::limits::Meter;
+use crate::config::keys::KeyConfig;
 use crate::error::{Error, ErrorKind};
+use crate::pool::{Member, ModelCard, Pool};
 use crate::request::Tenant;
+use crate::store::Owner;
 use crate::telemetry::access::RequestLog;
 
-/// The accepted keys as hashes. Without keys everyone is let in.
+/// The accepted keys. Without keys everyone is let in.
 pub(super) struct Keys {
-    hashes: Vec<[u8; 32]>,
+    keys: Vec<Key>,
+}
+
+#[derive(Debug, Clone)]
+struct Key {
+    hash: [u8; 32],
+    name: String,
+    /// Names of the models that may be used; all when it is empty.
+    models: Arc<[String]>,
+    meter: Option<Arc<Meter>>,
+    priority: Option<i32>,
 }
 
 /// Who was let in; a request extension for handlers.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
-    name: String,
-    key_hash: Option<[u8; 32]>,
+    key: Option<Key>,
 }
 
 impl Keys {
-    pub fn new(keys: &[String]) -> Self {
-        Self { hashes: keys.iter().map(|key| Sha256::digest(key.as_bytes()).into()).collect() }
+    /// Keys without limits, given in the clear, and keys with their limits, given as hashes.
+    pub fn new(plain: &[String], limited: &[KeyConfig], now: Instant) -> Self {
+        let plain = plain.iter().zip(1..).map(|(key, number)| Key {
+            hash: Sha256::digest(key.as_bytes()).into(),
+            name: format!("key-{number}"),
+            models: Arc::default(),
+            meter: None,
+            priority: None,
+        });
+        let limited = limited.iter().map(|key| Key {
+            hash: key.hash,
+            name: key.name.clone(),
+            models: key.models.clone().into(),
+            meter: Meter::new(&key.name, key.limits, now).map(Arc::new),
+            priority: key.priority,
+        });
+        Self { keys: plain.chain(limited).collect() }
     }
 
     /// The caller, or 401. Compares hashes of equal length against every key, so that time tells nothing.
     fn caller(&self, headers: &HeaderMap) -> Result<Caller, Error> {
-        if self.hashes.is_empty() {
-            return Ok(Caller { name: "anonymous".to_owned(), key_hash: None });
+        if self.keys.is_empty() {
+            return Ok(Caller { key: None });
         }
         let refused = |message| Error::new(ErrorKind::Unauthorized, message).with_code("invalid_api_key");
-        let key =
-            bearer(headers).ok_or_else(|| refused("no API key was sent; send it as 'authorization: Bearer KEY'"))?;
-        if key.is_empty() {
+        let sent = sent_key(headers).ok_or_else(|| {
+            refused("no API key was sent; send it as 'authorization: Bearer KEY' or as 'x-api-key: KEY'")
+        })?;
+        if sent.is_empty() {
             return Err(refused("the API key is empty; send it as 'authorization: Bearer KEY'"));
         }
-        let sent: [u8; 32] = Sha256::digest(key).into();
-        let mut found = Choice::from(0);
-        let mut number = 0_u32;
-        for (index, hash) in (1_u32..).zip(&self.hashes) {
-            let equal = hash.ct_eq(&sent);
-            number.conditional_assign(&index, equal);
-            found |= equal;
+        let sent: [u8; 32] = Sha256::digest(sent).into();
+        let mut place = 0_u32;
+        for (number, key) in (1_u32..).zip(&self.keys) {
+            place.conditional_assign(&number, key.hash.ct_eq(&sent));
         }
-        if !bool::from(found) {
-            return Err(refused("the API key is not one of this server's"));
+        let found = usize::try_from(place).ok().and_then(|place| self.keys.get(place.checked_sub(1)?));
+        match found {
+            None => Err(refused("the API key is not one of this server's")),
+            Some(key) => Ok(Caller { key: Some(key.clone()) }),
         }
-        Ok(Caller { name: format!("key-{number}"), key_hash: Some(sent) })
     }
 }
 
 impl Caller {
     pub fn name(&self) -> &str {
-        &self.name
+        self.key.as_ref().map_or("anonymous", |key| &key.name)
+    }
+
+    /// The use made of the key, when it is limited.
+    pub fn meter(&self) -> Option<Arc<Meter>> {
+        self.key.as_ref()?.meter.clone()
+    }
+
+    pub fn may_use(&self, card: &ModelCard) -> bool {
+        let models = self.key.as_ref().map_or(&[][..], |key| &key.models);
+        models.is_empty() || models.iter().any(|name| card.answers_to(name))
+    }
+
+    /// The member that answers for `model`, if this caller may ask it.
+    pub fn member(&self, pool: &Pool, model: &str) -> Result<Arc<dyn Member>, Error> {
+        let member = pool.member(model)?;
+        if self.may_use(member.card()) {
+            return Ok(member);
+        }
+        let message = format!("the API key '{}' may not use the model '{}'", self.name(), member.card().id);
+        Err(Error::new(ErrorKind::Forbidden, message).with_param("model").with_code("model_not_allowed"))
+    }
+
+    /// The priority of a request that asks for `wanted`: not before its key's.
+    pub fn priority(&self, wanted: i32) -> i32 {
+        self.key.as_ref().and_then(|key| key.priority).map_or(wanted, |own| own.max(wanted))
+    }
+
+    /// Whose stored responses are whose: a hash, from which neither the key nor the cache's salt can be told.
+    pub fn owner(&self) -> Owner {
+        let Some(Key { hash: key_hash, .. }) = &self.key else { return [0; 32] };
+        let mut hash = Sha256::new();
+        hash.update(b"sconce stored responses\0");
+        hash.update(key_hash);
+        hash.finalize().into()
     }
 
     /// The tenant of one request: callers with different keys, or different `cache_salt`s, share no prefix cache.
     pub fn tenant(&self, cache_salt: Option<&str>) -> Tenant {
-        if self.key_hash.is_none() && cache_salt.is_none() {
-            return Tenant { name: self.name.clone(), salt: [0; 32] };
+        let name = self.name().to_owned();
+        if self.key.is_none() && cache_salt.is_none() {
+            return Tenant { name, salt: [0; 32] };
         }
         let mut hash = Sha256::new();
         hash.update(b"sconce prefix cache\0");
-        hash.update(self.key_hash.unwrap_or([0; 32]));
+        hash.update(self.key.as_ref().map_or([0; 32], |key| key.hash));
         hash.update([u8::from(cache_salt.is_some())]);
         hash.update(cache_salt.unwrap_or_default());
-        Tenant { name: self.name.clone(), salt: hash.finalize().into() }
+        Tenant { name, salt: hash.finalize().into() }
     }
+}
+
+/// The key as OpenAI's clients send it, or as Anthropic's do.
+fn sent_key(headers: &HeaderMap) -> Option<&[u8]> {
+    bearer(headers).or_else(|| headers.get("x-api-key").map(|key| key.as_bytes().trim_ascii()))
 }
 
 /// The token of an `Authorization: Bearer …` header; the scheme's case does not matter (RFC 9110, 11.1).
@@ -101,6 +171,7 @@ mod tests {
     use axum::http::HeaderValue;
 
     use super::*;
+    use crate::config::keys::KeyLimits;
 
     fn ask(keys: &[&str], header: Option<&'static str>) -> Result<Caller, Error> {
         let keys: Vec<_> = keys.iter().map(|key| (*key).to_owned()).collect();
@@ -108,7 +179,7 @@ mod tests {
         if let Some(header) = header {
             headers.insert(header::AUTHORIZATION, HeaderValue::from_static(header));
         }
-        Keys::new(&keys).caller(&headers)
+        Keys::new(&keys, &[], Instant::now()).caller(&headers)
     }
 
     #[test]
@@ -120,6 +191,41 @@ mod tests {
             assert_eq!(ask(&["a", "b"], bad).expect_err("refused").kind, ErrorKind::Unauthorized, "{bad:?}");
         }
         assert!(ask(&[""], Some("Bearer ")).is_err(), "an empty key opens nothing");
+    }
+
+    #[test]
+    fn either_header_is_read() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-api-key", HeaderValue::from_static("b"));
+        let keys = Keys::new(&["a".to_owned(), "b".to_owned()], &[], Instant::now());
+        assert_eq!(keys.caller(&headers).expect("known").name(), "key-2");
+        headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer wrong"));
+        assert!(keys.caller(&headers).is_err(), "the header that everyone reads decides");
+    }
+
+    #[test]
+    fn a_key_with_a_name_keeps_its_rules() {
+        let config = KeyConfig {
+            name: "ann".to_owned(),
+            hash: Sha256::digest(b"secret").into(),
+            models: vec!["tiny".to_owned()],
+            limits: KeyLimits { requests_per_minute: Some(1), ..KeyLimits::default() },
+            priority: Some(5),
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer secret"));
+        let caller = Keys::new(&["a".to_owned()], &[config], Instant::now()).caller(&headers).expect("known");
+        assert_eq!((caller.name(), caller.meter().is_some()), ("ann", true));
+        assert_eq!((caller.priority(-10), caller.priority(0), caller.priority(7)), (5, 5, 7));
+        let card = |id: &str, alias: &str| ModelCard {
+            id: id.to_owned(),
+            aliases: vec![alias.to_owned()],
+            root: String::new(),
+            max_model_len: 8,
+            created_s: 0,
+            chat: true,
+        };
+        assert!(caller.may_use(&card("org/tiny", "tiny")) && !caller.may_use(&card("huge", "large")));
     }
 
     #[test]

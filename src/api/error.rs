@@ -1,4 +1,4 @@
-//! From our errors, and axum's, to a status code and OpenAI's envelope.
+//! From our errors, and axum's, to a status code and OpenAI's envelope (`anthropic/error.rs` turns it into Anthropic's).
 
 use std::any::Any;
 
@@ -15,6 +15,10 @@ pub(super) struct Failure {
     pub status: StatusCode,
     pub error: Error,
 }
+
+/// A response's extension: the error that its body tells, for those who must tell it in another protocol's words.
+#[derive(Debug, Clone)]
+pub(super) struct Reported(pub Error);
 
 /// `{"error": {…}}`
 #[derive(Serialize)]
@@ -70,6 +74,7 @@ impl IntoResponse for Failure {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        response.extensions_mut().insert(Reported(self.error));
         response
     }
 }
@@ -81,7 +86,7 @@ fn status(kind: ErrorKind) -> StatusCode {
         ErrorKind::Forbidden => StatusCode::FORBIDDEN,
         ErrorKind::NotFound => StatusCode::NOT_FOUND,
         ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        ErrorKind::QueueFull => StatusCode::TOO_MANY_REQUESTS,
+        ErrorKind::QueueFull | ErrorKind::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         // A cancelled request whose client still listens was cut by shutdown.
         ErrorKind::Unavailable | ErrorKind::Cancelled => StatusCode::SERVICE_UNAVAILABLE,
         ErrorKind::Timeout => StatusCode::GATEWAY_TIMEOUT,
@@ -95,7 +100,7 @@ fn type_word(kind: ErrorKind) -> &'static str {
         ErrorKind::InvalidRequest | ErrorKind::NotFound | ErrorKind::TooLarge => "invalid_request_error",
         ErrorKind::Unauthorized => "authentication_error",
         ErrorKind::Forbidden => "permission_error",
-        ErrorKind::QueueFull => "rate_limit_error",
+        ErrorKind::QueueFull | ErrorKind::RateLimited => "rate_limit_error",
         ErrorKind::Unavailable | ErrorKind::Cancelled => "service_unavailable_error",
         ErrorKind::Timeout => "timeout_error",
         ErrorKind::Internal => "server_error",
@@ -106,6 +111,7 @@ fn default_code(kind: ErrorKind) -> Option<&'static str> {
     match kind {
         ErrorKind::Unauthorized => Some("invalid_api_key"),
         ErrorKind::QueueFull => Some("queue_full"),
+        ErrorKind::RateLimited => Some("rate_limit_exceeded"),
         ErrorKind::TooLarge => Some("request_too_large"),
         ErrorKind::Timeout => Some("timeout"),
         ErrorKind::Cancelled => Some("cancelled"),

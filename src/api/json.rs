@@ -63,6 +63,11 @@ impl<F> Wire<F> {
         &self.fields
     }
 
+    /// The known fields, to take some out before the others are checked.
+    pub fn peek_mut(&mut self) -> &mut F {
+        &mut self.fields
+    }
+
     /// The fields, when nothing else was sent. `path` is where this object is: "" or e.g. "messages[0]".
     pub fn checked(self, path: &str) -> Result<F> {
         let full = |name: &str| if path.is_empty() { shortened(name) } else { format!("{path}.{}", shortened(name)) };

@@ -16,6 +16,7 @@ use hyper::body::{Frame, SizeHint};
 use tracing::Instrument;
 
 use super::AppState;
+use super::anthropic;
 use super::ids;
 use crate::telemetry::access::{AccessLine, RequestLog};
 
@@ -25,6 +26,10 @@ const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms"
 /// The part of a request's name that is unique; endpoints put their own prefix before it.
 #[derive(Debug, Clone)]
 pub(super) struct UniqueId(pub String);
+
+/// What a request is called towards its client: the client's own name for it, or ours.
+#[derive(Debug, Clone)]
+pub(super) struct RequestId(pub String);
 
 pub(super) async fn observe(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let unique = ids::unique();
@@ -36,11 +41,16 @@ pub(super) async fn observe(State(state): State<AppState>, mut request: Request,
     let mut line = AccessLine::new(unique.clone(), request.method().as_str(), &endpoint, log.clone())
         .with_client_id(client_id.as_deref());
     let id = client_id.unwrap_or_else(|| format!("req-{unique}"));
+    let in_anthropics_words = anthropic::is_spoken(&request);
     request.extensions_mut().insert(UniqueId(unique));
+    request.extensions_mut().insert(RequestId(id.clone()));
     request.extensions_mut().insert(log.clone());
 
     let mut response = next.run(request).instrument(line.span().clone()).await;
 
+    if in_anthropics_words {
+        response = anthropic::dressed(response, &id);
+    }
     line.answered(response.status().as_u16());
     state.metrics.http_request(line.endpoint(), response.status().as_u16());
     let headers = response.headers_mut();

@@ -3,11 +3,13 @@
 //! A request is checked completely before it reaches the pool; whatever goes wrong, on any path, is answered with
 //! OpenAI's error envelope. Dropping a response drops its events, which cancels the request in the engine.
 
+mod anthropic;
 mod auth;
 mod body;
 mod error;
 mod ids;
 mod json;
+mod limits;
 mod middleware;
 mod openai;
 mod ops;
@@ -21,9 +23,12 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::config::keys::KeyConfig;
 use crate::pool::Pool;
+use crate::store::ResponseStore;
 use crate::telemetry::Metrics;
 
 pub use serve::{ServeOptions, serve};
@@ -33,6 +38,8 @@ pub use serve::{ServeOptions, serve};
 pub struct ApiConfig {
     /// Keys that clients may send as `Authorization: Bearer …`. Empty: anyone may ask.
     pub api_keys: Vec<String>,
+    /// Keys of which only the hash is known, each with its own limits.
+    pub keys: Vec<KeyConfig>,
     /// Largest request body.
     pub body_bytes_max: usize,
     /// Longest time from the head of a request until the end of its body.
@@ -47,6 +54,8 @@ pub struct ApiConfig {
     pub keep_alive_interval: Duration,
     /// Most messages of a conversation.
     pub messages_max: usize,
+    /// Most tools of a conversation.
+    pub tools_max: usize,
     /// Most prompts of one `/v1/completions` request.
     pub prompts_max: usize,
     /// Most choices (`n`) a prompt.
@@ -57,6 +66,8 @@ pub struct ApiConfig {
     pub stop_bytes_max: usize,
     /// Most entries of `logit_bias`.
     pub logit_bias_max: usize,
+    /// Where responses are kept; `None` keeps none.
+    pub responses: Option<ResponseStore>,
     /// Calls of `/tokenize` and `/detokenize` that run at once; more wait.
     pub tokenize_parallel_max: usize,
 }
@@ -65,6 +76,7 @@ impl Default for ApiConfig {
     fn default() -> Self {
         Self {
             api_keys: Vec::new(),
+            keys: Vec::new(),
             body_bytes_max: 32 * 1024 * 1024,
             body_read_timeout: Duration::from_secs(60),
             json_depth_max: 64,
@@ -72,11 +84,13 @@ impl Default for ApiConfig {
             request_timeout: None,
             keep_alive_interval: Duration::from_secs(15),
             messages_max: 16_384,
+            tools_max: 1024,
             prompts_max: 256,
             choices_max: crate::request::CHOICES_MAX,
             stops_max: 128,
             stop_bytes_max: 4096,
             logit_bias_max: 1024,
+            responses: None,
             tokenize_parallel_max: 4,
         }
     }
@@ -90,6 +104,7 @@ pub(crate) struct AppState {
     config: Arc<ApiConfig>,
     keys: Arc<auth::Keys>,
     tokenizing: Arc<Semaphore>,
+    running: Arc<openai::responses::Running>,
 }
 
 /// Every endpoint of the server.
@@ -97,17 +112,27 @@ pub fn router(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfig) -> Rout
     let state = AppState {
         pool,
         metrics,
-        keys: Arc::new(auth::Keys::new(&config.api_keys)),
+        keys: Arc::new(auth::Keys::new(&config.api_keys, &config.keys, Instant::now())),
         tokenizing: Arc::new(Semaphore::new(config.tokenize_parallel_max.max(1))),
         config: Arc::new(config),
+        running: Arc::default(),
     };
-    let guarded = Router::new()
+    let generating = Router::new()
         .route("/v1/chat/completions", post(openai::chat::create))
         .route("/v1/completions", post(openai::completions::create))
+        .route("/v1/responses", post(openai::responses::create))
+        .route("/v1/messages", post(anthropic::create))
+        .route_layer(axum::middleware::from_fn(limits::enforce));
+    let guarded = Router::new()
+        .route("/v1/responses/{id}", get(openai::responses::retrieve).delete(openai::responses::delete))
+        .route("/v1/responses/{id}/cancel", post(openai::responses::cancel))
+        .route("/v1/responses/{id}/input_items", get(openai::responses::input_items))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/models", get(openai::models::list))
         .route("/v1/models/{*id}", get(openai::models::retrieve))
         .route("/tokenize", post(openai::tokenize::tokenize))
         .route("/detokenize", post(openai::tokenize::detokenize))
+        .merge(generating)
         .route_layer(axum::middleware::from_fn_with_state(state.clone(), auth::require_key));
     let open = Router::new()
         .route("/", get(ops::index))

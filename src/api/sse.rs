@@ -14,18 +14,39 @@ use serde::Serialize;
 
 use super::error::{Envelope, Failure};
 use super::openai::answer::{Answer, Batch};
+use crate::error::{Error, Result};
 use crate::request::{Event, Usage};
-
-const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
-const DONE: &[u8] = b"data: [DONE]\n\n";
 
 /// Turns events into an endpoint's chunks.
 pub(super) trait ChunkWriter: Send + 'static {
+    /// Fills silence.
+    const KEEP_ALIVE: &'static [u8] = b": keep-alive\n\n";
+    /// Comes last, whatever the end.
+    const LAST: &'static [u8] = b"data: [DONE]\n\n";
+
     /// Writes what `event` means to the client: one chunk, several, or nothing.
     fn event(&mut self, prompt: usize, event: Event, out: &mut Vec<u8>);
 
+    /// Does what must be done before the end is told, e.g. keeps the answer.
+    fn settle(&mut self, _end: &Result<Usage>, _out: &mut Vec<u8>) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
     /// Writes what comes after the last event, when the request went well.
     fn end(&mut self, usage: Usage, out: &mut Vec<u8>);
+
+    /// Writes what comes after the last event, when the request failed after its answer had begun.
+    fn failed(&mut self, error: &Error, out: &mut Vec<u8>) {
+        write_data(&Envelope::new(error), out);
+    }
+}
+
+/// Writes one event with its name.
+pub(super) fn write_event(name: &str, value: &impl Serialize, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"event: ");
+    out.extend_from_slice(name.as_bytes());
+    out.push(b'\n');
+    write_data(value, out);
 }
 
 /// Writes one `data:` event.
@@ -37,9 +58,9 @@ pub(super) fn write_data(value: &impl Serialize, out: &mut Vec<u8>) {
 }
 
 /// The event stream of `answer`, or the error it began with.
-pub(super) async fn respond(
+pub(super) async fn respond<W: ChunkWriter>(
     mut answer: Answer,
-    mut writer: impl ChunkWriter,
+    mut writer: W,
     keep_alive: Duration,
 ) -> Result<Response, Failure> {
     // A proxy between us and the client gives up on silence, so the wait for a true status has an end.
@@ -51,11 +72,11 @@ pub(super) async fn respond(
         let mut next = first;
         loop {
             let Some(batch) = next else {
-                yield Ok::<_, Infallible>(Bytes::from_static(KEEP_ALIVE));
+                yield Ok::<_, Infallible>(Bytes::from_static(W::KEEP_ALIVE));
                 next = tokio::time::timeout(keep_alive, answer.next()).await.ok();
                 continue;
             };
-            let (out, ended) = written(&mut writer, batch);
+            let (out, ended) = written(&mut writer, batch).await;
             if !out.is_empty() {
                 yield Ok(Bytes::from(out));
             }
@@ -75,22 +96,22 @@ pub(super) async fn respond(
 }
 
 /// The bytes of one batch and whether it was the last.
-fn written(writer: &mut impl ChunkWriter, batch: Batch) -> (Vec<u8>, bool) {
+async fn written<W: ChunkWriter>(writer: &mut W, batch: Batch) -> (Vec<u8>, bool) {
     let mut out = Vec::with_capacity(512);
     for (prompt, event) in batch.events {
         writer.event(prompt, event, &mut out);
     }
     let ended = batch.end.is_some();
+    if let Some(end) = &batch.end {
+        writer.settle(end, &mut out).await;
+    }
     match batch.end {
         None => {}
-        Some(Ok(usage)) => {
-            writer.end(usage, &mut out);
-            out.extend_from_slice(DONE);
-        }
-        Some(Err(error)) => {
-            write_data(&Envelope::new(&error), &mut out);
-            out.extend_from_slice(DONE);
-        }
+        Some(Ok(usage)) => writer.end(usage, &mut out),
+        Some(Err(error)) => writer.failed(&error, &mut out),
+    }
+    if ended {
+        out.extend_from_slice(W::LAST);
     }
     (out, ended)
 }

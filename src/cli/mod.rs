@@ -4,6 +4,7 @@
 
 mod catalogue;
 mod flags;
+mod keys;
 mod models;
 mod output;
 mod pull;
@@ -43,6 +44,8 @@ enum Command {
     List(models::ListArgs),
     /// Remove a downloaded model
     Rm(models::RemoveArgs),
+    /// Make API keys with limits, for the configuration file
+    Keys(keys::KeysArgs),
 }
 
 /// Parses the command line, runs one command and turns its outcome into an exit code.
@@ -64,6 +67,7 @@ pub fn main() -> ExitCode {
             Command::Pull(args) => pull::pull(args).await,
             Command::List(args) => models::list(&args),
             Command::Rm(args) => models::remove(&args),
+            Command::Keys(args) => keys::run(&args),
         }
     });
     // A download or a load that was interrupted may still sit in a blocking thread: the process does not wait for it.

@@ -1,7 +1,7 @@
 //! `sconce serve`: bind, load, answer, drain.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,12 @@ use super::flags::ModelFlags;
 use super::output;
 use crate::api::{self, ApiConfig, ServeOptions};
 use crate::config::file::{self, FileConfig, ModelSection};
-use crate::config::{self, ServeConfig};
+use crate::config::keys::{self, KeyConfig};
+use crate::config::{self, ResponsesConfig, ServeConfig, StorePlace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::progress;
 use crate::launch::{Launch, LoadReport};
+use crate::store::{ResponseStore, Retention};
 
 #[derive(Args)]
 pub struct ServeArgs {
@@ -40,6 +42,16 @@ pub struct ServeArgs {
     /// Key that clients must send as `Authorization: Bearer KEY`; may be given several times [default: none needed]
     #[arg(long, value_name = "KEY", env = crate::config::env::SCONCE_API_KEY.name, hide_env_values = true, value_delimiter = ',')]
     api_key: Vec<String>,
+    /// Where /v1/responses keeps its answers for previous_response_id: a file, or off [default: sconce/responses.db in
+    /// $XDG_DATA_HOME or ~/.local/share]
+    #[arg(long, value_name = "PATH|off")]
+    responses_store: Option<String>,
+    /// Days after which a stored conversation that was not gone on with is deleted [default: 30]
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    responses_age_days: Option<u32>,
+    /// Size of all stored responses, beyond which the oldest are deleted, e.g. 1GiB [default: 1GiB]
+    #[arg(long, value_name = "SIZE", value_parser = config::parse_bytes)]
+    responses_max_bytes: Option<u64>,
     /// Requests that may wait beyond the running ones before clients get 429 [default: 256]
     #[arg(long, value_name = "N")]
     max_queue: Option<u32>,
@@ -60,7 +72,13 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     let (stop, stopping) = watch::channel(false);
     listen_for_signals(stop.clone())?;
 
-    let api_config = ApiConfig { api_keys: config.api_keys.clone(), ..ApiConfig::default() };
+    check_key_models(&config.keys, &launch)?;
+    let api_config = ApiConfig {
+        api_keys: config.api_keys.clone(),
+        keys: config.keys.clone(),
+        responses: response_store(&config.responses).await?,
+        ..ApiConfig::default()
+    };
     let router = api::router(Arc::clone(&launch.pool), Arc::clone(&launch.metrics), api_config);
     let options = ServeOptions { drain_timeout: config.shutdown_timeout, ..ServeOptions::default() };
     let drain = stopped(stopping.clone());
@@ -74,6 +92,35 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     let served = server.await.map_err(|panic| Error::internal(format!("the HTTP server failed: {panic}")))?;
     launch.stop(Duration::ZERO).await;
     served
+}
+
+/// A store that the operator named is opened now; the default one when it is needed.
+async fn response_store(config: &ResponsesConfig) -> Result<Option<ResponseStore>> {
+    const DAY_S: u64 = 24 * 60 * 60;
+    let retention = Retention { age_s: u64::from(config.age_days) * DAY_S, bytes_max: config.bytes_max };
+    let start = |path: &Path| ResponseStore::start(path, retention);
+    match &config.store {
+        StorePlace::Off => Ok(None),
+        StorePlace::Default(path) => start(path).map(Some),
+        StorePlace::Named(path) => {
+            let store = start(path)?;
+            store.check().await?;
+            Ok(Some(store))
+        }
+    }
+}
+
+/// A misspelt name would lock its key out without a word.
+fn check_key_models(keys: &[KeyConfig], launch: &Launch) -> Result<()> {
+    for key in keys {
+        for name in &key.models {
+            if !launch.pool.members().any(|member| member.card().answers_to(name)) {
+                let message = format!("the key '{}' may use the model '{name}', which is not served here", key.name);
+                return Err(Error::invalid("keys.models", message));
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn stopped(mut stopping: watch::Receiver<bool>) {
@@ -160,11 +207,23 @@ fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
         let message = "an API key is empty or begins or ends with a space; set it, or leave it out to need none";
         return Err(Error::invalid("--api-key", message));
     }
+    let in_file_bytes = file.server.responses_max_bytes.as_deref().map(config::parse_bytes).transpose();
+    let in_file_bytes = in_file_bytes.map_err(|why| Error::invalid("responses_max_bytes", why))?;
+    let responses = ResponsesConfig {
+        store: StorePlace::from_flag(args.responses_store.as_deref().or(file.server.responses_store.as_deref())),
+        age_days: args
+            .responses_age_days
+            .or(file.server.responses_age_days)
+            .unwrap_or(config::RESPONSES_AGE_DAYS_DEFAULT),
+        bytes_max: args.responses_max_bytes.or(in_file_bytes).unwrap_or(config::RESPONSES_BYTES_MAX_DEFAULT),
+    };
     let timeout_s = args.shutdown_timeout.or(file.server.shutdown_timeout_s);
     Ok(ServeConfig {
         host: args.host.clone().or(file.server.host).unwrap_or_else(|| config::HOST_DEFAULT.to_owned()),
         port: args.port.or(file.server.port).unwrap_or(config::PORT_DEFAULT),
         api_keys,
+        keys: keys::checked(&file.keys)?,
+        responses,
         shutdown_timeout: Duration::from_secs(timeout_s.unwrap_or(config::SHUTDOWN_TIMEOUT_DEFAULT_S)),
         models,
     })
@@ -184,10 +243,20 @@ fn banner(config: &ServeConfig, address: SocketAddr, reports: &[LoadReport], ela
         }
         text += &format!("  loaded   in {:.2} s\n", report.load_time.as_secs_f64());
     }
+    if let StorePlace::Default(path) | StorePlace::Named(path) = &config.responses.store {
+        text += &format!("\n/v1/responses keeps answers in {} (--responses-store off: nowhere)\n", path.display());
+    }
     let url = format!("http://{}", reachable(address));
-    let key = if config.api_keys.is_empty() { "" } else { " -H \"Authorization: Bearer $SCONCE_API_KEY\"" };
+    let key = if config.api_keys.is_empty() && config.keys.is_empty() {
+        ""
+    } else {
+        " -H \"Authorization: Bearer $SCONCE_API_KEY\""
+    };
     let model = reports.first().map_or("", |report| report.id.as_str());
-    text += &format!("\nready on {url} after {:.2} s (OpenAI API under {url}/v1). Try:\n\n", elapsed.as_secs_f64());
+    text += &format!(
+        "\nready on {url} after {:.2} s (OpenAI and Anthropic APIs under {url}/v1). Try:\n\n",
+        elapsed.as_secs_f64()
+    );
     text += &format!(
         "  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' \\\n    \
          -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Why is the sky blue?\"}}]}}'\n"

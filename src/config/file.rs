@@ -7,12 +7,17 @@ use serde::Deserialize;
 use super::speculation::SpeculativeSection;
 use crate::error::{Error, ErrorKind, Result};
 
+use super::keys::KeySection;
+
 /// The whole file. Every key is optional; flags win over it.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileConfig {
     #[serde(default)]
     pub server: ServerSection,
+    /// `[[keys]]`, one table an API key with limits.
+    #[serde(default)]
+    pub keys: Vec<KeySection>,
     /// `[[models]]`, one table a model.
     #[serde(default)]
     pub models: Vec<ModelSection>,
@@ -26,6 +31,11 @@ pub struct ServerSection {
     #[serde(default)]
     pub api_keys: Vec<String>,
     pub shutdown_timeout_s: Option<u64>,
+    /// A path or `off`, as `--responses-store` takes it.
+    pub responses_store: Option<String>,
+    pub responses_age_days: Option<u32>,
+    /// A size as `--responses-max-bytes` takes it: `"1GiB"`.
+    pub responses_max_bytes: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -2,6 +2,7 @@
 
 pub mod env;
 pub mod file;
+pub mod keys;
 pub mod speculation;
 
 use std::path::PathBuf;
@@ -17,8 +18,42 @@ pub struct ServeConfig {
     pub host: String,
     pub port: u16,
     pub api_keys: Vec<String>,
+    pub keys: Vec<keys::KeyConfig>,
+    pub responses: ResponsesConfig,
     pub shutdown_timeout: Duration,
     pub models: Vec<ModelConfig>,
+}
+
+/// Where `/v1/responses` keeps what it answered, and how much.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResponsesConfig {
+    pub store: StorePlace,
+    /// Conversations that were not gone on with for this long are deleted.
+    pub age_days: u32,
+    pub bytes_max: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StorePlace {
+    Off,
+    /// In the user's data folder: made when the first response is stored.
+    Default(PathBuf),
+    /// Named by the operator: opened at the start, which fails if it cannot be.
+    Named(PathBuf),
+}
+
+impl StorePlace {
+    /// `off`, a path, or nothing for the default; without a home folder there is no default.
+    pub fn from_flag(flag: Option<&str>) -> Self {
+        match flag {
+            Some("off") => Self::Off,
+            Some(path) => Self::Named(PathBuf::from(path)),
+            None => {
+                let data = env::XDG_DATA_HOME.path().or_else(|| Some(env::HOME.path()?.join(".local/share")));
+                data.map_or(Self::Off, |folder| Self::Default(folder.join("sconce/responses.db")))
+            }
+        }
+    }
 }
 
 /// One model and its limits.
@@ -70,6 +105,9 @@ pub const MAX_QUEUE_DEFAULT: u32 = 256;
 pub const SEQUENCES_MAX: u32 = 100_000;
 pub const BLOCK_SIZE_DEFAULT: u32 = 16;
 pub const SHUTDOWN_TIMEOUT_DEFAULT_S: u64 = 30;
+/// As long as OpenAI keeps responses.
+pub const RESPONSES_AGE_DAYS_DEFAULT: u32 = 30;
+pub const RESPONSES_BYTES_MAX_DEFAULT: u64 = 1 << 30;
 pub const MEMORY_UTILIZATION_DEFAULT: f64 = 0.9;
 
 impl Default for ModelLimits {

@@ -62,6 +62,15 @@ impl RequestLog {
         });
     }
 
+    /// What the request took so far, before its end is known.
+    pub fn took(&self, usage: Usage) {
+        self.with(|details| details.usage = usage);
+    }
+
+    pub fn usage(&self) -> Usage {
+        self.with(|details| details.usage)
+    }
+
     fn with<T>(&self, change: impl FnOnce(&mut Details) -> T) -> T {
         change(&mut self.details.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -179,7 +179,7 @@ async fn keys() {
     for path in ["/v1/models", "/v1/models/tiny"] {
         assert_eq!(get(&app, path).await.status, StatusCode::UNAUTHORIZED, "{path}");
     }
-    for path in ["/v1/completions", "/tokenize", "/detokenize"] {
+    for path in ["/v1/completions", "/v1/responses", "/v1/messages", "/tokenize", "/detokenize"] {
         assert_eq!(post(&app, path, "{}").await.status, StatusCode::UNAUTHORIZED, "{path}");
     }
 }

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -25,7 +26,10 @@ class Server:
         self.model = model
         self.url = f"http://127.0.0.1:{self.port}"
         command = [os.environ["SCONCE_BIN"], "serve", model, "--port", str(self.port), "--api-key", API_KEY]
-        self.process = subprocess.Popen([*command, "--served-model-name", "test-model", *flags])
+        self.folder = tempfile.TemporaryDirectory()
+        store = os.path.join(self.folder.name, "responses.db")
+        flags = ["--served-model-name", "test-model", "--responses-store", store, *flags]
+        self.process = subprocess.Popen([*command, *flags])
 
     def wait_ready(self, seconds):
         deadline = time.monotonic() + seconds
@@ -46,6 +50,7 @@ class Server:
             return self.process.wait(timeout=40)
         finally:
             self.process.kill()
+            self.folder.cleanup()
 
 
 @pytest.fixture(scope="session", params=["sim", "real"])

@@ -4,8 +4,10 @@
 //! summed usage, or the first error, after which the other prompts are cancelled.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures_util::stream::{self, Stream, StreamExt};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::api::AppState;
@@ -29,9 +31,20 @@ pub(in crate::api) struct Answer {
     open: usize,
     usage: Usage,
     deadline: Option<(Instant, f32)>,
+    /// Ends the answer with an error when notified.
+    stop: Option<Stop>,
     log: RequestLog,
     first_token_seen: bool,
+    /// What came so far, for an answer that is dropped before its end.
+    seen: Usage,
+    has_ended: bool,
     finish: &'static str,
+}
+
+/// What ends an answer from outside, and with which error.
+struct Stop {
+    on: Arc<Notify>,
+    error: fn() -> Error,
 }
 
 /// What was ready at once.
@@ -59,18 +72,33 @@ impl Answer {
         };
         let indexed = streams.into_iter().enumerate().map(|(prompt, events)| events.map(move |event| (prompt, event)));
         let batches = Box::pin(stream::select_all(indexed).ready_chunks(BATCH_EVENTS_MAX));
-        Ok(Self { batches, open, usage: Usage::default(), deadline, log, first_token_seen: false, finish: "done" })
+        Ok(Self {
+            batches,
+            open,
+            usage: Usage::default(),
+            deadline,
+            stop: None,
+            log,
+            first_token_seen: false,
+            seen: Usage::default(),
+            has_ended: false,
+            finish: "done",
+        })
+    }
+
+    /// From now on `stop` ends the answer with this error.
+    pub fn end_on(&mut self, stop: Arc<Notify>, error: fn() -> Error) {
+        self.stop = Some(Stop { on: stop, error });
     }
 
     /// The next events, waiting until there are some. Not to be called again after an end. May be dropped and called
     /// again without losing an event.
     pub async fn next(&mut self) -> Batch {
-        let next = match self.deadline {
-            None => self.batches.next().await,
-            Some((at, limit_s)) => match tokio::time::timeout_at(at, self.batches.next()).await {
-                Ok(next) => next,
-                Err(_) => return self.ended(Vec::new(), Err(too_slow(limit_s))),
-            },
+        let next = tokio::select! {
+            biased;
+            error = stopped(self.stop.as_ref()) => return self.ended(Vec::new(), Err(error)),
+            error = overdue(self.deadline) => return self.ended(Vec::new(), Err(error)),
+            next = self.batches.next() => next,
         };
         let Some(ready) = next else {
             let error = Error::internal("the answer broke off without a final event");
@@ -113,6 +141,7 @@ impl Answer {
     }
 
     fn note(&mut self, event: &Event) {
+        self.count(event);
         match event {
             Event::Text { .. } | Event::Reasoning { .. } | Event::ToolCall { .. } if !self.first_token_seen => {
                 self.first_token_seen = true;
@@ -123,12 +152,61 @@ impl Answer {
         }
     }
 
+    /// An event of text is a token at least; where token ids were asked for it says how many.
+    fn count(&mut self, event: &Event) {
+        let tokens = match event {
+            Event::Prompt(report) => {
+                self.seen.prompt_tokens = self.seen.prompt_tokens.saturating_add(report.prompt_tokens);
+                self.seen.cached_tokens = self.seen.cached_tokens.saturating_add(report.cached_tokens);
+                return;
+            }
+            Event::Text { tokens, token_ids, .. } | Event::Reasoning { tokens, token_ids, .. } => {
+                tokens.len().max(token_ids.len())
+            }
+            Event::ToolCall { part, .. } => part.tokens.len().max(part.token_ids.len()),
+            Event::Finished { .. } | Event::Done(_) | Event::Failed(_) => return,
+        };
+        let tokens = u32::try_from(tokens.max(1)).unwrap_or(u32::MAX);
+        self.seen.completion_tokens = self.seen.completion_tokens.saturating_add(tokens);
+    }
+
     fn ended(&mut self, events: Vec<Indexed>, end: Result<Usage>) -> Batch {
         let word = end.as_ref().map_or_else(|error| finish_word(error.kind), |_| self.finish);
-        self.log.finish(word, self.usage);
+        // After an error what was generated was still generated.
+        let usage = if end.is_ok() { self.usage } else { self.seen };
+        self.has_ended = true;
+        self.log.finish(word, usage);
         // Whatever still runs is cancelled now, not when the client has read the error.
         self.batches = Box::pin(stream::empty());
         Batch { events, end: Some(end) }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.log.took(self.seen);
+        }
+    }
+}
+
+async fn stopped(stop: Option<&Stop>) -> Error {
+    match stop {
+        None => std::future::pending().await,
+        Some(Stop { on, error }) => {
+            on.notified().await;
+            error()
+        }
+    }
+}
+
+async fn overdue(deadline: Option<(Instant, f32)>) -> Error {
+    match deadline {
+        None => std::future::pending().await,
+        Some((at, limit_s)) => {
+            tokio::time::sleep_until(at).await;
+            too_slow(limit_s)
+        }
     }
 }
 

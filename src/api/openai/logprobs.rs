@@ -30,6 +30,12 @@ struct ChatTokenText {
 }
 
 impl ChatLogprobs {
+    /// The tokens one by one, for answers that put them elsewhere.
+    pub fn into_values(self) -> Vec<Value> {
+        let value = |token| serde_json::to_value(token).expect("our own structs serialise into memory");
+        self.content.into_iter().map(value).collect()
+    }
+
     pub fn extend(&mut self, reports: Vec<TokenReport>, style: TokenStyle) {
         self.content.extend(reports.into_iter().map(|report| ChatToken {
             token: chat_text(report.token, style),

@@ -5,7 +5,7 @@ use axum::http::request::Parts;
 
 use crate::api::auth::Caller;
 use crate::api::error::Failure;
-use crate::api::middleware::UniqueId;
+use crate::api::middleware::{RequestId, UniqueId};
 use crate::error::Error;
 use crate::telemetry::access::RequestLog;
 
@@ -14,6 +14,8 @@ pub(in crate::api) struct Origin {
     pub caller: Caller,
     /// Unique over processes; endpoints put their prefix before it.
     pub unique: String,
+    /// What the client knows the request by (`x-request-id`).
+    pub request_id: String,
     pub log: RequestLog,
 }
 
@@ -22,10 +24,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Origin {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Failure> {
         let extensions = &parts.extensions;
-        let found = (extensions.get::<Caller>(), extensions.get::<UniqueId>(), extensions.get::<RequestLog>());
-        let (Some(caller), Some(unique), Some(log)) = found else {
+        let caller = extensions.get::<Caller>();
+        let names = (extensions.get::<UniqueId>(), extensions.get::<RequestId>());
+        let (Some(caller), (Some(unique), Some(id)), Some(log)) = (caller, names, extensions.get::<RequestLog>())
+        else {
             return Err(Error::internal("a route lacks the key or the observing layer").into());
         };
-        Ok(Self { caller: caller.clone(), unique: unique.0.clone(), log: log.clone() })
+        Ok(Self { caller: caller.clone(), unique: unique.0.clone(), request_id: id.0.clone(), log: log.clone() })
     }
 }

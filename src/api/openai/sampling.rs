@@ -118,6 +118,7 @@ impl SamplingFields {
         }
         let params = Params {
             max_tokens: self.max_tokens,
+            context_may_cut: false,
             min_tokens,
             temperature: within("temperature", self.temperature, 0.0, 2.0)?,
             top_k: top_k(self.top_k)?,
@@ -128,7 +129,7 @@ impl SamplingFields {
             frequency_penalty: within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?.unwrap_or(0.0),
             logit_bias: logit_bias(self.logit_bias.unwrap_or_default(), config.logit_bias_max)?,
             seed: self.seed.map(i64::cast_unsigned),
-            stop: stops(self.stop, config)?,
+            stop: stops("stop", self.stop, config)?,
             stop_token_ids: stop_token_ids(self.stop_token_ids.unwrap_or_default(), config.stops_max)?,
             ignore_eos: self.ignore_eos.unwrap_or(false),
             include_stop_str_in_output: self.include_stop_str_in_output.unwrap_or(false),
@@ -170,7 +171,7 @@ impl SamplingFields {
     }
 }
 
-fn within(param: &str, value: Option<f64>, low: f64, high: f64) -> Result<Option<f32>> {
+pub(in crate::api) fn within(param: &str, value: Option<f64>, low: f64, high: f64) -> Result<Option<f32>> {
     match value {
         Some(value) if !(low..=high).contains(&value) => {
             Err(Error::invalid(param, format!("{param} is {value}; it must be from {low} to {high}")))
@@ -213,16 +214,18 @@ fn prompt_logprobs(value: Option<i64>, stream: bool) -> Result<Option<u32>> {
     Ok(Some(count))
 }
 
-fn stops(value: Option<OneOrMany>, config: &ApiConfig) -> Result<Vec<String>> {
+/// Stop strings, as the field `name`.
+pub(in crate::api) fn stops(name: &str, value: Option<OneOrMany>, config: &ApiConfig) -> Result<Vec<String>> {
     let stops = value.map(OneOrMany::into_vec).unwrap_or_default();
     if stops.len() > config.stops_max {
-        let message = format!("stop has {} strings, the limit is {}; send fewer", stops.len(), config.stops_max);
-        return Err(Error::invalid("stop", message));
+        let message = format!("{name} has {} strings, the limit is {}; send fewer", stops.len(), config.stops_max);
+        return Err(Error::invalid(name, message));
     }
     for (index, stop) in stops.iter().enumerate() {
-        let param = format!("stop[{index}]");
+        let param = format!("{name}[{index}]");
         if stop.is_empty() {
-            return Err(Error::invalid(param, "an empty stop string would stop at once; leave it out"));
+            let message = format!("{param} is an empty string, which would stop at once; leave it out");
+            return Err(Error::invalid(param, message));
         }
         if stop.len() > config.stop_bytes_max {
             let message = format!("{param} has {} bytes, the limit is {}", stop.len(), config.stop_bytes_max);

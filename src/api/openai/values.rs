@@ -1,6 +1,7 @@
 //! Field values that may take several JSON shapes.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
@@ -46,6 +47,35 @@ impl OneOrMany {
             Self::One(text) => vec![text],
             Self::Many(texts) => texts,
         }
+    }
+}
+
+/// A string or an array of objects.
+#[derive(Debug, Clone)]
+pub(in crate::api) enum TextOrList<T> {
+    Text(String),
+    List(Vec<T>),
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOrList<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Shape<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Shape<T> {
+            type Value = TextOrList<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or an array of objects")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<TextOrList<T>, E> {
+                Ok(TextOrList::Text(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<TextOrList<T>, A::Error> {
+                rest(items, Vec::new()).map(TextOrList::List)
+            }
+        }
+        deserializer.deserialize_any(Shape(PhantomData))
     }
 }
 

@@ -23,6 +23,13 @@ const fn post(path: &'static str, summary: &'static str, body: &'static str) -> 
 const OPERATIONS: &[Operation] = &[
     post("/v1/chat/completions", "answer a conversation", "ChatCompletionRequest"),
     post("/v1/completions", "continue a text or token ids", "CompletionRequest"),
+    post("/v1/responses", "answer a conversation, as OpenAI's Responses API", "ResponseRequest"),
+    get("/v1/responses/{id}", "a stored or running response", true),
+    Operation { method: "delete", ..get("/v1/responses/{id}", "delete a stored response", true) },
+    Operation { method: "post", ..get("/v1/responses/{id}/cancel", "cancel a running response", true) },
+    get("/v1/responses/{id}/input_items", "what a stored response answered", true),
+    post("/v1/messages", "answer a conversation, as Anthropic's Messages API", "MessagesRequest"),
+    post("/v1/messages/count_tokens", "how many tokens a conversation has", "MessagesRequest"),
     get("/v1/models", "the models and their aliases", true),
     get("/v1/models/{id}", "one model; the id may hold slashes", true),
     post("/tokenize", "text or a conversation to token ids", "TokenizeRequest"),
@@ -57,16 +64,20 @@ pub(super) fn document() -> Value {
                 json!([{"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}]);
         }
         if operation.guarded {
-            described["security"] = json!([{"key": []}, {}]);
+            described["security"] = json!([{"key": []}, {"x_api_key": []}, {}]);
         }
-        paths.insert(operation.path.to_owned(), json!({operation.method: described}));
+        let path = paths.entry(operation.path).or_insert_with(|| json!({}));
+        path[operation.method] = described;
     }
     json!({
         "openapi": "3.1.0",
         "info": {"title": "Sconce", "version": VERSION, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
         "paths": paths,
         "components": {
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "x_api_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
             "schemas": schemas(),
         },
     })
@@ -107,6 +118,8 @@ fn schemas() -> Value {
             "logprobs": {"type": "integer", "minimum": 0, "maximum": 5},
             "best_of": {"type": "integer"},
         }}]},
+        "ResponseRequest": response_request(),
+        "MessagesRequest": messages_request(),
         "TokenizeRequest": {"type": "object", "properties": {
             "model": {"type": "string"}, "prompt": {"type": "string"}, "add_special_tokens": {"type": "boolean"},
             "return_token_strs": {"type": "boolean"}, "messages": {"type": "array"},
@@ -117,6 +130,55 @@ fn schemas() -> Value {
             "model": {"type": "string"}, "tokens": {"type": "array", "items": {"type": "integer", "minimum": 0}},
         }},
     })
+}
+
+/// `POST /v1/responses`
+fn response_request() -> Value {
+    json!({"type": "object", "properties": {
+        "model": {"type": "string"},
+        "input": {"type": ["string", "array"]},
+        "instructions": {"type": ["string", "null"]},
+        "previous_response_id": {"type": ["string", "null"]},
+        "store": {"type": "boolean"},
+        "stream": {"type": "boolean"},
+        "max_output_tokens": {"type": "integer", "minimum": 1},
+        "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+        "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+        "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
+        "include": {"type": "array", "items": {"type": "string"}},
+        "text": {"type": "object"},
+        "reasoning": {"type": "object"},
+        "tools": {"type": "array", "items": {"type": "object", "required": ["type", "name"]}},
+        "tool_choice": {"type": ["string", "object"]},
+        "parallel_tool_calls": {"type": "boolean"},
+        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+        "user": {"type": "string"},
+    }})
+}
+
+/// `POST /v1/messages`
+fn messages_request() -> Value {
+    json!({"type": "object", "required": ["messages"], "properties": {
+        "model": {"type": "string"},
+        "messages": {"type": "array", "minItems": 1, "items": {
+            "type": "object", "required": ["role", "content"], "properties": {
+                "role": {"enum": ["user", "assistant", "system"]}, "content": {"type": ["string", "array"]},
+            },
+        }},
+        "system": {"type": ["string", "array"]},
+        "max_tokens": {"type": "integer", "minimum": 1},
+        "stop_sequences": {"type": "array", "items": {"type": "string"}},
+        "temperature": {"type": "number", "minimum": 0, "maximum": 1},
+        "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+        "top_k": {"type": "integer", "minimum": 0},
+        "stream": {"type": "boolean"},
+        "tools": {"type": "array", "items": {"type": "object", "required": ["name"]}},
+        "tool_choice": {"type": "object"},
+        "thinking": {"type": "object"},
+        "output_config": {"type": "object"},
+        "metadata": {"type": "object"},
+        "service_tier": {"enum": ["auto", "standard_only"]},
+    }})
 }
 
 fn message() -> Value {

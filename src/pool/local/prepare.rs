@@ -118,7 +118,7 @@ fn check_length(loaded: &Loaded, request: &Request, prompt_tokens: usize) -> Res
         return Err(Error::invalid(param, "the prompt has no tokens; send at least one"));
     }
     let context = u64::from(loaded.card.max_model_len);
-    let wanted = u64::from(request.params.max_tokens.unwrap_or(1));
+    let wanted = u64::from(request.params.max_tokens.filter(|_| !request.params.context_may_cut).unwrap_or(1));
     let total = prompt_tokens as u64 + wanted;
     if total <= context {
         return Ok(());

@@ -22,8 +22,19 @@ use super::origin::Origin;
 use super::wire::Head;
 use crate::api::error::Failure;
 use crate::api::{AppState, body, ids, sse};
-use crate::error::Error;
+use crate::error::{Error, Result};
+use crate::pool::Member;
 use crate::request::{Prompt, Request};
+
+/// A conversation needs a template.
+pub(in crate::api) fn require_chat(member: &dyn Member) -> Result<()> {
+    let card = member.card();
+    if card.chat {
+        return Ok(());
+    }
+    let message = format!("the model '{}' has no chat template; use /v1/completions", card.id);
+    Err(Error::invalid("model", message).with_code("no_chat_template"))
+}
 
 pub(in crate::api) async fn create(
     State(state): State<AppState>,
@@ -33,13 +44,10 @@ pub(in crate::api) async fn create(
 ) -> Result<Response, Failure> {
     let wire = body::read::<wire::ChatBody>(&headers, body, &state.config).await?;
     let (call, chat, expected) = convert::checked(wire, &state.config)?;
-    let member = state.pool.member(&call.model)?;
+    let member = origin.caller.member(&state.pool, &call.model)?;
     let card = member.card();
     origin.log.model(&card.id);
-    if !card.chat {
-        let message = format!("the model '{}' has no chat template; use /v1/completions", card.id);
-        return Err(Error::invalid("model", message).with_code("no_chat_template").into());
-    }
+    require_chat(&*member)?;
     let id = format!("chatcmpl-{}", origin.unique);
     let model = if call.model.is_empty() { card.id.clone() } else { call.model.clone() };
     let head = Head { id: id.clone(), created: ids::unix_time_s(), model };
@@ -52,7 +60,7 @@ pub(in crate::api) async fn create(
         prompt: Prompt::Chat(chat),
         params: call.params,
         tenant: origin.caller.tenant(call.cache_salt.as_deref()),
-        priority: call.priority,
+        priority: origin.caller.priority(call.priority),
     };
     let answer = Answer::start(&state, vec![request], origin.log).await?;
     if call.delivery.stream {

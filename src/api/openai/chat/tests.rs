@@ -45,6 +45,7 @@ fn every_field_arrives() {
     .expect("good");
     let expected = Params {
         max_tokens: Some(8),
+        context_may_cut: false,
         min_tokens: 2,
         temperature: Some(0.5),
         top_k: Some(40),

@@ -26,8 +26,9 @@ pub(in crate::api) async fn create(
     body: Body,
 ) -> Result<Response, Failure> {
     let wire = body::read::<wire::CompletionBody>(&headers, body, &state.config).await?;
-    let (call, prompts) = convert::checked(wire, &state.config)?;
-    let member = state.pool.member(&call.model)?;
+    let (mut call, prompts) = convert::checked(wire, &state.config)?;
+    call.priority = origin.caller.priority(call.priority);
+    let member = origin.caller.member(&state.pool, &call.model)?;
     origin.log.model(&member.card().id);
     let id = format!("cmpl-{}", origin.unique);
     let model = if call.model.is_empty() { member.card().id.clone() } else { call.model.clone() };

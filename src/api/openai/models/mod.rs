@@ -1,15 +1,19 @@
-//! `GET /v1/models` and `GET /v1/models/{id}`
+//! `GET /v1/models` and `GET /v1/models/{id}`, in Anthropic's shape for who sends `anthropic-version`.
+
+use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::origin::Origin;
-use crate::api::AppState;
-use crate::api::error::Failure;
+use crate::api::error::{Failure, shortened};
+use crate::api::{AppState, anthropic};
 use crate::error::{Error, ErrorKind};
-use crate::pool::ModelCard;
+use crate::pool::{Member, ModelCard};
 
 #[derive(Serialize)]
 pub(in crate::api) struct ModelList {
@@ -44,28 +48,54 @@ impl ModelWire {
     }
 }
 
-pub(in crate::api) async fn list(State(state): State<AppState>) -> Json<ModelList> {
-    let mut data = Vec::new();
-    for member in state.pool.members() {
-        let card = member.card();
-        data.push(ModelWire::new(&card.id, card));
-        data.extend(card.aliases.iter().filter(|alias| **alias != card.id).map(|alias| ModelWire::new(alias, card)));
+pub(in crate::api) async fn list(
+    State(state): State<AppState>,
+    origin: Origin,
+    headers: HeaderMap,
+    page: Result<Query<anthropic::Page>, QueryRejection>,
+) -> Result<Response, Failure> {
+    let members: Vec<_> =
+        state.pool.members().map(Arc::as_ref).filter(|member| origin.caller.may_use(member.card())).collect();
+    if anthropic::is_versioned(&headers) {
+        anthropic::check_version(&headers)?;
+        let Query(page) = page.map_err(|error| Error::invalid("limit", plain_query_error(&error)))?;
+        let list = anthropic::model_list(named(&members, anthropic::model_info), &page)?;
+        return Ok(Json(list).into_response());
     }
-    Json(ModelList { object: "list", data })
+    Ok(Json(ModelList { object: "list", data: named(&members, ModelWire::new) }).into_response())
+}
+
+/// One entry a name: its own and its aliases.
+fn named<T>(members: &[&dyn Member], entry: impl Fn(&str, &ModelCard) -> T) -> Vec<T> {
+    let mut data = Vec::new();
+    for card in members.iter().map(|member| member.card()) {
+        data.push(entry(&card.id, card));
+        data.extend(card.aliases.iter().filter(|alias| **alias != card.id).map(|alias| entry(alias, card)));
+    }
+    data
+}
+
+fn plain_query_error(error: &QueryRejection) -> String {
+    format!("the query is not understood ({}); send limit, after_id or before_id", shortened(&error.body_text()))
 }
 
 /// Ids may hold slashes and colons (`org/name:file.gguf`).
 pub(in crate::api) async fn retrieve(
     State(state): State<AppState>,
     origin: Origin,
+    headers: HeaderMap,
     id: Result<Path<String>, PathRejection>,
-) -> Result<Json<ModelWire>, Failure> {
+) -> Result<Response, Failure> {
     let Path(id) = id.map_err(|_| {
         Error::new(ErrorKind::NotFound, "the model id in the path is not UTF-8; see /v1/models")
             .with_param("model")
             .with_code("model_not_found")
     })?;
-    let member = state.pool.member(&id)?;
+    let member = origin.caller.member(&state.pool, &id)?;
     origin.log.model(&member.card().id);
-    Ok(Json(ModelWire::new(&id, member.card())))
+    if anthropic::is_versioned(&headers) {
+        anthropic::check_version(&headers)?;
+        return Ok(Json(anthropic::model_info(&id, member.card())).into_response());
+    }
+    Ok(Json(ModelWire::new(&id, member.card())).into_response())
 }

@@ -56,8 +56,8 @@ fn texts(member: &dyn Member, tokens: &[u32], texts: Vec<String>) -> Result<Vec<
     tokens.iter().map(|token| member.detokenize(&[*token])).collect()
 }
 
-fn ready(state: &AppState, origin: &Origin, model: &str) -> Result<Arc<dyn Member>> {
-    let member = state.pool.member(model)?;
+pub(in crate::api) fn ready(state: &AppState, origin: &Origin, model: &str) -> Result<Arc<dyn Member>> {
+    let member = origin.caller.member(&state.pool, model)?;
     origin.log.model(&member.card().id);
     let unavailable = |why: String| {
         let message = format!("model '{}' cannot tokenize now: {why}", member.card().id);
@@ -71,7 +71,10 @@ fn ready(state: &AppState, origin: &Origin, model: &str) -> Result<Arc<dyn Membe
 }
 
 /// Runs CPU work beside the event loop, a few at a time.
-async fn work<T: Send + 'static>(state: &AppState, task: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(in crate::api) async fn work<T: Send + 'static>(
+    state: &AppState,
+    task: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let turn = Arc::clone(&state.tokenizing).acquire_owned().await;
     let turn = turn.map_err(|_| Error::internal("the tokenizing turn was closed"))?;
     let done = tokio::task::spawn_blocking(move || {
