@@ -145,7 +145,8 @@ impl Scheduler {
         }
         let confirmed = sampled.len().saturating_sub(1);
         while finish.is_none()
-            && let Some(id) = sequence.forced().get(sampled.len() - 1).copied()
+            && let Some(last) = sampled.len().checked_sub(1)
+            && let Some(id) = sequence.forced().get(last).copied()
         {
             finish = sequence.append(id);
             sampled.push(Token { id, logprobs: None });
