@@ -152,13 +152,18 @@ async fn several_calls_come_one_after_the_other() {
     for format in ["hermes", "mistral", "deepseek_v3", "pythonic", "qwen3_coder", "gemma4"] {
         let launch = launch(Some(format), None).await;
         let mut most = 0;
-        for seed in 0..8 {
+        // Whether it goes on is the simulated model's whim, which differs from prompt to prompt.
+        for seed in 0..64 {
+            if most > 1 && seed >= 8 {
+                break;
+            }
             let mut request = request(ToolChoice::Required, tools(false), seed);
             if let Prompt::Chat(chat) = &mut request.prompt {
                 chat.parallel_tool_calls = true;
             }
             let answer = ask(&launch, request).await.expect(format);
-            assert_eq!(answer.text, "", "{format}");
+            // A mark that max_tokens cuts in two is no mark: it comes out as text.
+            assert!(answer.text.is_empty() || answer.finish == Some(Finish::Length), "{format}: {}", answer.text);
             let whole = if answer.finish == Some(Finish::Length) { answer.calls.len() - 1 } else { answer.calls.len() };
             answer.calls[..whole].iter().for_each(check_call);
             most = most.max(answer.calls.len());
