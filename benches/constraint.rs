@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::{StreamExt, future};
-use sconce::config::{DeviceChoice, ModelConfig, ModelLimits};
+use sconce::config::{DeviceChoice, ModelConfig, ModelLimits, ParserNames};
 use sconce::hub::progress::Silent;
 use sconce::launch::Launch;
 use sconce::request::{Chat, Constraint, Content, Event, Message, Params, Prompt, Request, Tenant};
@@ -45,6 +45,7 @@ async fn measure(model: &str, streams: u32, runs: usize) {
         served_names: vec!["model".to_owned()],
         device: DeviceChoice::Cpu,
         limits: ModelLimits { kv_cache_memory_bytes: Some(1 << 30), ..ModelLimits::default() },
+        parsers: ParserNames::default(),
         chat_template: None,
     };
     let launch = Launch::plan(&[config]).expect("a plan");

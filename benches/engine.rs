@@ -2,8 +2,8 @@
 //! measure, one JSON line each.
 //!
 //! usage: cargo bench --bench engine -- MODEL.gguf [THREADS] [RUNS] [CASE ...]
-//! CASE is high (16-bit activations in the cases behind it), pp512, tg128 or SEQUENCESx128+128 (prefill 128, then decode 128 for so many sequences at once);
-//! without one: pp512 tg128 1x128+128 4x128+128 16x128+128.
+//! CASE is pp512, tg128, tg32@8192 (at a depth of 8192) or SEQUENCESx128+128 (prefill 128, then decode 128 for so many
+//! sequences at once); without one: pp512 tg128 1x128+128 4x128+128 16x128+128. "high" before them: activations in 16 bits.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -40,7 +40,7 @@ fn main() {
     let options = LoadOptions { precision, ..LoadOptions::default() };
     let loaded = sconce_models::load(&source, options).expect("the model loads");
     let executor =
-        ModelExecutor::new(loaded, 16 * 256 / BLOCK_TOKENS + 64, BLOCK_TOKENS, KvDtype::F16).expect("memory for KV");
+        ModelExecutor::new(loaded, 16 * 640 / BLOCK_TOKENS, BLOCK_TOKENS, KvDtype::F16).expect("memory for KV");
     let mut bench = Bench { executor, batch: BatchInput::default(), logits: Logits::default() };
     for case in cases {
         let rates: Vec<(f64, f64)> = (0..=runs).map(|_| bench.run(case)).skip(1).collect();
@@ -72,6 +72,8 @@ impl Bench {
             "pp512" => (self.prefill(1, 512).0, 0.0),
             // From an empty context, as llama-bench does.
             "tg128" => (0.0, self.decode(vec![1], 0, 128)),
+            // What the cache holds does not matter to the time.
+            "tg32@8192" => (0.0, self.decode(vec![1], 8192, 32)),
             _ => {
                 let (sequences, _) = case.split_once('x').expect("SEQUENCESx128+128");
                 let (rate, next) = self.prefill(sequences.parse().expect("a number of sequences"), 128);
