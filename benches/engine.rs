@@ -2,7 +2,7 @@
 //! measure, one JSON line each.
 //!
 //! usage: cargo bench --bench engine -- MODEL.gguf [THREADS] [RUNS] [CASE ...]
-//! CASE is pp512, tg128, tg32@8192 (at a depth of 8192) or SEQUENCESx128+128 (prefill 128, then decode 128 for so many
+//! CASE is pp512, tg128, tg32@8000 (at a depth of 8000) or SEQUENCESx128+128 (prefill 128, then decode 128 for so many
 //! sequences at once); without one: pp512 tg128 1x128+128 4x128+128 16x128+128. "high" before them: activations in 16 bits.
 
 use std::path::PathBuf;
@@ -73,7 +73,7 @@ impl Bench {
             // From an empty context, as llama-bench does.
             "tg128" => (0.0, self.decode(vec![1], 0, 128)),
             // What the cache holds does not matter to the time.
-            "tg32@8192" => (0.0, self.decode(vec![1], 8192, 32)),
+            "tg32@8000" => (0.0, self.decode(vec![1], 8000, 32)),
             _ => {
                 let (sequences, _) = case.split_once('x').expect("SEQUENCESx128+128");
                 let (rate, next) = self.prefill(sequences.parse().expect("a number of sequences"), 128);
