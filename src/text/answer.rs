@@ -129,7 +129,7 @@ pub struct AnswerParser {
 
 enum Stages {
     Harmony(Harmony),
-    Tagged { thinking: Option<Thinking>, calls: Option<CallParser> },
+    Tagged { thinking: Option<Thinking>, calls: Option<Box<CallParser>> },
 }
 
 impl AnswerParser {
@@ -143,7 +143,7 @@ impl AnswerParser {
             Stages::Harmony(Harmony::new(calls.is_some(), format.reasoning.is_some(), opening))
         } else {
             let thinking = format.reasoning.and_then(|format| Thinking::new(format, opening));
-            let calls = calls.map(|(format, tools)| CallParser::new(format, tools));
+            let calls = calls.map(|(format, tools)| Box::new(CallParser::new(format, tools)));
             if thinking.is_none() && calls.is_none() {
                 return None;
             }
@@ -200,7 +200,7 @@ impl AnswerParser {
     }
 }
 
-fn answer(calls: &mut Option<CallParser>, text: &str, pieces: &mut Pieces) {
+fn answer(calls: &mut Option<Box<CallParser>>, text: &str, pieces: &mut Pieces) {
     match calls {
         Some(calls) => text.chars().for_each(|next| calls.push(next, pieces)),
         None => pieces.text(text),
