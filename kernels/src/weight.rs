@@ -1,4 +1,4 @@
-//! A weight matrix that keeps the bytes of its file: mapped, shared, never copied on the CPU.
+//! A weight matrix as its file has it: mapped and shared, until it is packed for the device that multiplies with it.
 //!
 //! Invariant: a [`Weight`] that exists has exactly `out * input` elements in its byte range, and `input` is a whole
 //! number of blocks, so every row starts on a block boundary and kernels need not check again.
