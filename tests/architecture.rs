@@ -53,6 +53,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &["axum", "candle", "std::fs", "sconce_text", "sconce_engine", "sconce_models", "sconce_kernels", "sconce::"],
     ),
     ("models/src", &["tokio", "tokenizers", "axum", "sconce_engine", "sconce_text", "sconce_vocabulary", "sconce::"]),
+    ("worker/src/state", PURE),
+    ("worker/src/command", PURE),
+    ("worker/src/cores", PURE),
+    ("worker/src", &["axum", "candle", "reqwest", "sconce_", "sconce::"]),
     ("kernels/src", &["sconce_models", "sconce_engine", "sconce::", "tokio", "axum"]),
 ];
 
@@ -131,9 +135,20 @@ impl Source {
 fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = Vec::new();
-    for folder in
-        ["src", "vocabulary", "text", "engine", "route", "providers", "bench", "models", "kernels", "tests", "benches"]
-    {
+    for folder in [
+        "src",
+        "vocabulary",
+        "text",
+        "engine",
+        "route",
+        "providers",
+        "bench",
+        "models",
+        "kernels",
+        "worker",
+        "tests",
+        "benches",
+    ] {
         collect(&root.join(folder), &mut files);
     }
     assert!(files.len() > 20, "the source was not found under {}", root.display());

@@ -47,11 +47,15 @@ pub fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
         return Err(Error::invalid("--api-key", message));
     }
     let timeout_s = args.shutdown_timeout.or(file.server.shutdown_timeout_s);
+    let mut keys = keys::checked(&file.keys)?;
+    for key in &mut keys {
+        key.members = key.members.iter().flat_map(|name| pool.meant_by(name)).map(str::to_owned).collect();
+    }
     Ok(ServeConfig {
         host: args.host.clone().or(file.server.host).unwrap_or_else(|| config::HOST_DEFAULT.to_owned()),
         port: args.port.or(file.server.port).unwrap_or(config::PORT_DEFAULT),
         api_keys,
-        keys: keys::checked(&file.keys)?,
+        keys,
         responses,
         files,
         web: args.web.or(file.server.web).unwrap_or(true),
@@ -90,8 +94,10 @@ fn check_keys(keys: &[KeySection], config: &PoolConfig, served: &[String]) -> Re
             let message = format!("the key '{}' may use the model '{name}', which is not served here", key.name);
             return Err(Error::invalid("keys.models", message));
         }
-        let is_member =
-            |name: &String| served.contains(name) || config.members.iter().any(|member| member.name == *name);
+        let is_member = |name: &String| {
+            served.contains(name)
+                || config.members.iter().any(|member| config.meant_by(name).contains(&member.name.as_str()))
+        };
         if let Some(name) = key.members.iter().find(|name| !is_member(name)) {
             let message = format!("the key '{}' may use the member '{name}', which does not exist", key.name);
             return Err(Error::invalid("keys.members", message));

@@ -7,6 +7,7 @@ mod pool;
 mod reload;
 mod synthetic;
 mod text;
+mod workers;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,6 +22,7 @@ use crate::hub::{HubOptions, ModelRef, Progress};
 use crate::pool::local::LocalMember;
 use crate::pool::{Model, ModelCard, Pool, Shared, Task};
 use crate::telemetry::Metrics;
+use workers::Workers;
 
 pub use model::LoadReport;
 pub use pool::shared;
@@ -33,6 +35,8 @@ pub struct Launch {
     client: HttpClient,
     // Taken at the start, at a reload and at the end.
     planned: Mutex<Vec<Planned>>,
+    // As above.
+    workers: Mutex<Workers>,
 }
 
 /// A model that this process runs.
@@ -56,13 +60,18 @@ impl Launch {
         let metrics = Arc::new(Metrics::new());
         let client = HttpClient::new();
         let planned = plan_models(models, &metrics)?;
-        let parts = pool::Parts { client: &client, metrics: &metrics, planned: &planned, known: &[] };
+        let workers = workers::plan(config, &[]);
+        let parts =
+            pool::Parts { client: &client, metrics: &metrics, planned: &planned, workers: &workers, known: &[] };
         let table = pool::table(config, &parts)?;
-        Ok(Self { pool: Arc::new(Pool::with(table, shared)), metrics, client, planned: Mutex::new(planned) })
+        let pool = Arc::new(Pool::with(table, shared));
+        let workers = Mutex::new(Workers::new(workers));
+        Ok(Self { pool, metrics, client, planned: Mutex::new(planned), workers })
     }
 
-    /// Fetches and loads one model after the other. The first failure ends it and is also the member's state.
+    /// Starts the workers, then fetches and loads one model after the other. The first failure ends it and is also the member's state.
     pub async fn load(&self, progress: Arc<dyn Progress>) -> Result<Vec<LoadReport>> {
+        self.workers().start(&self.metrics)?;
         let planned = self.planned().clone();
         let mut reports = Vec::with_capacity(planned.len());
         for planned in &planned {
@@ -77,12 +86,21 @@ impl Launch {
         Ok(reports)
     }
 
-    /// Stops every engine: what still runs is cancelled after `grace`.
+    /// Stops every engine and worker: what still runs is cancelled after `grace`.
     pub async fn stop(&self, grace: std::time::Duration) {
+        let workers = std::mem::take(&mut *self.workers());
+        let stopping = tokio::spawn(workers::stop(workers));
         let planned = self.planned().clone();
         for planned in planned {
             stop_one(planned.member, grace).await;
         }
+        if let Err(panic) = stopping.await {
+            tracing::error!(%panic, "stopping the workers failed");
+        }
+    }
+
+    fn workers(&self) -> MutexGuard<'_, Workers> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn planned(&self) -> MutexGuard<'_, Vec<Planned>> {

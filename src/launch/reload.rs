@@ -7,11 +7,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Launch, Planned, load_one, plan_model, pool, stop_one};
+use super::{Launch, Planned, load_one, plan_model, pool, stop_one, workers};
 use crate::config::ModelConfig;
 use crate::config::pool::PoolConfig;
 use crate::error::Result;
 use crate::hub::Progress;
+use crate::pool::worker::WorkerMember;
 use crate::pool::{Model, Node, Table};
 
 /// How often it is looked whether a model that is not needed has ended its requests.
@@ -93,7 +94,9 @@ impl Launch {
                 }
             }
         }
-        let loaded = self.prepared(config, &planned, &fresh, progress).await;
+        let known = self.workers().members.clone();
+        let workers = workers::plan(config, &known);
+        let loaded = self.prepared(config, &planned, (&fresh, &workers), progress).await;
         let table = match loaded {
             Ok(table) => table,
             Err(error) => {
@@ -107,6 +110,7 @@ impl Launch {
         let change = Change::between(&old, &table);
         self.pool.replace(table);
         *self.planned() = planned.clone();
+        self.workers().exchange(workers, &old.nodes, &self.metrics);
         for gone in
             before.into_iter().filter(|gone| !planned.iter().any(|kept| Arc::ptr_eq(&kept.member, &gone.member)))
         {
@@ -122,11 +126,14 @@ impl Launch {
         &self,
         config: &PoolConfig,
         planned: &[Planned],
-        fresh: &[Planned],
+        (fresh, workers): (&[Planned], &[Arc<WorkerMember>]),
         progress: Arc<dyn Progress>,
     ) -> Result<Table> {
         let known = self.pool.table().nodes.clone();
-        let parts = pool::Parts { client: &self.client, metrics: &self.metrics, planned, known: &known };
+        for worker in workers {
+            workers::check_user(&worker.config().spec)?;
+        }
+        let parts = pool::Parts { client: &self.client, metrics: &self.metrics, planned, workers, known: &known };
         let table = pool::table(config, &parts)?;
         for made in fresh {
             load_one(made, Arc::clone(&progress)).await?;

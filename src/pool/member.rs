@@ -37,6 +37,10 @@ pub trait Member: Model {
     fn probe(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(std::future::ready(Ok(())))
     }
+    /// How it is with its process, where this server supervises one.
+    fn worker(&self) -> Option<sconce_worker::Status> {
+        None
+    }
     /// Figures for `/metrics`; taking them must not lock or wait for the engine.
     fn snapshot(&self) -> EngineSnapshot;
 }

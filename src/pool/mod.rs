@@ -26,6 +26,7 @@ mod table;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod worker;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};

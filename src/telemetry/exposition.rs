@@ -96,6 +96,21 @@ impl Exposition {
         }
     }
 
+    /// A figure with several labels.
+    pub(super) fn labelled<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: &str,
+        values: impl Iterator<Item = (Vec<(&'a str, &'a str)>, f64)>,
+    ) {
+        self.head(name, help, kind);
+        for (labels, value) in values {
+            let labels: Vec<_> = labels.iter().map(|(key, text)| format!("{key}=\"{}\"", escaped(text))).collect();
+            self.sample(name, &labels.join(","), value);
+        }
+    }
+
     /// Everything that engines count themselves, model by model.
     pub(super) fn engines(&mut self, engines: &[(String, EngineSnapshot)]) {
         let labels: Vec<_> =

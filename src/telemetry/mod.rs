@@ -7,6 +7,7 @@ mod logging;
 pub mod members;
 mod metrics;
 mod process;
+mod workers;
 
 pub use batches::BatchMetrics;
 pub use logging::{LogOptions, start_logging};

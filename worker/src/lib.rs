@@ -40,7 +40,7 @@ mod user;
 
 pub use cores::Cores;
 pub use health::{Check, Served};
-pub use process::{Launcher, WorkerSpec};
+pub use process::{Environment, Launcher, WorkerSpec};
 pub use state::Limits;
 pub use status::{PHASES, Phase, Status};
 pub use supervisor::Supervisor;

@@ -21,6 +21,16 @@ use crate::proc;
 use crate::supervisor::{Process, World};
 use crate::user::User;
 
+/// Variables for a program. Their values may be secret and are not shown.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Environment(pub Vec<(String, String)>);
+
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
+}
+
 /// What is started, and how. Checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerSpec {
@@ -36,7 +46,7 @@ pub struct WorkerSpec {
     /// The working folder.
     pub folder: PathBuf,
     /// All of it: nothing else of the server's environment is passed on.
-    pub environment: Vec<(String, String)>,
+    pub environment: Environment,
     pub user: Option<User>,
     /// The program that has the guard's subcommand: this one, except in tests.
     pub guard: PathBuf,
@@ -58,7 +68,7 @@ impl WorkerSpec {
     fn full_environment(&self) -> Vec<(String, String)> {
         let own = self.neuron_environment();
         let is_own = |name: &str| own.iter().any(|(known, _)| known == name);
-        let given = self.environment.iter().filter(|(name, _)| !is_own(name)).cloned();
+        let given = self.environment.0.iter().filter(|(name, _)| !is_own(name)).cloned();
         given.chain(own.clone()).collect()
     }
 
@@ -347,7 +357,7 @@ mod tests {
             cores: Some(Cores::parse("2-3").expect("good")),
             cache: "/c".into(),
             folder: "/f".into(),
-            environment: vec![("NEURON_RT_VISIBLE_CORES".into(), "0-31".into()), ("A".into(), "b".into())],
+            environment: Environment(vec![("NEURON_RT_VISIBLE_CORES".into(), "0-31".into()), ("A".into(), "b".into())]),
             user: None,
             guard: "/proc/self/exe".into(),
         };
@@ -356,5 +366,6 @@ mod tests {
         assert_eq!((value("NEURON_RT_VISIBLE_CORES"), value("A")), (Some("2-3"), Some("b")));
         assert_eq!(value("NEURON_COMPILE_CACHE_URL"), Some("/c/neuron"));
         assert_eq!(got.len(), 4);
+        assert_eq!(format!("{:?}", spec.environment), r#"["NEURON_RT_VISIBLE_CORES", "A"]"#, "no values");
     }
 }

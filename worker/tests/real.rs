@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use sconce_worker::{Limits, Phase, Status, Supervisor, WorkerSpec};
+use sconce_worker::{Environment, Limits, Phase, Status, Supervisor, WorkerSpec};
 
 const ENGINE: &str = env!("CARGO_BIN_EXE_fake-engine");
 /// Nothing here takes so long on a busy machine.
@@ -18,7 +18,7 @@ fn spec(folder: &Path, command: &[&str]) -> WorkerSpec {
         cores: None,
         cache: folder.join("cache"),
         folder: folder.join("work"),
-        environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        environment: Environment(vec![("PATH".into(), "/usr/bin:/bin".into())]),
         user: None,
         guard: PathBuf::from(ENGINE),
     }
