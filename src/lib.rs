@@ -38,6 +38,8 @@
 //!   request goes out in its wire format, events come back.
 //! - `sconce-route` (package `route/`): which member answers, why, and at what price: filters, policies, health, prices,
 //!   difficulty. Pure: the clock and the seed are arguments.
+//! - `sconce-worker` (package `worker/`): other engines as members. Starts, watches and ends any program that serves the OpenAI
+//!   API; its states are a pure machine, its processes stand behind a guard. `pool/worker.rs` is the member.
 //! - [`store`]: what outlives its request, in SQLite with one thread each: answers that clients may come back to
 //!   (`/v1/responses`), a ledger of what was used, and a folder of files and batches. `api/openai/batches` runs those through the same handlers.
 //! - [`hub`]: a model reference becomes local files.
