@@ -222,6 +222,9 @@ fn banner(config: &ServeConfig, address: SocketAddr, reports: &[LoadReport], ela
         for choice in &report.choices {
             text += &format!("  chosen   {choice}\n");
         }
+        if let Some(predicted) = &report.predicted {
+            text += &format!("  expect   {predicted}\n");
+        }
         text += &format!("  loaded   in {:.2} s\n", report.load_time.as_secs_f64());
     }
     if let StorePlace::Default(path) | StorePlace::Named(path) = &config.responses.store {
