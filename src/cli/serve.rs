@@ -85,6 +85,11 @@ impl ServeArgs {
     pub fn with_config(path: &Path) -> Self {
         Self { config: Some(path.to_owned()), ..Self::default() }
     }
+
+    /// As if only models, their flags and a file were given.
+    pub fn with_models(models: Vec<String>, config: Option<PathBuf>, model: ModelFlags) -> Self {
+        Self { models, config, model, ..Self::default() }
+    }
 }
 
 pub async fn serve(args: ServeArgs) -> Result<()> {

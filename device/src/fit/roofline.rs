@@ -101,7 +101,7 @@ impl Rates {
 }
 
 /// Two digits: a prediction has no more.
-fn rounded(rate: f64) -> String {
+pub fn rounded(rate: f64) -> String {
     if rate < 10.0 {
         return format!("{rate:.1}");
     }
