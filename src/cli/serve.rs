@@ -85,6 +85,11 @@ impl ServeArgs {
     pub fn with_config(path: &Path) -> Self {
         Self { config: Some(path.to_owned()), ..Self::default() }
     }
+
+    /// As if only models, their flags and a file were given.
+    pub fn with_models(models: Vec<String>, config: Option<PathBuf>, model: ModelFlags) -> Self {
+        Self { models, config, model, ..Self::default() }
+    }
 }
 
 pub async fn serve(args: ServeArgs) -> Result<()> {
@@ -221,6 +226,9 @@ fn banner(config: &ServeConfig, address: SocketAddr, reports: &[LoadReport], ela
         text += &format!("  device   {}\n", report.device);
         for choice in &report.choices {
             text += &format!("  chosen   {choice}\n");
+        }
+        if let Some(predicted) = &report.predicted {
+            text += &format!("  expect   {predicted}\n");
         }
         text += &format!("  loaded   in {:.2} s\n", report.load_time.as_secs_f64());
     }
