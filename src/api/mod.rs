@@ -15,6 +15,7 @@ mod middleware;
 mod openai;
 mod openapi;
 mod ops;
+mod orca;
 mod routing;
 mod schema;
 mod serve;
@@ -32,6 +33,7 @@ use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::config::keys::KeyConfig;
+use crate::config::orca::LoadReports;
 use crate::pool::Pool;
 use crate::store::ResponseStore;
 use crate::store::files::FileStore;
@@ -87,6 +89,8 @@ pub struct ApiConfig {
     pub tokenize_parallel_max: usize,
     /// Serve the pages for people, at `/` and `/docs`.
     pub web: bool,
+    /// When answers carry a load report.
+    pub load_reports: LoadReports,
 }
 
 impl Default for ApiConfig {
@@ -114,6 +118,7 @@ impl Default for ApiConfig {
             batches: BatchLimits::default(),
             tokenize_parallel_max: 4,
             web: true,
+            load_reports: LoadReports::default(),
         }
     }
 }
@@ -184,7 +189,10 @@ pub fn router_with_keys(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfi
         turn: Turn::Live,
     };
     state.batches = state.config.files.clone().map(|store| batches(store, &state));
-    let generating = answering().route_layer(axum::middleware::from_fn(limits::enforce));
+    let reporter = orca::Reporter::new(state.config.load_reports, Arc::clone(&state.pool));
+    let generating = answering()
+        .route_layer(axum::middleware::from_fn(limits::enforce))
+        .route_layer(axum::middleware::from_fn_with_state(reporter, orca::report));
     let guarded = Router::new()
         .route("/v1/responses/{id}", get(openai::responses::retrieve).delete(openai::responses::delete))
         .route("/v1/responses/{id}/cancel", post(openai::responses::cancel))

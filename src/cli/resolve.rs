@@ -55,6 +55,8 @@ pub fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
         responses,
         files,
         web: args.web.or(file.server.web).unwrap_or(true),
+        load_reports: args.orca_load_report.or(file.server.orca_load_report).unwrap_or_default(),
+        drain_delay: Duration::from_secs(args.drain_delay.or(file.server.drain_delay_s).unwrap_or(0)),
         shutdown_timeout: Duration::from_secs(timeout_s.unwrap_or(config::SHUTDOWN_TIMEOUT_DEFAULT_S)),
         models,
         pool,

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::keys::KeySection;
+use super::orca::LoadReports;
 use super::pool::{LedgerSection, MemberSection, PoolSections, PricesSection, RouteSection, hint};
 use super::speculation::SpeculativeSection;
 use crate::error::{Error, ErrorKind, Result};
@@ -58,6 +59,10 @@ pub struct ServerSection {
     #[serde(default)]
     pub api_keys: Vec<String>,
     pub shutdown_timeout_s: Option<u64>,
+    /// As `--drain-delay` takes it.
+    pub drain_delay_s: Option<u64>,
+    /// `asked`, `always` or `off`, as `--orca-load-report` takes it.
+    pub orca_load_report: Option<LoadReports>,
     /// A path or `off`, as `--responses-store` takes it.
     pub responses_store: Option<String>,
     pub responses_age_days: Option<u32>,
