@@ -69,11 +69,14 @@ class Process:
 class Replica:
     """One simulated server; it comes back on the same port."""
 
-    def __init__(self, *flags, model="sim"):
+    def __init__(self, *flags, model="sim", named=True):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.command = [os.environ["SCONCE_BIN"], "serve", model, "--port", str(self.port), "--web", "off"]
-        self.command += ["--responses-store", "off", "--files-dir", "off", "--served-model-name", MODEL, *flags]
+        self.command = [os.environ["SCONCE_BIN"], "serve", "--port", str(self.port), "--web", "off", *flags]
+        self.command += ["--responses-store", "off", "--files-dir", "off"]
+        # Otherwise a configuration file names them.
+        if named:
+            self.command += [model, "--served-model-name", MODEL]
         self.process = None
 
     def start(self):
