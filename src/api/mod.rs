@@ -14,6 +14,7 @@ mod limits;
 mod middleware;
 mod openai;
 mod openapi;
+mod openrouter;
 mod ops;
 mod orca;
 mod routing;
@@ -33,6 +34,7 @@ use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::config::keys::KeyConfig;
+use crate::config::listing::Listing;
 use crate::config::orca::LoadReports;
 use crate::pool::Pool;
 use crate::store::ResponseStore;
@@ -91,6 +93,8 @@ pub struct ApiConfig {
     pub web: bool,
     /// When answers carry a load report.
     pub load_reports: LoadReports,
+    /// What is on offer at `/openrouter/v1/models`.
+    pub listings: Vec<Listing>,
 }
 
 impl Default for ApiConfig {
@@ -119,6 +123,7 @@ impl Default for ApiConfig {
             tokenize_parallel_max: 4,
             web: true,
             load_reports: LoadReports::default(),
+            listings: Vec::new(),
         }
     }
 }
@@ -206,6 +211,7 @@ pub fn router_with_keys(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfi
         .route("/v1/batches/{id}/cancel", post(openai::batches::cancel))
         .route("/v1/models", get(openai::models::list))
         .route("/v1/models/{*id}", get(openai::models::retrieve))
+        .route("/openrouter/v1/models", get(openrouter::list))
         .route("/v1/route/explain", post(routing::explain))
         .route("/v1/usage", get(routing::usage))
         .route("/tokenize", post(openai::tokenize::tokenize))

@@ -115,6 +115,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         batches: BatchLimits { concurrency: config.files.batch_concurrency, ..BatchLimits::default() },
         web: config.web,
         load_reports: config.load_reports,
+        listings: config.listings.clone(),
         ..ApiConfig::default()
     };
     let keys = KeyRing::new(&config.api_keys, &config.keys);

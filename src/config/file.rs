@@ -7,6 +7,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::keys::KeySection;
+use super::listing::Listing;
 use super::orca::LoadReports;
 use super::pool::{LedgerSection, MemberSection, PoolSections, PricesSection, RouteSection, hint};
 use super::speculation::SpeculativeSection;
@@ -30,6 +31,9 @@ pub struct FileConfig {
     /// `[[route]]`, one table a name over several members.
     #[serde(default)]
     pub route: Vec<Spanned<RouteSection>>,
+    /// `[[listing]]`, one table a model that is offered through OpenRouter.
+    #[serde(default)]
+    pub listing: Vec<Listing>,
     #[serde(default)]
     pub prices: PricesSection,
     #[serde(default)]

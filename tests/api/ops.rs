@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use sconce::api::{ApiConfig, router};
 use sconce::config::orca::LoadReports;
-use sconce::pool::{MemberState, ModelCard};
+use sconce::pool::{MemberState, ModelCard, Task};
 use sconce::telemetry::{FinishLabel, Metrics, RequestTimes};
 use serde_json::json;
 
@@ -263,4 +263,59 @@ async fn a_server_that_leaves_is_not_ready_and_still_answers() {
     assert_eq!(post(&app, "/v1/completions", r#"{"prompt": "a"}"#).await.status, StatusCode::OK);
     pool.drain();
     assert_eq!(post(&app, "/v1/completions", r#"{"prompt": "a"}"#).await.status.as_u16(), 503);
+}
+
+#[tokio::test]
+async fn what_is_on_offer_is_listed_as_openrouter_reads_it() {
+    let written = r#"
+        [[listing]]
+        model = "tiny"
+        name = "Tiny"
+        hugging_face_id = "org/tiny"
+        quantization = "int4"
+        price = { input = 0.02, output = 0.08, cached_input = 0.01 }
+        output_tokens_max = 512
+        slug = "org/tiny"
+        datacenters = [{ country_code = "DE" }]
+        [[listing]]
+        model = "gone"
+        name = "Gone"
+        price = { input = 1 }
+    "#;
+    let listings = toml::from_str::<sconce::config::file::FileConfig>(written).expect("a file").listing;
+    let list = async |task: Task| {
+        let fake = Fake::with_card(ModelCard { task, ..card() }, |_| Ok(vec![]));
+        let app = app_with(&fake, ApiConfig { listings: listings.clone(), ..ApiConfig::default() });
+        get(&app, "/openrouter/v1/models").await.json()["data"].clone()
+    };
+    let offers = list(Task::Generate).await;
+    assert_eq!(offers.as_array().map(Vec::len), Some(1), "there is nothing to sell of what is gone: {offers}");
+    let (offer, output) = (&offers[0], &offers[0]["output_modalities"][0]);
+    for (pointer, value) in [
+        ("/schema_version", json!("2.4")),
+        ("/id", json!("tiny")),
+        ("/quantization", json!("int4")),
+        ("/openrouter/slug", json!("org/tiny")),
+        ("/datacenters", json!([{"country_code": "DE"}])),
+        ("/input_modalities/0/supported_inputs/max_context_length", json!({"value": 2048, "unit": "token"})),
+        (
+            "/input_modalities/0/pricing",
+            json!([
+                {"type": "prompt", "unit": "token", "cost_usd": "0.00000002"},
+                {"type": "cached_prompt", "unit": "token", "cost_usd": "0.00000001", "implicit": true},
+            ]),
+        ),
+    ] {
+        assert_eq!(offer.pointer(pointer), Some(&value), "{pointer}: {offer}");
+    }
+    assert_eq!(output["pricing"], json!([{"type": "completion", "unit": "token", "cost_usd": "0.00000008"}]));
+    assert_eq!(output["max_length"], json!({"value": 512, "unit": "token"}));
+    assert!(
+        output["supported_parameters"]["tools"].is_object() && output["supported_parameters"]["reasoning"].is_null()
+    );
+    assert!(offer["is_ready"].is_null(), "a directory hides what says no, so nothing is said unasked");
+    assert_eq!(list(Task::Embed { dimensions: 8 }).await[0]["output_modalities"][0]["type"], "embeddings");
+    assert_eq!(list(Task::Score).await[0]["output_modalities"][0]["type"], "rerank");
+    let none = get(&app(&Fake::hello()), "/openrouter/v1/models").await;
+    assert_eq!(none.json(), json!({"data": []}));
 }
