@@ -135,10 +135,10 @@ def ask(connection, tokens, stream=False, headers=()):
 
 
 class Clients:
-    """Threads that ask in turn, plainly and in streams, until they are told to stop."""
+    """Threads that ask in turn, plainly and in streams, until they are told to stop; the first asks for long answers."""
 
-    def __init__(self, port, threads=6, tokens=12):
-        self.port, self.tokens = port, tokens
+    def __init__(self, port, threads=6, tokens=12, long_tokens=None):
+        self.port, self.tokens, self.long_tokens = port, tokens, long_tokens
         self.failures, self.answers = [], 0
         self.lock, self.stopping = threading.Lock(), threading.Event()
         self.threads = [threading.Thread(target=self.run, args=(number,)) for number in range(threads)]
@@ -155,11 +155,11 @@ class Clients:
 
     def run(self, number):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        turn = number
+        turn, tokens = number, self.long_tokens if self.long_tokens and number == 0 else self.tokens
         while not self.stopping.is_set():
             turn += 1
             try:
-                ask(connection, self.tokens, stream=turn % 2 == 0)
+                ask(connection, tokens, stream=turn % 2 == 0)
                 with self.lock:
                     self.answers += 1
             except Exception as failure:  # whatever it is, it counts

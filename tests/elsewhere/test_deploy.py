@@ -297,3 +297,19 @@ def test_envoy_takes_its_configuration():
     arguments = [envoy, "--mode", "validate", "-c", str(DEPLOY / "envoy" / "envoy.yaml")]
     checked = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
     assert checked.returncode == 0, checked.stderr
+
+
+def test_what_the_guide_says_is_so(tmp_path):
+    guide = (DEPLOY.parent / "docs" / "operations.md").read_text()
+    helped = subprocess.run([os.environ["SCONCE_BIN"], "serve", "--help"], capture_output=True, text=True, timeout=20).stdout
+    # Of the programs that it is run behind or built with.
+    others = {"--worker-urls", "--policy", "--price-per-hour", "--rm"}
+    flags = {flag for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", guide) if not flag.startswith("--health-")} - others
+    assert len(flags) >= 5 and not [flag for flag in flags if f"{flag} " not in helped], flags
+    for path in re.findall(r"\]\(\.\./([\w./-]+)\)", guide):
+        assert (DEPLOY.parent / path).exists(), path
+    (listing,) = re.findall(r"```toml\n(.*?)```", guide, re.S)
+    file = tmp_path / "sconce.toml"
+    file.write_text(f'[[models]]\nmodel = "sim"\nserved_model_names = ["smollm2:135m"]\n\n{listing}')
+    checked = subprocess.run([os.environ["SCONCE_BIN"], "check", str(file)], capture_output=True, text=True, timeout=20)
+    assert checked.returncode == 0, checked.stderr

@@ -97,7 +97,7 @@ def test_a_rolling_restart_loses_no_request(proxy, replicas):
     """Nor does Envoy retry any: it hears in time who is leaving."""
     pair = [replicas("--drain-delay", "2", "--orca-load-report", "always") for _ in range(2)]
     front = proxy(*pair, retries=False)
-    with Clients(front.port) as clients:
+    with Clients(front.port, long_tokens=500) as clients:
         clients.asked(40)
         for replica in pair:
             replica.stop()

@@ -3,16 +3,19 @@
 import http.client
 import json
 import os
+import pathlib
 
 import pytest
+import yaml
 
-from fleet import MODEL, Replica, body, status_of
+from fleet import MODEL, Replica, body, metric
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 litellm = pytest.importorskip("litellm", reason="skipped: the package litellm is not installed")
 litellm.telemetry = False
 
 KEY = "sk-test-only"
+CONFIG = pathlib.Path(__file__).parents[2] / "deploy" / "litellm" / "config.yaml"
 ASK = [{"role": "user", "content": "Why is the sky blue?"}]
 WEATHER = {
     "type": "function",
@@ -135,22 +138,20 @@ def test_embeddings():
 
 
 def test_its_router_leaves_a_full_server(server, replicas):
-    """A queue that is full answers 429, and LiteLLM asks the other deployment."""
-    full = replicas("--max-num-seqs", "1", "--max-queue", "0")
-    router = litellm.Router(
-        model_list=[
-            {"model_name": "chat", "litellm_params": {"model": f"hosted_vllm/{MODEL}", "api_base": f"{one.url}/v1", "api_key": KEY}}
-            for one in (full, server)
-        ],
-        num_retries=2,
-        retry_after=0,
-        disable_cooldowns=False,
-    )
+    """With the file of deploy/: a queue that is full answers 429, and LiteLLM asks the other deployment."""
+    full = replicas("--max-num-seqs", "1", "--max-queue", "0", "--shutdown-timeout", "1")
+    config = yaml.safe_load(CONFIG.read_text())
+    for deployment, replica in zip(config["model_list"], (full, server), strict=True):
+        assert deployment["litellm_params"]["model"] == "hosted_vllm/smollm2"
+        deployment["litellm_params"] |= {"model": f"hosted_vllm/{MODEL}", "api_base": f"{replica.url}/v1", "api_key": KEY}
+    router = litellm.Router(model_list=config["model_list"], retry_after=0, **config["router_settings"])
     connection = http.client.HTTPConnection("127.0.0.1", full.port, timeout=30)
-    connection.request("POST", "/v1/chat/completions", body(2000, stream=True), {"content-type": "application/json"})
-    held = connection.getresponse()
-    assert held.status == 200
-    for _ in range(8):
-        assert router.completion(model="chat", messages=ASK, max_tokens=2).usage.completion_tokens <= 2
+    connection.request("POST", "/v1/chat/completions", body(20_000, stream=True), {"content-type": "application/json"})
+    assert connection.getresponse().status == 200, "its only place is taken"
+    before = server.answered()
+    for _ in range(6):
+        answer = router.completion(model="smollm2", messages=ASK, max_tokens=2)
+        assert answer.usage.completion_tokens <= 2 and answer._hidden_params["response_cost"] > 0
+    assert server.answered() == before + 6
+    assert metric(full.url, 'sconce_http_requests_total{endpoint="/v1/chat/completions",status="429"}') > 0, "it was asked"
     connection.close()
-    assert status_of(f"{full.url}/health") == 200

@@ -57,7 +57,7 @@ def test_both_replicas_get_their_share(router, replicas):
 def test_a_rolling_restart_loses_no_request(router, replicas):
     pair = [replicas("--drain-delay", "3"), replicas("--drain-delay", "3")]
     port, metrics = router(*pair)
-    with Clients(port) as clients:
+    with Clients(port, long_tokens=500) as clients:
         clients.asked(40)
         for replica in pair:
             replica.stop()
