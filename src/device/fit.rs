@@ -36,6 +36,8 @@ pub struct Plan {
     pub max_num_seqs: u32,
     pub max_num_batched_tokens: u32,
     pub kv_bytes: u64,
+    /// Activations and logits of the largest step.
+    pub step_bytes: u64,
     /// One line a choice, for the person who starts the server.
     pub reasons: Vec<String>,
 }
@@ -81,6 +83,7 @@ pub fn plan(size: &ModelSize, wishes: &Wishes, available_bytes: Option<u64>) -> 
         max_num_seqs: wishes.max_num_seqs,
         max_num_batched_tokens,
         kv_bytes,
+        step_bytes: reserved.saturating_sub(size.weight_bytes),
         reasons,
     })
 }

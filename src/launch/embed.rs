@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sconce_models::{EmbedderOptions, EmbedderSpec, LoadOptions, Output, Purpose, Source};
 
-use super::model::{LoadReport, LoadingBar, description, device_line, precision, unusable};
+use super::model::{Job, LoadReport, LoadingBar, description, device_line, precision, unusable};
 use super::text;
 use crate::config::speculation::Speculation;
 use crate::config::{ModelConfig, TaskChoice};
@@ -14,7 +14,8 @@ use crate::device::fit::human_bytes;
 use crate::engine::{EmbedConfig, EmbedHandle};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::Progress;
-use crate::pool::local::Embedding;
+use crate::pool::lifecycle::NO_MEMORY;
+use crate::pool::local::{Embedding, Memory};
 use crate::pool::{ModelCard, Task};
 
 /// A step's token budget when none is given: large enough that arithmetic and not memory is the limit, small enough
@@ -48,18 +49,17 @@ pub fn purpose(task: TaskChoice, source: Option<&Source>) -> Result<Purpose> {
 
 /// Loads on the calling thread and the engine's; takes seconds.
 pub fn load(
-    config: &ModelConfig,
+    job: &Job<'_>,
     source: Source,
     card: ModelCard,
     progress: Arc<dyn Progress>,
-) -> Result<(Embedding, LoadReport)> {
-    let options =
-        EmbedderOptions { usual_pooling: config.task == TaskChoice::Embed, tokens_max: config.limits.max_model_len };
-    let spec = sconce_models::read_embedder_spec(&source, options).map_err(|why| unusable(&why))?;
+) -> Result<(Embedding, Memory, LoadReport)> {
+    let config = job.config;
+    let (options, spec) = read_spec(config, &source)?;
     check_wishes(config, &spec)?;
     let machine = cpu::detect();
-    let budget = config.limits.max_num_batched_tokens.unwrap_or(BATCHED_TOKENS_DEFAULT).max(1);
-    check_room(config, &spec, budget, machine.memory_available_bytes)?;
+    let budget = step_budget(config);
+    let memory = check_room(config, &spec, job.available_bytes(&machine))?;
     let parts = text::read(&source, spec.vocab, None)?;
     let limits = &config.limits;
     let engine_config = EmbedConfig {
@@ -101,7 +101,23 @@ pub fn load(
         has_types: spec.types > 1,
         vocab_size: spec.vocab,
     };
-    Ok((embedding, report))
+    Ok((embedding, memory, report))
+}
+
+/// What [`load`] would take if the machine had nothing else to do.
+pub fn need(job: &Job<'_>, source: &Source) -> Result<Memory> {
+    check_room(job.config, &read_spec(job.config, source)?.1, job.room_bytes)
+}
+
+fn read_spec(config: &ModelConfig, source: &Source) -> Result<(EmbedderOptions, EmbedderSpec)> {
+    let options =
+        EmbedderOptions { usual_pooling: config.task == TaskChoice::Embed, tokens_max: config.limits.max_model_len };
+    let spec = sconce_models::read_embedder_spec(source, options).map_err(|why| unusable(&why))?;
+    Ok((options, spec))
+}
+
+fn step_budget(config: &ModelConfig) -> u32 {
+    config.limits.max_num_batched_tokens.unwrap_or(BATCHED_TOKENS_DEFAULT).max(1)
 }
 
 /// Flags that would be ignored, or that the model cannot fulfil.
@@ -125,13 +141,13 @@ fn check_wishes(config: &ModelConfig, spec: &EmbedderSpec) -> Result<()> {
 }
 
 /// Weights, and the activations of the largest step.
-fn check_room(config: &ModelConfig, spec: &EmbedderSpec, budget: u32, available_bytes: Option<u64>) -> Result<()> {
-    let step = spec.step_bytes_per_token.saturating_mul(u64::from(budget.max(spec.tokens_max)));
-    let wanted = spec.weight_bytes.saturating_add(step);
-    let Some(available) = available_bytes else { return Ok(()) };
+fn check_room(config: &ModelConfig, spec: &EmbedderSpec, available_bytes: Option<u64>) -> Result<Memory> {
+    let step = spec.step_bytes_per_token.saturating_mul(u64::from(step_budget(config).max(spec.tokens_max)));
+    let memory = Memory { weights_bytes: spec.weight_bytes, kv_bytes: 0, step_bytes: step };
+    let Some(available) = available_bytes else { return Ok(memory) };
     let room = (available / 1000).saturating_mul(u64::from(config.limits.memory_share_permille));
-    if wanted <= room {
-        return Ok(());
+    if memory.total_bytes() <= room {
+        return Ok(memory);
     }
     let message = format!(
         "the weights need {} and a step of the longest text {}, and {} of memory may be used; lower --max-model-len or \
@@ -140,7 +156,7 @@ fn check_room(config: &ModelConfig, spec: &EmbedderSpec, budget: u32, available_
         human_bytes(step),
         human_bytes(room)
     );
-    Err(Error::new(ErrorKind::Unavailable, message))
+    Err(Error::new(ErrorKind::Unavailable, message).with_code(NO_MEMORY))
 }
 
 fn choices(spec: &EmbedderSpec, budget: u32) -> Vec<String> {

@@ -18,7 +18,8 @@ use crate::engine::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{LocalModel, Progress};
-use crate::pool::local::{Embedding, Loaded};
+use crate::pool::lifecycle::NO_MEMORY;
+use crate::pool::local::{Compiler, Embedding, Loaded, Memory};
 use crate::pool::{ModelCard, Task};
 use crate::request::CHOICES_MAX;
 use crate::text::AnswerFormat;
@@ -50,53 +51,91 @@ pub enum Ready {
     Embedding(Box<Embedding>),
 }
 
-/// Loads on the calling thread; takes seconds. `draft` is what `Speculation::DraftModel` names.
-pub fn load(
-    config: &ModelConfig,
-    model: &LocalModel,
-    draft: Option<&LocalModel>,
-    card: ModelCard,
-    progress: Arc<dyn Progress>,
-) -> Result<(Ready, LoadReport)> {
+/// Where a model lies, and the one that `Speculation::DraftModel` names.
+pub struct Files {
+    pub model: LocalModel,
+    pub draft: Option<LocalModel>,
+}
+
+/// What to load, and how much it may take beside what the machine has.
+pub struct Job<'a> {
+    pub config: &'a ModelConfig,
+    pub files: &'a Files,
+    pub room_bytes: Option<u64>,
+}
+
+impl Job<'_> {
+    pub(super) fn available_bytes(&self, machine: &cpu::Cpu) -> Option<u64> {
+        self.room_bytes.into_iter().chain(machine.memory_available_bytes).min()
+    }
+}
+
+/// Loads on the calling thread; takes seconds.
+pub fn load(job: &Job<'_>, card: ModelCard, progress: Arc<dyn Progress>) -> Result<(Ready, Memory, LoadReport)> {
     let started = Instant::now();
-    let source = source_of(&model.files);
-    let purpose = embed::purpose(config.task, source.as_ref())?;
-    let (ready, mut report) = match (source, purpose) {
+    let source = source_of(&job.files.model.files);
+    let purpose = embed::purpose(job.config.task, source.as_ref())?;
+    let (ready, memory, mut report) = match (source, purpose) {
         (Some(source), Purpose::Embed | Purpose::Score) => {
-            let (embedding, report) = embed::load(config, source, card, progress)?;
-            (Ready::Embedding(Box::new(embedding)), report)
+            let (embedding, memory, report) = embed::load(job, source, card, progress)?;
+            (Ready::Embedding(Box::new(embedding)), memory, report)
         }
         (source, _) => {
-            let (mut loaded, report) = match source {
-                Some(source) => load_weights(config, source, draft, card, progress)?,
-                None => load_sim(config, card)?,
+            let (mut loaded, memory, report) = match source {
+                Some(source) => load_weights(job, source, card, progress)?,
+                None => load_sim(job.config, card)?,
             };
             loaded.card.chat = loaded.template.is_some();
-            (Ready::Generating(Box::new(loaded)), report)
+            (Ready::Generating(Box::new(loaded)), memory, report)
         }
     };
     report.load_time = started.elapsed();
-    Ok((ready, report))
+    Ok((ready, memory, report))
+}
+
+/// What [`load`] would take if the machine had nothing else to do.
+pub fn need(job: &Job<'_>) -> Result<Memory> {
+    let config = job.config;
+    let Some(source) = source_of(&job.files.model.files) else {
+        return sim_plan(config).map(|(_, size, plan)| memory(&size, &plan));
+    };
+    if embed::purpose(config.task, Some(&source))? != Purpose::Generate {
+        return embed::need(job, &source);
+    }
+    let spec = read_spec(config, &source)?;
+    let draft = job.files.draft.as_ref().and_then(|draft| source_of(&draft.files));
+    let draft = draft.map(|draft| sconce_models::read_spec(&draft).map_err(|why| unusable(&why))).transpose()?;
+    let specs: Vec<&Spec> = std::iter::once(&spec).chain(&draft).collect();
+    let (size, plan) = plan(&specs, kv_dtype(config.limits.kv_cache_dtype), &config.limits, job.room_bytes)?;
+    Ok(memory(&size, &plan))
+}
+
+fn memory(size: &fit::ModelSize, plan: &fit::Plan) -> Memory {
+    Memory { weights_bytes: size.weight_bytes, kv_bytes: plan.kv_bytes, step_bytes: plan.step_bytes }
+}
+
+fn read_spec(config: &ModelConfig, source: &Source) -> Result<Spec> {
+    let spec = match &config.limits.quantize {
+        None => sconce_models::read_spec(source),
+        Some(quantize) => sconce_models::read_spec_as(source, quantize.format),
+    };
+    spec.map_err(|why| unusable(&why))
 }
 
 fn load_weights(
-    config: &ModelConfig,
+    job: &Job<'_>,
     source: Source,
-    draft: Option<&LocalModel>,
     card: ModelCard,
     progress: Arc<dyn Progress>,
-) -> Result<(Loaded, LoadReport)> {
-    let spec = match &config.limits.quantize {
-        None => sconce_models::read_spec(&source),
-        Some(quantize) => sconce_models::read_spec_as(&source, quantize.format),
-    };
-    let spec = spec.map_err(|why| unusable(&why))?;
+) -> Result<(Loaded, Memory, LoadReport)> {
+    let config = job.config;
+    let spec = read_spec(config, &source)?;
     let machine = cpu::detect();
     let kv_dtype = kv_dtype(config.limits.kv_cache_dtype);
     let parts = text::read(&source, spec.vocab, config.chat_template.as_deref())?;
-    let draft = draft.map(|model| Draft::read(model, &spec, &parts.tokenizer)).transpose()?;
+    let draft = job.files.draft.as_ref().map(|model| Draft::read(model, &spec, &parts.tokenizer)).transpose()?;
     let specs: Vec<&Spec> = std::iter::once(&spec).chain(draft.as_ref().map(|draft| &draft.spec)).collect();
-    let plan = plan(&specs, kv_dtype, &config.limits, machine.memory_available_bytes)?;
+    let (size, plan) = plan(&specs, kv_dtype, &config.limits, job.available_bytes(&machine))?;
     if let Some(draft) = &draft {
         draft.check_context(plan.max_model_len)?;
     }
@@ -141,17 +180,11 @@ fn load_weights(
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
     let loaded = loaded(config, parts, Running { card, engine, block_size: plan.block_size, vocab_size: spec.vocab });
-    Ok((loaded, report))
+    Ok((loaded, memory(&size, &plan), report))
 }
 
-fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport)> {
-    if config.limits.quantize.is_some() {
-        return Err(Error::invalid("--quantization", "--quantization: sim has no weights; leave it out"));
-    }
-    if matches!(config.limits.speculation, Speculation::DraftModel(_)) {
-        let why = "--speculative-config: sim has no draft model; use method ngram or off";
-        return Err(Error::invalid("--speculative-config", why));
-    }
+/// What the simulated model reads and takes.
+fn sim_plan(config: &ModelConfig) -> Result<(text::Parts, fit::ModelSize, fit::Plan)> {
     let vocab = synthetic::vocabulary(synthetic::SMALLEST_VOCABULARY)?;
     let size = fit::ModelSize {
         weight_bytes: 0,
@@ -161,6 +194,18 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport
         logits_row_bytes: 0,
     };
     let plan = fit::plan(&size, &wishes(&config.limits), None).map_err(does_not_fit)?;
+    Ok((vocab, size, plan))
+}
+
+fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, Memory, LoadReport)> {
+    if config.limits.quantize.is_some() {
+        return Err(Error::invalid("--quantization", "--quantization: sim has no weights; leave it out"));
+    }
+    if matches!(config.limits.speculation, Speculation::DraftModel(_)) {
+        let why = "--speculative-config: sim has no draft model; use method ngram or off";
+        return Err(Error::invalid("--speculative-config", why));
+    }
+    let (vocab, size, plan) = sim_plan(config)?;
     let (blocks, block_size, vocab_size) = (plan.blocks, plan.block_size, vocab.tokenizer.vocab_size());
     let engine = EngineHandle::start(&card.id, engine_config(&plan, &config.limits), move || {
         let options = SimOptions {
@@ -182,7 +227,7 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport
         task: Task::Generate,
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
-    Ok((loaded(config, vocab, Running { card, engine, block_size, vocab_size }), report))
+    Ok((loaded(config, vocab, Running { card, engine, block_size, vocab_size }), memory(&size, &plan), report))
 }
 
 /// The half of a loaded model that is not text.
@@ -210,6 +255,7 @@ fn loaded(config: &ModelConfig, parts: text::Parts, running: Running) -> Loaded 
         block_size,
         drafts_max: drafts_max(&config.limits),
         vocab_size,
+        compiler: Compiler::default(),
     }
 }
 
@@ -236,7 +282,12 @@ fn kv_dtype(wanted: KvCacheDtype) -> KvDtype {
 }
 
 /// For a model, and then its draft model if it has one.
-fn plan(specs: &[&Spec], kv_dtype: KvDtype, limits: &ModelLimits, available_bytes: Option<u64>) -> Result<fit::Plan> {
+fn plan(
+    specs: &[&Spec],
+    kv_dtype: KvDtype,
+    limits: &ModelLimits,
+    available_bytes: Option<u64>,
+) -> Result<(fit::ModelSize, fit::Plan)> {
     let size = fit::ModelSize {
         weight_bytes: specs.iter().map(|spec| spec.weight_bytes).sum(),
         kv_bytes_per_token: specs.iter().map(|spec| spec.kv_bytes_per_token(kv_dtype)).sum(),
@@ -245,7 +296,8 @@ fn plan(specs: &[&Spec], kv_dtype: KvDtype, limits: &ModelLimits, available_byte
         // In f32, as the head's matmul leaves them and as the sampler reads them.
         logits_row_bytes: 2 * 4 * specs.iter().map(|spec| spec.vocab as u64).sum::<u64>(),
     };
-    fit::plan(&size, &wishes(limits), available_bytes).map_err(does_not_fit)
+    let plan = fit::plan(&size, &wishes(limits), available_bytes).map_err(does_not_fit)?;
+    Ok((size, plan))
 }
 
 /// Activations of one token: residual, normed, q, k, v, attention output, gate, up and their product, in f32.
@@ -369,5 +421,5 @@ pub(super) fn unusable(why: &sconce_models::Error) -> Error {
 }
 
 fn does_not_fit(why: String) -> Error {
-    Error::new(ErrorKind::Unavailable, why)
+    Error::new(ErrorKind::Unavailable, why).with_code(NO_MEMORY)
 }

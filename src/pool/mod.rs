@@ -15,6 +15,7 @@ pub mod dispatch;
 pub mod errand;
 pub mod explain;
 mod keeper;
+pub mod lifecycle;
 pub mod local;
 pub mod member;
 pub mod node;
@@ -35,6 +36,7 @@ use futures_util::StreamExt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::{EmbedRequest, Embedded, Request};
 use crate::telemetry::MemberMetrics;
+use lifecycle::Lifecycle;
 
 pub use admission::{Admission, AdmissionLimits};
 pub use budget::Budgets;
@@ -59,6 +61,7 @@ pub struct Pool {
     // Read once a request, written at a reload.
     table: RwLock<Arc<Table>>,
     shared: Arc<Shared>,
+    lifecycle: Arc<Lifecycle>,
     draining: AtomicBool,
 }
 
@@ -82,7 +85,12 @@ impl Pool {
     }
 
     pub fn with(table: Table, shared: Shared) -> Self {
-        Self { table: RwLock::new(Arc::new(table)), shared: Arc::new(shared), draining: AtomicBool::new(false) }
+        Self {
+            table: RwLock::new(Arc::new(table)),
+            shared: Arc::new(shared),
+            lifecycle: Arc::default(),
+            draining: AtomicBool::new(false),
+        }
     }
 
     /// The table as it is now. Requests that have begun keep the one that they began with.
@@ -97,6 +105,11 @@ impl Pool {
 
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// The models of this process, which come and go.
+    pub fn lifecycle(&self) -> &Arc<Lifecycle> {
+        &self.lifecycle
     }
 
     /// Admits the request or says why nobody takes it; the returned stream ends with `Done` or `Failed`.
