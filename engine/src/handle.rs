@@ -122,7 +122,8 @@ impl EngineHandle {
             thread: Mutex::new(None),
             next_id: AtomicU64::new(0),
         });
-        let board = Arc::new(Board { stats: StatsBoard::default(), step: StepClock::default(), failure: OnceLock::new() });
+        let board =
+            Arc::new(Board { stats: StatsBoard::default(), step: StepClock::default(), failure: OnceLock::new() });
         let (ready_sender, ready) = sync_channel(1);
         let thread_side = run::ThreadSide { commands, gate: Arc::downgrade(&gate), board: Arc::clone(&board) };
         let thread = std::thread::Builder::new()

@@ -7,6 +7,7 @@ mod catalogue;
 mod check;
 mod flags;
 mod keys;
+mod lifecycle;
 mod models;
 mod outcomes;
 mod output;
@@ -51,6 +52,13 @@ enum Command {
     List(models::ListArgs),
     /// Remove a downloaded model
     Rm(models::RemoveArgs),
+    /// List the models of a running server: what is in memory, what is used
+    Ps(lifecycle::PsArgs),
+    /// Have a running server load models
+    Load(lifecycle::ModelArgs),
+    /// Have a running server unload models when they have finished what they have begun
+    #[command(visible_alias = "unload")]
+    Stop(lifecycle::ModelArgs),
     /// Measure servers, the engine and this machine
     Bench(bench::BenchArgs),
     /// Make API keys with limits, for the configuration file
@@ -87,6 +95,9 @@ pub fn main() -> ExitCode {
             Command::Pull(args) => pull::pull(args).await,
             Command::List(args) => models::list(&args),
             Command::Rm(args) => models::remove(&args),
+            Command::Ps(args) => lifecycle::ps(&args).await,
+            Command::Load(args) => lifecycle::load(&args).await,
+            Command::Stop(args) => lifecycle::stop(&args).await,
             Command::Keys(args) => keys::run(&args),
             Command::Check(args) => check::check(&args),
             Command::Route(args) => route::route(args).await,

@@ -88,7 +88,10 @@ fn preload(models: &mut [ModelConfig], args: &ServeArgs, file: &ServerSection) -
             }
         }
         if !is_known {
-            return Err(Error::invalid("--preload", format!("--preload: '{name}' is no model of this server; name one")));
+            return Err(Error::invalid(
+                "--preload",
+                format!("--preload: '{name}' is no model of this server; name one"),
+            ));
         }
     }
     Ok(())

@@ -151,11 +151,7 @@ fn plan_model(config: &ModelConfig, metrics: &Metrics) -> Result<Planned> {
 }
 
 /// Within what models may take together: at the start nothing is unloaded for another.
-async fn load_at_start(
-    planned: &Planned,
-    lifecycle: &Lifecycle,
-    progress: Arc<dyn Progress>,
-) -> Result<LoadReport> {
+async fn load_at_start(planned: &Planned, lifecycle: &Lifecycle, progress: Arc<dyn Progress>) -> Result<LoadReport> {
     let left_bytes = lifecycle.left_bytes();
     let loaded = load_one(planned, progress, left_bytes).await;
     let (held, memory, report) = loaded.map_err(|error| match left_bytes {

@@ -230,6 +230,21 @@ impl Pool {
         Readiness { ready: reasons.is_empty(), reasons }
     }
 
+    /// Whether one model can answer now, without a wait for it to be loaded.
+    pub fn readiness_of(&self, model: &str) -> Result<Readiness> {
+        let mut reasons = Vec::new();
+        if self.draining.load(Ordering::Relaxed) {
+            reasons.push("draining".to_owned());
+        }
+        let route = self.table().route(model).map(Arc::clone)?;
+        match route.state() {
+            MemberState::Ready => {}
+            MemberState::Loading(why) | MemberState::Asleep(why) => reasons.push(format!("{}: {why}", route.name)),
+            MemberState::Failed(why) => reasons.push(format!("{}: failed: {why}", route.name)),
+        }
+        Ok(Readiness { ready: reasons.is_empty(), reasons })
+    }
+
     /// From now on every new request is refused; running ones go on.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);

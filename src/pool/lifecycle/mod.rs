@@ -5,15 +5,19 @@
 //! 2. A model that is used is never taken from its requests: it is let finish them, and takes no new ones meanwhile.
 //! 3. The models in memory, on their way in and on their way out together never take more than the budget.
 
+mod status;
+
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 
-use super::local::{Held, LocalMember, Memory, Slot};
-use super::member::Model;
+use crate::pool::local::{Held, LocalMember, Memory, Slot};
+use crate::pool::member::Model;
+
 use crate::config::LoadPolicy;
 use crate::error::{Error, ErrorKind, Result};
+pub use status::{ModelStatus, State};
 
 /// The code of errors that more free memory would cure.
 pub const NO_MEMORY: &str = "insufficient_memory";
