@@ -11,8 +11,8 @@ use sconce_models::timing::{Operation, Times};
 use sconce_models::{BatchInput, KvDtype, Source, Spec};
 use serde::Serialize;
 
-use super::hardware::Hardware;
 use super::limit;
+use crate::device::rates::Hardware;
 use crate::engine::scheduler::{Sampled, Scheduler, Step, StepResults};
 use crate::engine::sequence::NewSequence;
 use crate::engine::{Capabilities, EngineConfig, ItlTarget, SamplingParams, SeqId, Token, batch};

@@ -9,8 +9,8 @@ use sconce_models::{BatchInput, KvDtype, LoadOptions, Logits, Precision, Source,
 use serde::Serialize;
 
 use super::breakdown::{self, OperationTime, StepTimes, StepWork, WeightBytes};
-use super::hardware::Hardware;
 use super::limit::{self, Needs, Shape};
+use crate::device::rates::Hardware;
 use crate::engine::{Executor, ModelExecutor};
 use crate::error::{Error, Result};
 

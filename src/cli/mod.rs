@@ -5,6 +5,7 @@
 mod bench;
 mod catalogue;
 mod check;
+mod doctor;
 mod flags;
 mod keys;
 mod models;
@@ -53,6 +54,9 @@ enum Command {
     Rm(models::RemoveArgs),
     /// Measure servers, the engine and this machine
     Bench(bench::BenchArgs),
+    /// Say what hardware is here, what is missing and which models fit
+    // The model's flags make it large.
+    Doctor(Box<doctor::DoctorArgs>),
     /// Make API keys with limits, for the configuration file
     Keys(keys::KeysArgs),
     /// Check a configuration file without serving
@@ -87,6 +91,7 @@ pub fn main() -> ExitCode {
             Command::Pull(args) => pull::pull(args).await,
             Command::List(args) => models::list(&args),
             Command::Rm(args) => models::remove(&args),
+            Command::Doctor(args) => doctor::doctor(*args).await,
             Command::Keys(args) => keys::run(&args),
             Command::Check(args) => check::check(&args),
             Command::Route(args) => route::route(args).await,

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use sconce_models::{EmbedderOptions, EmbedderSpec, LoadOptions, Output, Purpose, Source};
 
+use super::fit::{Forecast, Needs, Refusal};
 use super::model::{LoadReport, LoadingBar, description, device_line, precision, unusable};
 use super::text;
 use crate::config::speculation::Speculation;
 use crate::config::{ModelConfig, TaskChoice};
 use crate::device::cpu;
 use crate::device::fit::human_bytes;
+use crate::device::fit::roofline::Share;
 use crate::engine::{EmbedConfig, EmbedHandle};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::Progress;
@@ -53,9 +55,8 @@ pub fn load(
     card: ModelCard,
     progress: Arc<dyn Progress>,
 ) -> Result<(Embedding, LoadReport)> {
-    let options =
-        EmbedderOptions { usual_pooling: config.task == TaskChoice::Embed, tokens_max: config.limits.max_model_len };
-    let spec = sconce_models::read_embedder_spec(&source, options).map_err(|why| unusable(&why))?;
+    let options = options(config);
+    let spec = read_spec(config, &source)?;
     check_wishes(config, &spec)?;
     let machine = cpu::detect();
     let budget = config.limits.max_num_batched_tokens.unwrap_or(BATCHED_TOKENS_DEFAULT).max(1);
@@ -88,6 +89,7 @@ pub fn load(
         what: description((&spec.architecture, spec.layers), spec.parameters, (&spec.weight_format, spec.weight_bytes)),
         device: device_line(&machine),
         choices: choices(&spec, budget),
+        predicted: Some(format!("{} of memory in the largest step", human_bytes(memory_bytes(&spec, budget)))),
         load_time: Duration::ZERO,
         task,
     };
@@ -102,6 +104,14 @@ pub fn load(
         vocab_size: spec.vocab,
     };
     Ok((embedding, report))
+}
+
+fn options(config: &ModelConfig) -> EmbedderOptions {
+    EmbedderOptions { usual_pooling: config.task == TaskChoice::Embed, tokens_max: config.limits.max_model_len }
+}
+
+fn read_spec(config: &ModelConfig, source: &Source) -> Result<EmbedderSpec> {
+    sconce_models::read_embedder_spec(source, options(config)).map_err(|why| unusable(&why))
 }
 
 /// Flags that would be ignored, or that the model cannot fulfil.
@@ -125,22 +135,55 @@ fn check_wishes(config: &ModelConfig, spec: &EmbedderSpec) -> Result<()> {
 }
 
 /// Weights, and the activations of the largest step.
+fn memory_bytes(spec: &EmbedderSpec, budget: u32) -> u64 {
+    spec.weight_bytes.saturating_add(step_bytes(spec, budget))
+}
+
+fn step_bytes(spec: &EmbedderSpec, budget: u32) -> u64 {
+    spec.step_bytes_per_token.saturating_mul(u64::from(budget.max(spec.tokens_max)))
+}
+
 fn check_room(config: &ModelConfig, spec: &EmbedderSpec, budget: u32, available_bytes: Option<u64>) -> Result<()> {
-    let step = spec.step_bytes_per_token.saturating_mul(u64::from(budget.max(spec.tokens_max)));
-    let wanted = spec.weight_bytes.saturating_add(step);
     let Some(available) = available_bytes else { return Ok(()) };
     let room = (available / 1000).saturating_mul(u64::from(config.limits.memory_share_permille));
-    if wanted <= room {
+    if memory_bytes(spec, budget) <= room {
         return Ok(());
     }
     let message = format!(
         "the weights need {} and a step of the longest text {}, and {} of memory may be used; lower --max-model-len or \
          --max-num-batched-tokens, or use a smaller model",
         human_bytes(spec.weight_bytes),
-        human_bytes(step),
+        human_bytes(step_bytes(spec, budget)),
         human_bytes(room)
     );
     Err(Error::new(ErrorKind::Unavailable, message))
+}
+
+/// What it would take, before it is loaded.
+pub(super) fn forecast(
+    config: &ModelConfig,
+    source: Option<&Source>,
+    available_bytes: Option<u64>,
+) -> Result<Forecast> {
+    let source = source.ok_or_else(|| Error::internal("a model without files makes no vectors"))?;
+    let spec = read_spec(config, source)?;
+    check_wishes(config, &spec)?;
+    let budget = config.limits.max_num_batched_tokens.unwrap_or(BATCHED_TOKENS_DEFAULT).max(1);
+    let memory_bytes = memory_bytes(&spec, budget);
+    let needs = Needs {
+        memory_bytes,
+        least_bytes: memory_bytes,
+        max_model_len: spec.tokens_max,
+        choices: choices(&spec, budget),
+    };
+    let checked = check_room(config, &spec, budget, available_bytes);
+    Ok(Forecast {
+        what: description((&spec.architecture, spec.layers), spec.parameters, (&spec.weight_format, spec.weight_bytes)),
+        outcome: checked.map(|()| needs).map_err(|error| Refusal { why: error.message, advice: Vec::new() }),
+        rates: None,
+        share: Share::WHOLE,
+        asks: None,
+    })
 }
 
 fn choices(spec: &EmbedderSpec, budget: u32) -> Vec<String> {
