@@ -29,6 +29,12 @@ pub struct Workers {
     monitor: Option<JoinHandle<()>>,
 }
 
+/// What a reload made: models that are new, and workers of which some are.
+pub struct Fresh<'a> {
+    pub models: &'a [super::Planned],
+    pub workers: &'a [Arc<WorkerMember>],
+}
+
 /// One for each member of that kind; those of before that are the same stay.
 pub fn plan(config: &PoolConfig, known: &[Arc<WorkerMember>]) -> Vec<Arc<WorkerMember>> {
     let workers = config.members.iter().filter_map(|member| match &member.kind {
@@ -96,7 +102,7 @@ impl Workers {
             let (in_the_way, rest): (Vec<_>, Vec<_>) =
                 fresh.into_iter().partition(|one| ending.iter().any(|(_, gone)| collide(one, gone)));
             rest.iter().for_each(|one| one.supervisor().start());
-            join_all(ending.iter().map(|(node, one)| end(node.as_deref(), one))).await;
+            join_all(ending.iter().map(|(node, one)| end(node.as_ref(), one))).await;
             in_the_way.iter().for_each(|one| one.supervisor().start());
         });
         self.monitor(metrics);
@@ -123,9 +129,10 @@ fn collide(one: &WorkerMember, other: &WorkerMember) -> bool {
 }
 
 /// Its requests first, then the process.
-async fn end(node: Option<&Node>, worker: &WorkerMember) {
+async fn end(node: Option<&Arc<Node>>, worker: &WorkerMember) {
     let drained = async {
-        while node.is_some_and(|node| node.admission.is_busy()) {
+        // A request that began with the table before may still be about to ask it.
+        while node.is_some_and(|node| Arc::strong_count(node) > 1) {
             tokio::time::sleep(DRAIN_LOOK).await;
         }
     };

@@ -79,7 +79,9 @@ async fn requests_go_elsewhere_while_a_worker_compiles_or_is_gone() {
         let mut local = headers(api).to_vec();
         local.push(("x-sconce-stay", "local"));
         let told = world.post(api, &local, &question(api, false, false, false)).await;
-        assert_eq!(told.status, StatusCode::SERVICE_UNAVAILABLE, "nobody else may have it: {}", told.text);
+        // Anthropic has a status of its own for that.
+        let unavailable = if api == "/v1/messages" { 529 } else { 503 };
+        assert_eq!(told.status.as_u16(), unavailable, "nobody else may have it: {}", told.text);
         assert!(told.text.contains("compiling"), "{}", told.text);
     }
     assert!(world.launch.pool.readiness().ready, "another member of the route can answer");
@@ -126,13 +128,14 @@ async fn a_reload_keeps_replaces_and_ends_workers() {
     world.launch.load(progress::for_stderr().into()).await.expect("it starts");
     let port = || the_worker(&world).worker().and_then(|status| status.port).expect("a port").to_string();
     until("it is ready", || state(&world) == MemberState::Ready).await;
-    let (first, node) = (port(), std::sync::Arc::clone(&world.launch.pool.table().nodes[0]));
+    let node = || std::sync::Arc::as_ptr(&world.launch.pool.table().nodes[0]);
+    let (first, first_node) = (port(), node());
     let reload = async |text: &str| {
         let (config, _) = read(world.folder.path(), text);
         world.launch.reload(&[], &config, progress::for_stderr().into()).await.expect("a good file")
     };
     assert!(reload(&text("")).await.is_none());
-    assert!(std::sync::Arc::ptr_eq(&node, &world.launch.pool.table().nodes[0]), "the same file, the same process");
+    assert_eq!(node(), first_node, "the same file, the same node");
     assert_eq!((state(&world), port()), (MemberState::Ready, first.clone()));
 
     assert_eq!(reload(&text("env = { NEW = \"yes\" }")).await.changed, ["member w"]);
