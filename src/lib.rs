@@ -83,4 +83,4 @@ pub mod telemetry;
 pub use sconce_device as device;
 pub use sconce_engine as engine;
 pub use sconce_text as text;
-pub use sconce_vocabulary::{error, request};
+pub use sconce_vocabulary::{calendar, error, request};

@@ -15,6 +15,7 @@ pub mod dispatch;
 pub mod errand;
 pub mod explain;
 mod keeper;
+mod load;
 pub mod local;
 pub mod member;
 pub mod node;
@@ -42,6 +43,7 @@ pub use decisions::DecisionLog;
 pub use dispatch::today;
 pub use errand::{Errand, Trace, Traced};
 pub use keeper::keep;
+pub use load::Load;
 pub use member::{EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, Task, TokenizeInput, Tokenized};
 pub use node::{Declared, Node};
 pub use route::Route;
@@ -59,6 +61,8 @@ pub struct Pool {
     // Read once a request, written at a reload.
     table: RwLock<Arc<Table>>,
     shared: Arc<Shared>,
+    /// Still takes requests, and asks balancers for no more.
+    leaving: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -82,7 +86,12 @@ impl Pool {
     }
 
     pub fn with(table: Table, shared: Shared) -> Self {
-        Self { table: RwLock::new(Arc::new(table)), shared: Arc::new(shared), draining: AtomicBool::new(false) }
+        Self {
+            table: RwLock::new(Arc::new(table)),
+            shared: Arc::new(shared),
+            leaving: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+        }
     }
 
     /// The table as it is now. Requests that have begun keep the one that they began with.
@@ -210,11 +219,16 @@ impl Pool {
 
     pub fn readiness(&self) -> Readiness {
         let mut reasons = Vec::new();
-        if self.draining.load(Ordering::Relaxed) {
+        if self.leaving.load(Ordering::Relaxed) || self.draining.load(Ordering::Relaxed) {
             reasons.push("draining".to_owned());
         }
         reasons.extend(self.table().faults());
         Readiness { ready: reasons.is_empty(), reasons }
+    }
+
+    /// From now on it is not ready, so that balancers look elsewhere; requests are still taken.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     /// From now on every new request is refused; running ones go on.
