@@ -99,8 +99,7 @@ async fn look(config: &ModelConfig, room: Room<'_>) -> Result<(Verdict, Option<A
 /// The files, if they are on this machine.
 async fn local(reference: &ModelRef) -> Result<LocalModel> {
     let options = HubOptions { offline: true, ..HubOptions::from_env()? };
-    let found = hub::fetch(reference, &options, hub::progress::for_stderr().as_ref()).await?;
-    Ok(found)
+    hub::fetch(reference, &options, hub::progress::for_stderr().as_ref()).await
 }
 
 fn told(forecast: Forecast, estimated: bool) -> (Verdict, Option<Asks>) {
