@@ -167,7 +167,7 @@ fn load_weights(
             .chain(plan.reasons.clone())
             .chain(spec.notes.clone())
             .collect(),
-        predicted: Some(fit::predicted(&spec, kv_dtype, &plan, machine.name.as_deref())),
+        predicted: Some(fit::predicted(&spec, kv_dtype, &plan)),
         load_time: Duration::ZERO,
         task: Task::Generate,
     };
