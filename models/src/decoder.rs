@@ -12,15 +12,18 @@ use crate::batch::{BatchInput, Logits};
 use crate::check::check_batch;
 use crate::error::Result;
 use crate::kv::KvCache;
-use crate::layers::{Attention, Linear, Mlp, Moe, Norm, Step};
+use crate::layers::{Linear, Mixer, Mlp, Moe, Norm, OwnInput, OwnInputs, Step};
 use crate::spec::Spec;
 use crate::timing::{Operation, timed};
 
 pub(crate) struct Layer {
-    pub attention: Attention,
+    pub attention: Mixer,
     pub mlp: FeedForward,
     /// Attention and feed-forward look at the same hidden state, side by side.
     pub is_parallel: bool,
+    pub own_input: Option<OwnInput>,
+    /// Factor on what the layer gives.
+    pub scale: f64,
 }
 
 pub(crate) enum FeedForward {
@@ -33,6 +36,7 @@ pub(crate) struct Decoder {
     pub device: Device,
     /// `[vocab, hidden]`
     pub embedding: PackedWeight,
+    pub own_inputs: Option<OwnInputs>,
     pub layers: Vec<Layer>,
     pub final_norm: Norm,
     /// `[vocab, hidden]`; the embedding itself where the two are tied.
@@ -77,6 +81,10 @@ impl Decoder {
         if self.spec.scales.embedding != 1.0 {
             hidden = hidden.affine(self.spec.scales.embedding.into(), 0.0)?;
         }
+        let mut own_inputs = match &self.own_inputs {
+            Some(inputs) => Some(inputs.of(&batch.tokens, &hidden)?),
+            None => None,
+        };
         let last = self.layers.len() - 1;
         for (index, (layer, cache)) in self.layers.iter().zip(&mut kv.layers).enumerate() {
             let query = layer.attention.write(&hidden, &step, cache)?;
@@ -88,6 +96,7 @@ impl Decoder {
                 // Nothing after the last layer's attention looks at other tokens: go on with the sampled ones.
                 seen = self.sampled_rows(&seen, batch)?;
                 hidden = self.sampled_rows(&hidden, batch)?;
+                own_inputs = own_inputs.map(|inputs| self.sampled_rows(&inputs, batch)).transpose()?;
             }
             let attended = layer.attention.add_to(&hidden, &seen)?;
             let input = if layer.is_parallel { &hidden } else { &attended };
@@ -95,6 +104,12 @@ impl Decoder {
                 FeedForward::Dense(mlp) => mlp.forward(input, &attended)?,
                 FeedForward::Experts(moe) => timed(Operation::Experts, || moe.forward(input, &attended))?,
             };
+            if let (Some(own), Some(inputs)) = (&layer.own_input, &own_inputs) {
+                hidden = own.add_to(&hidden, inputs)?;
+            }
+            if layer.scale != 1.0 {
+                hidden = hidden.affine(layer.scale, 0.0)?;
+            }
         }
         Ok(Some(hidden))
     }

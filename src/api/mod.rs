@@ -10,6 +10,7 @@ mod error;
 mod ids;
 mod image;
 mod json;
+mod lifecycle;
 mod limits;
 mod middleware;
 mod openai;
@@ -210,8 +211,12 @@ pub fn router_with_keys(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfi
         .route("/v1/batches/{id}", get(openai::batches::retrieve))
         .route("/v1/batches/{id}/cancel", post(openai::batches::cancel))
         .route("/v1/models", get(openai::models::list))
+        .route("/v1/models/status", get(lifecycle::status))
+        .route("/v1/models/load", post(lifecycle::load))
+        .route("/v1/models/unload", post(lifecycle::unload))
         .route("/v1/models/{*id}", get(openai::models::retrieve))
         .route("/openrouter/v1/models", get(openrouter::list))
+        .route("/v1/log-level", get(ops::log_level).post(ops::set_log_level))
         .route("/v1/route/explain", post(routing::explain))
         .route("/v1/usage", get(routing::usage))
         .route("/tokenize", post(openai::tokenize::tokenize))

@@ -8,6 +8,7 @@ mod check;
 mod doctor;
 mod flags;
 mod keys;
+mod lifecycle;
 mod models;
 mod outcomes;
 mod output;
@@ -52,6 +53,13 @@ enum Command {
     List(models::ListArgs),
     /// Remove a downloaded model
     Rm(models::RemoveArgs),
+    /// List the models of a running server: what is in memory, what is used
+    Ps(lifecycle::PsArgs),
+    /// Have a running server load models
+    Load(lifecycle::ModelArgs),
+    /// Have a running server unload models when they have finished what they have begun
+    #[command(visible_alias = "unload")]
+    Stop(lifecycle::ModelArgs),
     /// Measure servers, the engine and this machine
     Bench(bench::BenchArgs),
     /// Say what hardware is here, what is missing and which models fit
@@ -92,6 +100,9 @@ pub fn main() -> ExitCode {
             Command::List(args) => models::list(&args),
             Command::Rm(args) => models::remove(&args),
             Command::Doctor(args) => doctor::doctor(*args).await,
+            Command::Ps(args) => lifecycle::ps(&args).await,
+            Command::Load(args) => lifecycle::load(&args).await,
+            Command::Stop(args) => lifecycle::stop(&args).await,
             Command::Keys(args) => keys::run(&args),
             Command::Check(args) => check::check(&args),
             Command::Route(args) => route::route(args).await,

@@ -71,6 +71,23 @@ pub struct ServeArgs {
     /// The page to chat at / and the reference at /docs: on or off [default: on]
     #[arg(long, value_name = "on|off", value_parser = config::parse_switch)]
     pub(super) web: Option<bool>,
+    /// Load models when a request asks for them, not at the start
+    #[arg(long)]
+    pub(super) load_on_demand: bool,
+    /// Models to load at the start all the same, by name
+    #[arg(long, value_name = "MODEL", num_args = 1.., value_delimiter = ',')]
+    pub(super) preload: Vec<String>,
+    /// What all models may take together, e.g. 8GiB: weights, KV caches and steps. Where another is asked for, the one
+    /// that was not used for the longest time is unloaded [default: what the memory holds]
+    #[arg(long, value_name = "SIZE", value_parser = config::parse_bytes)]
+    pub(super) models_memory: Option<u64>,
+    /// Seconds after which a model that nobody uses is unloaded; 0: never [default: 0]
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) idle_unload: Option<u64>,
+    /// Seconds after which an engine that does not come back from a step is stuck: /health fails, and requests are
+    /// refused or go elsewhere; 0: never [default: 300]
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) step_timeout: Option<u64>,
     /// Requests that may wait beyond the running ones before clients get 429 [default: 256]
     #[arg(long, value_name = "N")]
     pub(super) max_queue: Option<u32>,

@@ -80,6 +80,16 @@ pub struct ServerSection {
     pub batch_concurrency: Option<u32>,
     /// The page at `/` and the reference at `/docs`.
     pub web: Option<bool>,
+    /// A size as `--models-memory` takes it.
+    pub models_memory: Option<String>,
+    /// Models that say nothing else are loaded when a request asks for them.
+    pub load_on_demand: Option<bool>,
+    /// Names of models that are loaded at the start all the same.
+    #[serde(default)]
+    pub preload: Vec<String>,
+    /// As `--idle-unload` takes it, for models that say nothing else.
+    pub idle_unload_s: Option<u64>,
+    pub step_timeout_s: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -114,6 +124,12 @@ pub struct ModelSection {
     pub chat_template: Option<PathBuf>,
     pub tool_call_parser: Option<String>,
     pub reasoning_parser: Option<String>,
+    /// `start` or `demand`.
+    pub load: Option<String>,
+    /// 0: never.
+    pub idle_unload_s: Option<u64>,
+    /// Never unloaded for want of room or use.
+    pub pinned: Option<bool>,
 }
 
 pub fn read(path: &Path) -> Result<FileConfig> {

@@ -15,6 +15,7 @@ use crate::engine::scheduler::SCORED_PER_STEP_MAX;
 use crate::engine::speculation::DRAFTS_PER_STEP_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::LocalModel;
+use crate::pool::lifecycle::NO_MEMORY;
 
 /// What can be said of a model that is not loaded.
 #[derive(Debug, Clone)]
@@ -189,15 +190,20 @@ pub(super) fn plan(
     source: &Source,
     limits: &ModelLimits,
     available_bytes: Option<u64>,
-) -> Result<Plan> {
+) -> Result<(ModelSize, Plan)> {
     let kv = kv_dtype(limits.kv_cache_dtype);
     let (size, wishes) = (size(specs, kv), wishes(limits));
-    fit::plan(&size, &wishes, available_bytes).map_err(|why| {
+    let plan = fit::plan(&size, &wishes, available_bytes).map_err(|why| {
         let found = advice(&size, &wishes, available_bytes, &options(specs[0], source, kv, limits));
         let would: Vec<String> = found.iter().map(fit::advice::Advice::sentence).collect();
         let message = if would.is_empty() { why } else { format!("{why}; what would fit: {}", would.join(", or ")) };
-        Error::new(ErrorKind::Unavailable, message)
-    })
+        does_not_fit(message)
+    })?;
+    Ok((size, plan))
+}
+
+pub(super) fn does_not_fit(why: String) -> Error {
+    Error::new(ErrorKind::Unavailable, why).with_code(NO_MEMORY)
 }
 
 pub(super) fn size(specs: &[&Spec], kv: KvDtype) -> ModelSize {

@@ -17,7 +17,7 @@ use crate::engine::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{LocalModel, Progress};
-use crate::pool::local::{Embedding, Loaded};
+use crate::pool::local::{Compiler, Embedding, Loaded, Memory};
 use crate::pool::{ModelCard, Task};
 use crate::request::CHOICES_MAX;
 use crate::text::AnswerFormat;
@@ -51,49 +51,83 @@ pub enum Ready {
     Embedding(Box<Embedding>),
 }
 
-/// Loads on the calling thread; takes seconds. `draft` is what `Speculation::DraftModel` names.
-pub fn load(
-    config: &ModelConfig,
-    model: &LocalModel,
-    draft: Option<&LocalModel>,
-    card: ModelCard,
-    progress: Arc<dyn Progress>,
-) -> Result<(Ready, LoadReport)> {
+/// Where a model lies, and the one that `Speculation::DraftModel` names.
+pub struct Files {
+    pub model: LocalModel,
+    pub draft: Option<LocalModel>,
+}
+
+/// What to load, and how much it may take beside what the machine has.
+pub struct Job<'a> {
+    pub config: &'a ModelConfig,
+    pub files: &'a Files,
+    pub room_bytes: Option<u64>,
+}
+
+impl Job<'_> {
+    pub(super) fn available_bytes(&self, machine: &cpu::Cpu) -> Option<u64> {
+        self.room_bytes.into_iter().chain(machine.memory_available_bytes).min()
+    }
+}
+
+/// Loads on the calling thread; takes seconds.
+pub fn load(job: &Job<'_>, card: ModelCard, progress: Arc<dyn Progress>) -> Result<(Ready, Memory, LoadReport)> {
     let started = Instant::now();
-    let source = source_of(&model.files);
-    let purpose = embed::purpose(config.task, source.as_ref())?;
-    let (ready, mut report) = match (source, purpose) {
+    let source = source_of(&job.files.model.files);
+    let purpose = embed::purpose(job.config.task, source.as_ref())?;
+    let (ready, memory, mut report) = match (source, purpose) {
         (Some(source), Purpose::Embed | Purpose::Score) => {
-            let (embedding, report) = embed::load(config, source, card, progress)?;
-            (Ready::Embedding(Box::new(embedding)), report)
+            let (embedding, memory, report) = embed::load(job, source, card, progress)?;
+            (Ready::Embedding(Box::new(embedding)), memory, report)
         }
         (source, _) => {
-            let (mut loaded, report) = match source {
-                Some(source) => load_weights(config, source, draft, card, progress)?,
-                None => load_sim(config, card)?,
+            let (mut loaded, memory, report) = match source {
+                Some(source) => load_weights(job, source, card, progress)?,
+                None => load_sim(job.config, card)?,
             };
             loaded.card.chat = loaded.template.is_some();
-            (Ready::Generating(Box::new(loaded)), report)
+            (Ready::Generating(Box::new(loaded)), memory, report)
         }
     };
     report.load_time = started.elapsed();
-    Ok((ready, report))
+    Ok((ready, memory, report))
+}
+
+/// What [`load`] would take if the machine had nothing else to do.
+pub fn need(job: &Job<'_>) -> Result<Memory> {
+    let config = job.config;
+    let Some(source) = source_of(&job.files.model.files) else {
+        return sim_plan(config).map(|(_, size, plan)| memory(&size, &plan));
+    };
+    if embed::purpose(config.task, Some(&source))? != Purpose::Generate {
+        return embed::need(job, &source);
+    }
+    let spec = fit::read_spec(config, &source)?;
+    let draft = job.files.draft.as_ref().and_then(|draft| source_of(&draft.files));
+    let draft = draft.map(|draft| sconce_models::read_spec(&draft).map_err(|why| unusable(&why))).transpose()?;
+    let specs: Vec<&Spec> = std::iter::once(&spec).chain(&draft).collect();
+    let (size, plan) = fit::plan(&specs, &source, &config.limits, job.room_bytes)?;
+    Ok(memory(&size, &plan))
+}
+
+fn memory(size: &ModelSize, plan: &Plan) -> Memory {
+    Memory { weights_bytes: size.weight_bytes, kv_bytes: plan.kv_bytes, step_bytes: plan.step_bytes }
 }
 
 fn load_weights(
-    config: &ModelConfig,
+    job: &Job<'_>,
     source: Source,
-    draft: Option<&LocalModel>,
     card: ModelCard,
     progress: Arc<dyn Progress>,
-) -> Result<(Loaded, LoadReport)> {
+) -> Result<(Loaded, Memory, LoadReport)> {
+    let config = job.config;
     let spec = fit::read_spec(config, &source)?;
     let machine = cpu::detect();
     let kv_dtype = fit::kv_dtype(config.limits.kv_cache_dtype);
     let parts = text::read(&source, spec.vocab, config.chat_template.as_deref())?;
-    let draft = draft.map(|model| Draft::read(model, &spec, &parts.tokenizer)).transpose()?;
+    let draft = job.files.draft.as_ref().map(|model| Draft::read(model, &spec, &parts.tokenizer)).transpose()?;
     let specs: Vec<&Spec> = std::iter::once(&spec).chain(draft.as_ref().map(|draft| &draft.spec)).collect();
-    let plan = fit::plan(&specs, &source, &config.limits, machine.memory_available_bytes)?;
+    let (size, plan) = fit::plan(&specs, &source, &config.limits, job.available_bytes(&machine))?;
     if let Some(draft) = &draft {
         draft.check_context(plan.max_model_len)?;
     }
@@ -139,17 +173,11 @@ fn load_weights(
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
     let loaded = loaded(config, parts, Running { card, engine, block_size: plan.block_size, vocab_size: spec.vocab });
-    Ok((loaded, report))
+    Ok((loaded, memory(&size, &plan), report))
 }
 
-fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport)> {
-    if config.limits.quantize.is_some() {
-        return Err(Error::invalid("--quantization", "--quantization: sim has no weights; leave it out"));
-    }
-    if matches!(config.limits.speculation, Speculation::DraftModel(_)) {
-        let why = "--speculative-config: sim has no draft model; use method ngram or off";
-        return Err(Error::invalid("--speculative-config", why));
-    }
+/// What the simulated model reads and takes.
+fn sim_plan(config: &ModelConfig) -> Result<(text::Parts, ModelSize, Plan)> {
     let vocab = synthetic::vocabulary(synthetic::SMALLEST_VOCABULARY)?;
     let size = ModelSize {
         weight_bytes: 0,
@@ -158,7 +186,19 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport
         step_bytes_per_token: 0,
         logits_row_bytes: 0,
     };
-    let plan = plan_memory(&size, &fit::wishes(&config.limits), None).map_err(does_not_fit)?;
+    let plan = plan_memory(&size, &fit::wishes(&config.limits), None).map_err(fit::does_not_fit)?;
+    Ok((vocab, size, plan))
+}
+
+fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, Memory, LoadReport)> {
+    if config.limits.quantize.is_some() {
+        return Err(Error::invalid("--quantization", "--quantization: sim has no weights; leave it out"));
+    }
+    if matches!(config.limits.speculation, Speculation::DraftModel(_)) {
+        let why = "--speculative-config: sim has no draft model; use method ngram or off";
+        return Err(Error::invalid("--speculative-config", why));
+    }
+    let (vocab, size, plan) = sim_plan(config)?;
     let (blocks, block_size, vocab_size) = (plan.blocks, plan.block_size, vocab.tokenizer.vocab_size());
     let engine = EngineHandle::start(&card.id, engine_config(&plan, &config.limits), move || {
         let options = SimOptions {
@@ -181,7 +221,7 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport
         task: Task::Generate,
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
-    Ok((loaded(config, vocab, Running { card, engine, block_size, vocab_size }), report))
+    Ok((loaded(config, vocab, Running { card, engine, block_size, vocab_size }), memory(&size, &plan), report))
 }
 
 /// The half of a loaded model that is not text.
@@ -209,6 +249,7 @@ fn loaded(config: &ModelConfig, parts: text::Parts, running: Running) -> Loaded 
         block_size,
         drafts_max: drafts_max(&config.limits),
         vocab_size,
+        compiler: Compiler::default(),
     }
 }
 
@@ -317,8 +358,4 @@ impl LoadingBar {
 
 pub(super) fn unusable(why: &sconce_models::Error) -> Error {
     Error::new(ErrorKind::InvalidRequest, why.to_string())
-}
-
-fn does_not_fit(why: String) -> Error {
-    Error::new(ErrorKind::Unavailable, why)
 }

@@ -15,6 +15,7 @@ pub mod dispatch;
 pub mod errand;
 pub mod explain;
 mod keeper;
+pub mod lifecycle;
 mod load;
 pub mod local;
 pub mod member;
@@ -36,6 +37,7 @@ use futures_util::StreamExt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::{EmbedRequest, Embedded, Request};
 use crate::telemetry::MemberMetrics;
+use lifecycle::Lifecycle;
 
 pub use admission::{Admission, AdmissionLimits};
 pub use budget::Budgets;
@@ -63,6 +65,7 @@ pub struct Pool {
     shared: Arc<Shared>,
     /// Still takes requests, and asks balancers for no more.
     leaving: AtomicBool,
+    lifecycle: Arc<Lifecycle>,
     draining: AtomicBool,
 }
 
@@ -90,6 +93,7 @@ impl Pool {
             table: RwLock::new(Arc::new(table)),
             shared: Arc::new(shared),
             leaving: AtomicBool::new(false),
+            lifecycle: Arc::default(),
             draining: AtomicBool::new(false),
         }
     }
@@ -106,6 +110,11 @@ impl Pool {
 
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// The models of this process, which come and go.
+    pub fn lifecycle(&self) -> &Arc<Lifecycle> {
+        &self.lifecycle
     }
 
     /// Admits the request or says why nobody takes it; the returned stream ends with `Done` or `Failed`.
@@ -218,12 +227,26 @@ impl Pool {
     }
 
     pub fn readiness(&self) -> Readiness {
-        let mut reasons = Vec::new();
-        if self.leaving.load(Ordering::Relaxed) || self.draining.load(Ordering::Relaxed) {
-            reasons.push("draining".to_owned());
-        }
+        let mut reasons = self.departure();
         reasons.extend(self.table().faults());
         Readiness { ready: reasons.is_empty(), reasons }
+    }
+
+    /// Whether one model can answer now, without a wait for it to be loaded.
+    pub fn readiness_of(&self, model: &str) -> Result<Readiness> {
+        let mut reasons = self.departure();
+        let route = self.table().route(model).map(Arc::clone)?;
+        match route.state() {
+            MemberState::Ready => {}
+            MemberState::Loading(why) | MemberState::Asleep(why) => reasons.push(format!("{}: {why}", route.name)),
+            MemberState::Failed(why) => reasons.push(format!("{}: failed: {why}", route.name)),
+        }
+        Ok(Readiness { ready: reasons.is_empty(), reasons })
+    }
+
+    fn departure(&self) -> Vec<String> {
+        let leaves = self.leaving.load(Ordering::Relaxed) || self.draining.load(Ordering::Relaxed);
+        leaves.then(|| "draining".to_owned()).into_iter().collect()
     }
 
     /// From now on it is not ready, so that balancers look elsewhere; requests are still taken.

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::time::SystemTime;
 
 use crate::pool::EngineSnapshot;
+use crate::pool::lifecycle::{ModelStatus, State};
 
 /// A `/metrics` page in the making.
 #[derive(Default)]
@@ -96,6 +97,24 @@ impl Exposition {
         self.head(name, help, Kind::Gauge.as_str());
         for (member, value) in values {
             self.sample(name, &format!("member=\"{}\"", escaped(member)), *value);
+        }
+    }
+
+    pub(super) fn model_figure(&mut self, (name, help): (&str, &str), is_counter: bool, values: &[(&str, f64)]) {
+        let kind = if is_counter { Kind::Counter } else { Kind::Gauge };
+        self.head(name, help, kind.as_str());
+        for (model, value) in values {
+            self.sample(name, &format!("model_name=\"{}\"", escaped(model)), *value);
+        }
+    }
+
+    pub(super) fn model_states(&mut self, name: &str, help: &str, models: &[ModelStatus], states: &[State]) {
+        self.head(name, help, Kind::Gauge.as_str());
+        for model in models {
+            for state in states {
+                let labels = format!("model_name=\"{}\",state=\"{}\"", escaped(&model.id), state.word());
+                self.sample(name, &labels, f64::from(u8::from(model.state == *state)));
+            }
         }
     }
 

@@ -23,6 +23,7 @@ async fn models_are_listed_with_their_aliases() {
         json!({
             "id": "org/tiny:q4", "object": "model", "created": 1_700_000_000, "owned_by": "sconce",
             "root": "tiny.gguf", "parent": null, "max_model_len": 2048, "task": "generate",
+            "status": {"value": "loaded"},
         })
     );
     for path in ["/v1/models/org/tiny:q4", "/v1/models/org%2Ftiny%3Aq4", "/v1/models/tiny"] {

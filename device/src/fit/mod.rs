@@ -46,6 +46,8 @@ pub struct Plan {
     pub memory_bytes: u64,
     /// The same with K and V of one full context only.
     pub least_bytes: u64,
+    /// Activations and logits of the largest step.
+    pub step_bytes: u64,
     /// One line a choice, for the person who starts the server.
     pub reasons: Vec<String>,
 }
@@ -93,6 +95,7 @@ pub fn plan(size: &ModelSize, wishes: &Wishes, available_bytes: Option<u64>) -> 
         kv_bytes,
         memory_bytes: reserved.saturating_add(kv_bytes),
         least_bytes: reserved.saturating_add(needed_bytes),
+        step_bytes: reserved.saturating_sub(size.weight_bytes),
         reasons,
     })
 }

@@ -9,6 +9,7 @@ mod e4m3;
 mod encode;
 mod formats;
 mod rows;
+mod vectors;
 
 use candle_core::{Device, Tensor};
 

@@ -4,8 +4,8 @@
 
 use candle_core::Tensor;
 use sconce_kernels::{
-    AttentionBatch, AttentionParams, HeadNorms, KvLayer, Prologue, QkvHeads, RopeStyle, RopeTable, paged_attention,
-    rope_and_write_kv,
+    AttentionBatch, AttentionParams, HeadNorms, KvLayer, Prologue, QkvHeads, RopeStyle, RopeTable, norm_and_rope,
+    paged_attention, rope_and_write_kv,
 };
 
 use super::{Join, Linear, Norm};
@@ -15,12 +15,14 @@ use crate::timing::{Operation, timed};
 
 pub(crate) struct Attention {
     pub norm: Norm,
-    /// Query above key above value. `[(heads + 2 * kv_heads) * head_dim, hidden]`
+    /// Query above key above value, `[(heads + 2 * kv_heads) * head_dim, hidden]`; the query alone without K and V of its
+    /// own.
     pub qkv: Linear,
+    /// Another layer has written what this one reads.
+    pub reads_only: bool,
     pub output: Linear,
     pub join: Option<Join>,
-    /// Weights of the norms over q and k, head by head `[head_dim]` or all together `[heads * head_dim]`, and epsilon.
-    pub head_norms: Option<(Tensor, Tensor, f32)>,
+    pub head_norms: Option<HeadNormWeights>,
     pub rope_table: RopeTable,
     pub heads: usize,
     pub kv_heads: usize,
@@ -32,6 +34,15 @@ pub(crate) struct Attention {
     pub sinks: Option<Vec<f32>>,
 }
 
+/// Weights of the norms over q and k, head by head `[head_dim]` or all together `[heads * head_dim]`, and over the heads
+/// of v where they are normed.
+pub(crate) struct HeadNormWeights {
+    pub query: Tensor,
+    pub key: Tensor,
+    pub value: Option<Tensor>,
+    pub eps: f32,
+}
+
 /// What all layers of a step share.
 pub(crate) struct Step<'a> {
     pub batch: &'a BatchInput,
@@ -39,7 +50,7 @@ pub(crate) struct Step<'a> {
 }
 
 impl Step<'_> {
-    fn attention_batch(&self) -> AttentionBatch<'_> {
+    pub fn attention_batch(&self) -> AttentionBatch<'_> {
         AttentionBatch {
             positions: &self.batch.positions,
             row_ends: &self.batch.row_ends,
@@ -55,7 +66,18 @@ impl Attention {
     pub fn write(&self, hidden: &Tensor, step: &Step, cache: &mut KvLayer) -> Result<Tensor> {
         // [tokens, (heads + 2 * kv_heads) * head_dim]
         let qkv = timed(Operation::Qkv, || self.qkv.forward(hidden, self.norm.before()))?;
-        let norms = self.head_norms.as_ref().map(|(query, key, eps)| HeadNorms { query, key, eps: *eps });
+        if self.reads_only {
+            let query = qkv.reshape((qkv.dim(0)?, self.heads, self.head_dim))?;
+            let norm = self.head_norms.as_ref().map(|norms| (&norms.query, norms.eps));
+            let rope = (&self.rope_table, step.rope_style);
+            return Ok(timed(Operation::RopeAndWrite, || norm_and_rope(&query, norm, &step.batch.positions, rope))?);
+        }
+        let norms = self.head_norms.as_ref().map(|HeadNormWeights { query, key, value, eps }| HeadNorms {
+            query,
+            key,
+            value: value.as_ref(),
+            eps: *eps,
+        });
         let heads = QkvHeads { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim, norms };
         let (positions, slots) = (&step.batch.positions, &step.batch.slots);
         let rope = (&self.rope_table, step.rope_style, positions.as_slice());
