@@ -4,8 +4,8 @@ use sconce_kernels::RopeStyle;
 
 use crate::error::Result;
 use crate::families::{
-    cohere, deepseek, ernie4_5, exaone4, gemma, gemma4, glm4, gpt_oss, granite, lfm2, llama, mixtral, olmo2, olmoe, phi3, qwen2, qwen3,
-    seed_oss, smollm3, stablelm, starcoder2,
+    cohere, deepseek, ernie4_5, exaone4, gemma, gemma4, glm4, gpt_oss, granite, lfm2, llama, mixtral, olmo2, olmoe,
+    phi3, qwen2, qwen3, seed_oss, smollm3, stablelm, starcoder2,
 };
 use crate::names::LayerPart;
 use crate::spec::fields::Fields;

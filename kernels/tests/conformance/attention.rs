@@ -342,7 +342,8 @@ fn the_fused_way_into_the_cache_does_what_its_parts_do() {
         let qkv = tensor(&values.many(tokens * 200), &[tokens, 200], &device);
         let ones = tensor(&vec![1.0; head_dim], &[head_dim], &device);
         let normed_values = normed && dtype == KvDtype::F16;
-        let head_norms = HeadNorms { query: &norms[0], key: &norms[1], value: normed_values.then_some(&ones), eps: 1e-5 };
+        let head_norms =
+            HeadNorms { query: &norms[0], key: &norms[1], value: normed_values.then_some(&ones), eps: 1e-5 };
         let parts = QkvHeads { heads, kv_heads, head_dim, norms: normed.then_some(head_norms) };
         let sizes = [10, kv_heads, 4, head_dim];
         let mut layer = KvLayer::new(sizes, dtype, &device).expect("a small cache");

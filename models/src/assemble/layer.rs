@@ -94,7 +94,8 @@ impl Assembler<'_> {
             CacheKind::Shared(_) => query.clone(),
             _ => self.norm_weight(plan, Part::Layer(index, LayerPart::KeyNorm), keys)?,
         };
-        let value = plan.spec.uneven.value_norm.then(|| Tensor::ones(head_dim, DType::F32, &self.device)).transpose()?;
+        let value =
+            plan.spec.uneven.value_norm.then(|| Tensor::ones(head_dim, DType::F32, &self.device)).transpose()?;
         Ok(Some(HeadNormWeights { query, key, value, eps: plan.spec.norm_eps }))
     }
 

@@ -58,8 +58,7 @@ pub(crate) const DEEPSEEK_V3: FamilyTraits = FamilyTraits {
         if fields.bool("rope_interleave")? == Some(false) {
             spec.rope.style = RopeStyle::Halves;
         }
-        let routing =
-            Routing { scoring: Scoring::Sigmoid, corrected: true, gates_shared: false, ..Routing::PLAIN };
+        let routing = Routing { scoring: Scoring::Sigmoid, corrected: true, gates_shared: false, ..Routing::PLAIN };
         from_config(fields, spec, (routing, Some(GroupScore::BestTwo)), 3)
     },
     ..DEEPSEEK_V2
@@ -124,7 +123,8 @@ fn layers_with_experts(fields: &Fields, layers: usize, dense: usize) -> Result<V
 
 /// GLM's config names the kinds of layers, and only the first is dense where it does not.
 fn spec_of_glm(fields: &Fields) -> bool {
-    fields.get("first_k_dense_replace").is_none() && fields.get("model_type").and_then(Value::as_str) == Some("glm4_moe_lite")
+    fields.get("first_k_dense_replace").is_none()
+        && fields.get("model_type").and_then(Value::as_str) == Some("glm4_moe_lite")
 }
 
 fn from_metadata(keys: &Keys, spec: &mut Spec) -> Result<()> {

@@ -29,10 +29,7 @@ pub(crate) const LFM2: FamilyTraits = FamilyTraits {
         (LayerPart::Up, "feed_forward.w3.weight"),
         (LayerPart::Down, "feed_forward.w2.weight"),
     ],
-    renamed: &[
-        ("model.embedding_norm.weight", "model.norm.weight"),
-        ("token_embd_norm.weight", "output_norm.weight"),
-    ],
+    renamed: &[("model.embedding_norm.weight", "model.norm.weight"), ("token_embd_norm.weight", "output_norm.weight")],
     config: |fields, spec| {
         if let Some(tied) = fields.bool("tie_embedding")? {
             spec.tied_embeddings = tied;
@@ -48,7 +45,9 @@ pub(crate) const LFM2: FamilyTraits = FamilyTraits {
     metadata: |keys, spec| {
         let heads = keys.sizes("attention.head_count_kv")?.unwrap_or_default();
         if heads.len() != spec.layers {
-            return Err(keys.wrong(format!("metadata key {} is no list of all layers", keys.full("attention.head_count_kv"))));
+            return Err(
+                keys.wrong(format!("metadata key {} is no list of all layers", keys.full("attention.head_count_kv")))
+            );
         }
         spec.uneven.convolution = Some(Convolution {
             taps: keys.size("shortconv.l_cache")?,

@@ -47,9 +47,10 @@ impl Choice {
         if let Some(groups) = &self.routing.groups {
             let size = scores.len() / groups.count;
             let of_group = |group: &[f32]| {
-                let (first, second) = group.iter().fold((f32::NEG_INFINITY, f32::NEG_INFINITY), |(first, second), &x| {
-                    if x > first { (x, first) } else { (first, second.max(x)) }
-                });
+                let (first, second) =
+                    group.iter().fold((f32::NEG_INFINITY, f32::NEG_INFINITY), |(first, second), &x| {
+                        if x > first { (x, first) } else { (first, second.max(x)) }
+                    });
                 match groups.score {
                     GroupScore::Best => first,
                     GroupScore::BestTwo => first + second,

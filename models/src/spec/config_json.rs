@@ -212,10 +212,9 @@ fn one_rope(fields: &Fields, nested: &Fields, traits: &FamilyTraits, sizes: (usi
             original_context,
         },
         "yarn" => yarn(nested, original_context, context_max)?,
-        "proportional" => RopeScaling::Proportional {
-            share: partial.unwrap_or(1.0),
-            factor: nested.number("factor")?.unwrap_or(1.0),
-        },
+        "proportional" => {
+            RopeScaling::Proportional { share: partial.unwrap_or(1.0), factor: nested.number("factor")?.unwrap_or(1.0) }
+        }
         // Early Phi-3 files say `su`.
         "longrope" | "su" => longrope(nested, original_context, context_max)?,
         other => return Err(fields.unsupported(format!("rope type {}", shown(other)))),
