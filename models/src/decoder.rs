@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::kv::KvCache;
 use crate::layers::{Linear, Mixer, Mlp, Moe, Norm, OwnInput, OwnInputs, Step};
 use crate::spec::Spec;
+use crate::timing::{Operation, timed};
 
 pub(crate) struct Layer {
     pub attention: Mixer,
@@ -59,12 +60,14 @@ impl Model for Decoder {
             return Ok(());
         }
         let Some(hidden) = self.hidden_of_samples(batch, kv)? else { return Ok(()) };
-        self.head.forward_into(&hidden, self.final_norm.before(), &mut logits.values)?;
-        let scales = &self.spec.scales;
-        if scales.logits != 1.0 || scales.logit_cap.is_some() {
-            scale_and_cap(&mut logits.values, scales.logits, scales.logit_cap);
-        }
-        Ok(())
+        timed(Operation::Logits, || {
+            self.head.forward_into(&hidden, self.final_norm.before(), &mut logits.values)?;
+            let scales = &self.spec.scales;
+            if scales.logits != 1.0 || scales.logit_cap.is_some() {
+                scale_and_cap(&mut logits.values, scales.logits, scales.logit_cap);
+            }
+            Ok(())
+        })
     }
 }
 
@@ -74,7 +77,7 @@ impl Decoder {
     pub(crate) fn hidden_of_samples(&self, batch: &BatchInput, kv: &mut KvCache) -> Result<Option<Tensor>> {
         let step = Step { batch, rope_style: self.spec.rope.style };
         // [tokens, hidden]
-        let mut hidden = embedding(&self.embedding, &batch.tokens, &self.device)?;
+        let mut hidden = timed(Operation::Embedding, || embedding(&self.embedding, &batch.tokens, &self.device))?;
         if self.spec.scales.embedding != 1.0 {
             hidden = hidden.affine(self.spec.scales.embedding.into(), 0.0)?;
         }
@@ -99,7 +102,7 @@ impl Decoder {
             let input = if layer.is_parallel { &hidden } else { &attended };
             hidden = match &layer.mlp {
                 FeedForward::Dense(mlp) => mlp.forward(input, &attended)?,
-                FeedForward::Experts(moe) => moe.forward(input, &attended)?,
+                FeedForward::Experts(moe) => timed(Operation::Experts, || moe.forward(input, &attended))?,
             };
             if let (Some(own), Some(inputs)) = (&layer.own_input, &own_inputs) {
                 hidden = own.add_to(&hidden, inputs)?;

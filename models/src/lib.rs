@@ -29,6 +29,7 @@ pub mod error;
 pub mod gguf;
 pub mod kv;
 pub mod spec;
+pub mod timing;
 
 pub use batch::{BatchInput, Logits};
 pub use dummy::dummy_shapes;

@@ -11,6 +11,7 @@ use sconce_kernels::{
 use super::{Join, Linear, Norm};
 use crate::batch::BatchInput;
 use crate::error::Result;
+use crate::timing::{Operation, timed};
 
 pub(crate) struct Attention {
     pub norm: Norm,
@@ -64,11 +65,12 @@ impl Attention {
     /// Writes K and V of `hidden` `[tokens, hidden]` into the step's slots; gives q `[tokens, heads, head_dim]`.
     pub fn write(&self, hidden: &Tensor, step: &Step, cache: &mut KvLayer) -> Result<Tensor> {
         // [tokens, (heads + 2 * kv_heads) * head_dim]
-        let qkv = self.qkv.forward(hidden, self.norm.before())?;
+        let qkv = timed(Operation::Qkv, || self.qkv.forward(hidden, self.norm.before()))?;
         if self.reads_only {
             let query = qkv.reshape((qkv.dim(0)?, self.heads, self.head_dim))?;
             let norm = self.head_norms.as_ref().map(|norms| (&norms.query, norms.eps));
-            return Ok(norm_and_rope(&query, norm, &step.batch.positions, (&self.rope_table, step.rope_style))?);
+            let rope = (&self.rope_table, step.rope_style);
+            return Ok(timed(Operation::RopeAndWrite, || norm_and_rope(&query, norm, &step.batch.positions, rope))?);
         }
         let norms = self.head_norms.as_ref().map(|HeadNormWeights { query, key, value, eps }| HeadNorms {
             query,
@@ -78,7 +80,8 @@ impl Attention {
         });
         let heads = QkvHeads { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim, norms };
         let (positions, slots) = (&step.batch.positions, &step.batch.slots);
-        Ok(rope_and_write_kv(&qkv, heads, (&self.rope_table, step.rope_style, positions), cache, slots)?)
+        let rope = (&self.rope_table, step.rope_style, positions.as_slice());
+        Ok(timed(Operation::RopeAndWrite, || rope_and_write_kv(&qkv, heads, rope, cache, slots))?)
     }
 
     /// What every token sees of its context, before the output projection. `[tokens, heads * head_dim]`
@@ -89,11 +92,12 @@ impl Attention {
             softcap: self.softcap,
             sinks: self.sinks.as_deref(),
         };
-        let seen = paged_attention(query, cache, &step.attention_batch(), &params)?;
+        let batch = step.attention_batch();
+        let seen = timed(Operation::Attention, || paged_attention(query, cache, &batch, &params))?;
         Ok(seen.reshape((query.dim(0)?, self.heads * self.head_dim))?)
     }
     /// The output projection of what was seen, added to the hidden state.
     pub fn add_to(&self, residual: &Tensor, seen: &Tensor) -> Result<Tensor> {
-        self.output.add_to(residual, seen, Prologue::None, self.join.as_ref())
+        timed(Operation::Output, || self.output.add_to(residual, seen, Prologue::None, self.join.as_ref()))
     }
 }

@@ -7,6 +7,7 @@ use sconce_kernels::Prologue;
 
 use super::{Join, Linear, Norm};
 use crate::error::Result;
+use crate::timing::{Operation, timed};
 
 pub(crate) struct Mlp {
     pub norm: Norm,
@@ -23,7 +24,7 @@ impl Mlp {
     /// The block on `hidden` with its norm, added to `residual`: all `[tokens, hidden]`.
     pub fn forward(&self, hidden: &Tensor, residual: &Tensor) -> Result<Tensor> {
         // [tokens, 2 * ffn] or [tokens, ffn]
-        let wide = self.gate_up.forward(hidden, self.norm.before())?;
-        self.down.add_to(residual, &wide, self.activation, self.join.as_ref())
+        let wide = timed(Operation::GateUp, || self.gate_up.forward(hidden, self.norm.before()))?;
+        timed(Operation::Down, || self.down.add_to(residual, &wide, self.activation, self.join.as_ref()))
     }
 }
