@@ -93,7 +93,7 @@ def by_sconce(model, all_windows, binary, flags):
 def by_llama_cpp(model, all_windows):
     from llama_cpp import Llama
 
-    llama = Llama(model, n_ctx=WINDOW, n_batch=WINDOW, logits_all=True, verbose=False)
+    llama = Llama(model, n_ctx=WINDOW, n_batch=WINDOW, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False)
     total = 0.0
     for window in all_windows:
         llama.reset()
