@@ -8,6 +8,7 @@ mod dense;
 mod e4m3;
 mod encode;
 mod formats;
+mod low_rank;
 mod rows;
 
 use candle_core::{Device, Tensor};

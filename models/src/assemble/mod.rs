@@ -6,6 +6,7 @@ mod layer;
 use candle_core::{Device, Tensor};
 use sconce_kernels::{Arena, PackedWeight, Precision, Prologue, RopeTable, Weight};
 
+use crate::adapter::AdapterSet;
 use crate::decoder::Decoder;
 use crate::dummy::DummyWeights;
 use crate::error::{Error, Result};
@@ -65,7 +66,7 @@ impl<'a> Assembler<'a> {
             tensors.refuse_unused(&self.used, spec.tied_embeddings)?;
         }
         let head = Linear { weight: head, bias: None };
-        Ok(Decoder { spec, device: self.device, embedding, layers, final_norm, head })
+        Ok(Decoder { spec, device: self.device, embedding, layers, final_norm, head, adapters: AdapterSet::default() })
     }
 
     fn plan<'s>(&self, spec: &'s Spec, context: u32) -> Result<Plan<'s>> {

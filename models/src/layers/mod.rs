@@ -8,7 +8,7 @@ mod moe;
 mod norm;
 
 pub(crate) use attention::{Attention, Step};
-pub(crate) use linear::Linear;
+pub(crate) use linear::{Linear, Sum};
 pub(crate) use mlp::Mlp;
 pub(crate) use moe::{ExpertMlp, Moe, SharedExpert};
 pub(crate) use norm::{Join, Norm, RmsNorm};
