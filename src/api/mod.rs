@@ -198,6 +198,8 @@ pub fn router_with_keys(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfi
         .route("/v1/batches/{id}/cancel", post(openai::batches::cancel))
         .route("/v1/models", get(openai::models::list))
         .route("/v1/models/{*id}", get(openai::models::retrieve))
+        .route("/v1/load_lora_adapter", post(openai::lora::load))
+        .route("/v1/unload_lora_adapter", post(openai::lora::unload))
         .route("/v1/route/explain", post(routing::explain))
         .route("/v1/usage", get(routing::usage))
         .route("/tokenize", post(openai::tokenize::tokenize))

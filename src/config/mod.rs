@@ -3,6 +3,7 @@
 pub mod env;
 pub mod file;
 pub mod keys;
+pub mod lora;
 pub mod pool;
 pub mod secret;
 pub mod speculation;
@@ -87,6 +88,7 @@ pub struct ModelConfig {
     /// A template file that replaces the model's own.
     pub chat_template: Option<PathBuf>,
     pub parsers: ParserNames,
+    pub lora: lora::LoraConfig,
 }
 
 /// What a model is to do (`--task`).

@@ -1,5 +1,6 @@
 //! Assembly: from a checked configuration to a running pool (hub, models, engine, text and providers meet only here).
 
+mod adapters;
 mod draft;
 mod embed;
 mod model;
@@ -67,7 +68,10 @@ impl Launch {
         let mut reports = Vec::with_capacity(planned.len());
         for planned in &planned {
             match load_one(planned, Arc::clone(&progress)).await {
-                Ok(report) => reports.push(report),
+                Ok(report) => {
+                    reports.push(report);
+                    self.pool.find_adapters();
+                }
                 Err(error) => {
                     planned.member.set_failed(error.message.clone());
                     return Err(error);
@@ -104,7 +108,8 @@ fn plan_models(models: &[ModelConfig], metrics: &Metrics) -> Result<Vec<Planned>
     for config in models {
         let model = plan_model(config, metrics)?;
         let card = model.member.card();
-        for name in std::iter::once(&card.id).chain(&card.aliases) {
+        let adapters = config.lora.modules.iter().map(|module| &module.name);
+        for name in std::iter::once(&card.id).chain(&card.aliases).chain(adapters) {
             if taken.contains(name) {
                 return Err(Error::new(
                     ErrorKind::InvalidRequest,
@@ -128,7 +133,8 @@ fn plan_model(config: &ModelConfig, metrics: &Metrics) -> Result<Planned> {
         Speculation::Off | Speculation::Ngram(_) => None,
     };
     let card = provisional_card(config, &reference);
-    let member = Arc::new(LocalMember::loading(card.clone(), metrics.model(&card.id)));
+    let member = LocalMember::loading(card.clone(), metrics.model(&card.id));
+    let member = Arc::new(adapters::announced(member, &config.lora, &card));
     Ok(Planned { config: config.clone(), reference, draft, member })
 }
 
@@ -145,7 +151,12 @@ async fn load_one(planned: &Planned, progress: Arc<dyn Progress>) -> Result<Load
     let (loaded, report) =
         loading.await.map_err(|panic| Error::internal(format!("loading the model failed: {panic}")))??;
     match loaded {
-        model::Ready::Generating(loaded) => planned.member.set_loaded(*loaded),
+        model::Ready::Generating(loaded, loader) => {
+            if let Some(loader) = loader {
+                adapters::load(&planned.member, loader).await?;
+            }
+            planned.member.set_loaded(*loaded);
+        }
         model::Ready::Embedding(embedding) => planned.member.set_embedding(*embedding),
     }
     Ok(report)
@@ -157,6 +168,7 @@ fn provisional_card(config: &ModelConfig, reference: &ModelRef) -> ModelCard {
         id: names.next().unwrap_or_else(|| reference.short_name()),
         aliases: names.collect(),
         root: config.reference.clone(),
+        parent: None,
         max_model_len: config.limits.max_model_len.unwrap_or(0),
         created_s: unix_time_s(),
         chat: false,

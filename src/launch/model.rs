@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sconce_models::{KvDtype, LoadOptions, Precision, Purpose, Source, Spec};
 
 use super::draft::{Draft, source_of};
-use super::{embed, synthetic, text};
+use super::{adapters, embed, synthetic, text};
 use crate::config::speculation::Speculation;
 use crate::config::{self, KvCacheDtype, MatmulPrecision, ModelConfig, ModelLimits};
 use crate::device::{cpu, fit};
@@ -18,7 +18,7 @@ use crate::engine::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{LocalModel, Progress};
-use crate::pool::local::{Embedding, Loaded};
+use crate::pool::local::{AdapterLoader, Embedding, Loaded};
 use crate::pool::{ModelCard, Task};
 use crate::request::CHOICES_MAX;
 use crate::text::AnswerFormat;
@@ -46,7 +46,8 @@ const SIM_KV_BYTES_PER_TOKEN: u64 = 8;
 
 /// A model that can answer.
 pub enum Ready {
-    Generating(Box<Loaded>),
+    /// And what reads its adapters, if it takes any.
+    Generating(Box<Loaded>, Option<AdapterLoader>),
     Embedding(Box<Embedding>),
 }
 
@@ -67,12 +68,12 @@ pub fn load(
             (Ready::Embedding(Box::new(embedding)), report)
         }
         (source, _) => {
-            let (mut loaded, report) = match source {
+            let (mut loaded, report, loader) = match source {
                 Some(source) => load_weights(config, source, draft, card, progress)?,
-                None => load_sim(config, card)?,
+                None => load_sim(config, card).map(|(loaded, report)| (loaded, report, None))?,
             };
             loaded.card.chat = loaded.template.is_some();
-            (Ready::Generating(Box::new(loaded)), report)
+            (Ready::Generating(Box::new(loaded), loader), report)
         }
     };
     report.load_time = started.elapsed();
@@ -85,7 +86,7 @@ fn load_weights(
     draft: Option<&LocalModel>,
     card: ModelCard,
     progress: Arc<dyn Progress>,
-) -> Result<(Loaded, LoadReport)> {
+) -> Result<(Loaded, LoadReport, Option<AdapterLoader>)> {
     let spec = match &config.limits.quantize {
         None => sconce_models::read_spec(&source),
         Some(quantize) => sconce_models::read_spec_as(&source, quantize.format),
@@ -96,7 +97,9 @@ fn load_weights(
     let parts = text::read(&source, spec.vocab, config.chat_template.as_deref())?;
     let draft = draft.map(|model| Draft::read(model, &spec, &parts.tokenizer)).transpose()?;
     let specs: Vec<&Spec> = std::iter::once(&spec).chain(draft.as_ref().map(|draft| &draft.spec)).collect();
-    let plan = plan(&specs, kv_dtype, &config.limits, machine.memory_available_bytes)?;
+    let adapter_bytes = adapters::check(&config.lora, &spec)?;
+    let room = machine.memory_available_bytes.map(|bytes| bytes.saturating_sub(adapter_bytes));
+    let plan = plan(&specs, kv_dtype, &config.limits, room)?;
     if let Some(draft) = &draft {
         draft.check_context(plan.max_model_len)?;
     }
@@ -140,11 +143,14 @@ fn load_weights(
         task: Task::Generate,
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
-    let loaded = loaded(config, parts, Running { card, engine, block_size: plan.block_size, vocab_size: spec.vocab });
-    Ok((loaded, report))
+    let (block_size, vocab_size) = (plan.block_size, spec.vocab);
+    let loader = config.lora.is_wanted().then(|| adapters::loader(spec, &config.lora, engine.clone()));
+    let loaded = loaded(config, parts, Running { card, engine, block_size, vocab_size });
+    Ok((loaded, report, loader))
 }
 
 fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport)> {
+    adapters::refuse(&config.lora, "sim")?;
     if config.limits.quantize.is_some() {
         return Err(Error::invalid("--quantization", "--quantization: sim has no weights; leave it out"));
     }

@@ -7,6 +7,7 @@
 //! 3. What may not leave does not: residency is checked for every attempt, hedges and shadows included.
 //! 4. Every attempt is settled exactly once: health, ledger, budget, metrics.
 
+mod adapters;
 mod admission;
 mod budget;
 mod decisions;
@@ -42,7 +43,7 @@ pub use decisions::DecisionLog;
 pub use dispatch::today;
 pub use errand::{Errand, Trace, Traced};
 pub use keeper::keep;
-pub use member::{EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, Task, TokenizeInput, Tokenized};
+pub use member::{EngineSnapshot, EventStream, Member, AdapterFigures, MemberState, Model, ModelCard, NewAdapter, Task, TokenizeInput, Tokenized};
 pub use node::{Declared, Node};
 pub use route::Route;
 pub use shared::Shared;
@@ -60,6 +61,8 @@ pub struct Pool {
     table: RwLock<Arc<Table>>,
     shared: Arc<Shared>,
     draining: AtomicBool,
+    /// Adapters are loaded and unloaded one at a time.
+    adapting: tokio::sync::Mutex<()>,
 }
 
 /// Whether the server may be sent traffic, and if not, why.
@@ -82,7 +85,7 @@ impl Pool {
     }
 
     pub fn with(table: Table, shared: Shared) -> Self {
-        Self { table: RwLock::new(Arc::new(table)), shared: Arc::new(shared), draining: AtomicBool::new(false) }
+        Self { table: RwLock::new(Arc::new(table.with_adapters())), shared: Arc::new(shared), draining: AtomicBool::new(false), adapting: tokio::sync::Mutex::default() }
     }
 
     /// The table as it is now. Requests that have begun keep the one that they began with.
@@ -92,7 +95,13 @@ impl Pool {
 
     /// From now on requests find this table.
     pub fn replace(&self, table: Table) {
-        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table.with_adapters());
+    }
+
+    /// Looks which adapters there are now.
+    pub fn find_adapters(&self) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        *table = Arc::new(table.with_adapters());
     }
 
     pub fn shared(&self) -> &Arc<Shared> {

@@ -1,6 +1,7 @@
 //! Prometheus' text format for figures that are read at scrape time instead of being registered.
 
 use std::fmt::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::pool::EngineSnapshot;
 
@@ -111,8 +112,28 @@ impl Exposition {
             let labels = format!("{labels},block_size=\"{}\",num_gpu_blocks=\"{}\"", engine.block_size, engine.blocks);
             self.sample("vllm:cache_config_info", &labels, 1.0);
         }
+        self.adapters(engines, &labels);
         self.step_tokens(engines, &labels);
         self.accepted_per_position(engines, &labels);
+    }
+
+    /// As vLLM has it: the names are labels, the value is the time.
+    fn adapters(&mut self, engines: &[(String, EngineSnapshot)], labels: &[String]) {
+        const NAME: &str = "vllm:lora_requests_info";
+        if engines.iter().all(|(_, engine)| engine.adapters.is_none()) {
+            return;
+        }
+        self.head(NAME, "adapters with requests that are answered and that wait", Kind::Gauge.as_str());
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        for ((_, engine), labels) in engines.iter().zip(labels) {
+            let Some(adapters) = &engine.adapters else { continue };
+            let (running, waiting) = (escaped(&adapters.running.join(",")), escaped(&adapters.waiting.join(",")));
+            let labels = format!(
+                "{labels},running_lora_adapters=\"{running}\",waiting_lora_adapters=\"{waiting}\",max_lora=\"{}\"",
+                adapters.max
+            );
+            self.sample(NAME, &labels, now_s);
+        }
     }
 
     fn accepted_per_position(&mut self, engines: &[(String, EngineSnapshot)], labels: &[String]) {

@@ -238,6 +238,7 @@ async fn unknown_parsers_and_efforts_are_refused() {
         limits: ModelLimits::default(),
         chat_template: None,
         parsers: ParserNames { tool_calls: Some("hermse".to_owned()), reasoning: None },
+        lora: Default::default(),
     };
     let error = Launch::plan(&[model.clone()]).err().expect("no such parser");
     assert_eq!(error.param.as_deref(), Some("--tool-call-parser"));

@@ -48,6 +48,7 @@ fn made() -> Value {
         openai::files::operations(),
         openai::batches::operations(&mut schemas),
         openai::models::operations(&mut schemas),
+        openai::lora::operations(&mut schemas),
         openai::tokenize::operations(&mut schemas),
         routing::operations(&mut schemas),
         ops::operations(&mut schemas),

@@ -1,0 +1,96 @@
+//! Adapters of an engine's model: loaded and taken away between steps, while requests run.
+//!
+//! An adapter is gone for good when nobody holds its [`LoadedAdapter`] and no live sequence uses it. Until then it may be
+//! named in submits; afterwards they are refused one by one, never a step.
+
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+
+use sconce_models::{Adapter, AdapterId};
+
+use super::executor::Executor;
+use super::handle::{Command, EngineHandle};
+use super::scheduler::Scheduler;
+use super::sequence::Sequence;
+
+/// Adapters that one engine can have at a time.
+pub const ADAPTERS_MAX: u32 = 256;
+
+/// An adapter at hand in an engine. Dropping it takes the adapter away once no live sequence uses it.
+pub struct LoadedAdapter {
+    id: AdapterId,
+    engine: EngineHandle,
+}
+
+impl LoadedAdapter {
+    pub fn id(&self) -> AdapterId {
+        self.id
+    }
+}
+
+impl Drop for LoadedAdapter {
+    fn drop(&mut self) {
+        // An engine that has stopped has nothing to take away.
+        let _ = self.engine.command(Command::DropAdapter(self.id));
+    }
+}
+
+impl EngineHandle {
+    /// Puts an adapter at hand. Waits for the step in progress to end.
+    pub fn load_adapter(&self, adapter: Arc<Adapter>) -> Result<LoadedAdapter, String> {
+        let stopped = || "the engine has stopped and takes no adapters".to_owned();
+        if !self.gate.enter_adapter(ADAPTERS_MAX) {
+            return Err(format!("the engine has {ADAPTERS_MAX} adapters and takes no more; unload one"));
+        }
+        let id = AdapterId(self.gate.next_adapter());
+        let (done, outcome) = sync_channel(1);
+        if !self.command(Command::LoadAdapter { id, adapter, done }) {
+            self.gate.leave_adapter();
+            return Err(stopped());
+        }
+        outcome.recv().unwrap_or_else(|_| Err(stopped()))?;
+        Ok(LoadedAdapter { id, engine: self.clone() })
+    }
+}
+
+/// The engine thread's list of what its executor has.
+#[derive(Default)]
+pub(super) struct Adapters {
+    loaded: Vec<AdapterId>,
+    /// To be taken away when no sequence uses them any more.
+    leaving: Vec<AdapterId>,
+}
+
+impl Adapters {
+    pub fn load(&mut self, id: AdapterId, adapter: Arc<Adapter>, executor: &mut dyn Executor) -> Result<(), String> {
+        executor.set_adapter(id, Some(adapter))?;
+        self.loaded.push(id);
+        Ok(())
+    }
+
+    /// Whether sequences may come with it.
+    pub fn takes(&self, id: AdapterId) -> bool {
+        self.loaded.contains(&id)
+    }
+
+    pub fn begin_to_leave(&mut self, id: AdapterId) {
+        if self.takes(id) {
+            self.loaded.retain(|loaded| *loaded != id);
+            self.leaving.push(id);
+        }
+    }
+
+    /// Takes away what nobody uses any more. Returns how many.
+    pub fn let_go(&mut self, scheduler: &Scheduler, executor: &mut dyn Executor) -> usize {
+        let before = self.leaving.len();
+        if before == 0 {
+            return 0;
+        }
+        self.leaving.retain(|id| {
+            let is_used = scheduler.sequences().map(Sequence::adapter).any(|adapter| adapter == Some(*id));
+            // Taking away cannot fail where putting in did not.
+            is_used || executor.set_adapter(*id, None).is_err()
+        });
+        before - self.leaving.len()
+    }
+}
