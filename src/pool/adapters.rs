@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::member::{Member, NewAdapter};
+use super::member::{Member, Model, NewAdapter};
 use super::{Pool, Task};
 use crate::error::{Error, ErrorKind, Result};
 

@@ -22,6 +22,7 @@ async fn launch(tool_calls: Option<&str>, reasoning: Option<&str>) -> Launch {
         limits: ModelLimits { max_model_len: Some(8192), ..ModelLimits::default() },
         chat_template: None,
         parsers,
+        lora: Default::default(),
     };
     let launch = Launch::plan(&[model]).expect("sim is a model");
     launch.load(std::sync::Arc::new(Silent)).await.expect("it loads");

@@ -29,7 +29,7 @@ fn adapter(name: &str) -> Arc<Adapter> {
 fn start(enable_prefix_caching: bool, speculation: Option<Speculation>) -> EngineHandle {
     let config = EngineConfig {
         block_size: 4,
-        blocks: 96,
+        blocks: 256,
         max_num_seqs: 16,
         max_num_batched_tokens: 24,
         max_model_len: 96,
@@ -40,7 +40,7 @@ fn start(enable_prefix_caching: bool, speculation: Option<Speculation>) -> Engin
     };
     EngineHandle::start("engine-adapters", config, || {
         let model = sconce_models::load(&source(), LoadOptions::default()).map_err(|error| error.to_string())?;
-        Ok(Box::new(ModelExecutor::new(model, 96, 4, KvDtype::F32)?) as Box<dyn Executor>)
+        Ok(Box::new(ModelExecutor::new(model, 256, 4, KvDtype::F32)?) as Box<dyn Executor>)
     })
     .expect("the engine starts")
 }

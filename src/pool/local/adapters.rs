@@ -155,7 +155,7 @@ impl LocalMember {
     }
 
     pub(super) fn add_adapter(&self, new: &NewAdapter) -> Result<()> {
-        let NewAdapter { name, path, replaces } = new;
+        let NewAdapter { name, path, replaces, created_s } = new;
         let base = self.card();
         let folder = self.adapters.limits.folder.as_deref().ok_or_else(switched_off)?;
         let loader = self.adapters.loader.get().ok_or_else(|| {
@@ -180,7 +180,7 @@ impl LocalMember {
             aliases: Vec::new(),
             root: path.clone(),
             parent: Some(base.id.clone()),
-            created_s: new.created_s,
+            created_s: *created_s,
             ..base.clone()
         };
         self.adapters.forget(name);

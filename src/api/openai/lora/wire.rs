@@ -1,7 +1,5 @@
 //! What the endpoints of adapters read.
 
-use schemars::JsonSchema;
-
 use crate::api::json::{Wire, fields, policies, refused};
 
 pub(in crate::api) type LoadBody = Wire<LoadFields>;
