@@ -77,7 +77,11 @@ pub(super) struct Arrival {
 
 pub(super) enum Command {
     Submit(Box<Arrival>),
-    LoadAdapter { id: AdapterId, adapter: Arc<Adapter>, done: SyncSender<Result<(), String>> },
+    LoadAdapter {
+        id: AdapterId,
+        adapter: Arc<Adapter>,
+        done: SyncSender<Result<(), String>>,
+    },
     /// When no sequence uses it any more.
     DropAdapter(AdapterId),
     /// Finish what is live until then, cancel the rest. `None` is further away than the clock reaches.

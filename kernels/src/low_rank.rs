@@ -2,8 +2,8 @@
 
 use candle_core::Tensor;
 
-use crate::cpu::{self, Isa};
 pub use crate::cpu::low_rank::{LowRank, Segment};
+use crate::cpu::{self, Isa};
 use crate::error::{Result, shape};
 use crate::matmul::{Prologue, with_prologue};
 use crate::tensors;
@@ -37,7 +37,10 @@ pub fn add_low_rank(x: &Tensor, prologue: Prologue, segments: &[Segment], y: &mu
         for part in *parts {
             if part.input() != input || part.columns().start < column || part.columns().end > out {
                 let (own, takes) = (part.columns(), part.input());
-                return Err(shape(OP, format!("a part for columns {own:?} of {out} takes {takes} values, not {input}")));
+                return Err(shape(
+                    OP,
+                    format!("a part for columns {own:?} of {out} takes {takes} values, not {input}"),
+                ));
             }
             column = part.columns().end;
         }

@@ -61,12 +61,7 @@ pub struct LoraConfig {
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        Self {
-            modules: Vec::new(),
-            max_loras: MAX_LORAS_DEFAULT,
-            max_lora_rank: MAX_LORA_RANK_DEFAULT,
-            folder: None,
-        }
+        Self { modules: Vec::new(), max_loras: MAX_LORAS_DEFAULT, max_lora_rank: MAX_LORA_RANK_DEFAULT, folder: None }
     }
 }
 
@@ -81,8 +76,7 @@ impl LoraConfig {
         let count = u32::try_from(modules.len()).unwrap_or(u32::MAX);
         let max_loras = max_loras.unwrap_or(MAX_LORAS_DEFAULT.max(count));
         let max_lora_rank = max_lora_rank.unwrap_or(MAX_LORA_RANK_DEFAULT);
-        for (flag, value, most) in
-            [("--max-loras", max_loras, LORAS_MAX), ("--max-lora-rank", max_lora_rank, RANK_MAX)]
+        for (flag, value, most) in [("--max-loras", max_loras, LORAS_MAX), ("--max-lora-rank", max_lora_rank, RANK_MAX)]
         {
             if !(1..=most).contains(&value) {
                 return Err(Error::invalid(flag, format!("{flag} {value} is not from 1 to {most}")));
@@ -93,7 +87,8 @@ impl LoraConfig {
             return Err(Error::invalid("--max-loras", message));
         }
         for (index, module) in modules.iter().enumerate() {
-            check_name(&module.name).map_err(|why| Error::invalid("--lora-modules", format!("--lora-modules: {why}")))?;
+            check_name(&module.name)
+                .map_err(|why| Error::invalid("--lora-modules", format!("--lora-modules: {why}")))?;
             if modules[..index].iter().any(|other| other.name == module.name) {
                 let message = format!("--lora-modules names two adapters '{}'; give one another name", module.name);
                 return Err(Error::invalid("--lora-modules", message));

@@ -43,7 +43,10 @@ pub use decisions::DecisionLog;
 pub use dispatch::today;
 pub use errand::{Errand, Trace, Traced};
 pub use keeper::keep;
-pub use member::{EngineSnapshot, EventStream, Member, AdapterFigures, MemberState, Model, ModelCard, NewAdapter, Task, TokenizeInput, Tokenized};
+pub use member::{
+    AdapterFigures, EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, NewAdapter, Task,
+    TokenizeInput, Tokenized,
+};
 pub use node::{Declared, Node};
 pub use route::Route;
 pub use shared::Shared;
@@ -85,7 +88,12 @@ impl Pool {
     }
 
     pub fn with(table: Table, shared: Shared) -> Self {
-        Self { table: RwLock::new(Arc::new(table.with_adapters())), shared: Arc::new(shared), draining: AtomicBool::new(false), adapting: tokio::sync::Mutex::default() }
+        Self {
+            table: RwLock::new(Arc::new(table.with_adapters())),
+            shared: Arc::new(shared),
+            draining: AtomicBool::new(false),
+            adapting: tokio::sync::Mutex::default(),
+        }
     }
 
     /// The table as it is now. Requests that have begun keep the one that they began with.

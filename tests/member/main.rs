@@ -1,6 +1,7 @@
 //! A whole local member without HTTP: launch, pool, engine thread and text, on the simulated model.
 
 mod embed;
+mod lora;
 mod structured;
 mod tools;
 

@@ -45,11 +45,17 @@ fn start(enable_prefix_caching: bool, speculation: Option<Speculation>) -> Engin
     .expect("the engine starts")
 }
 
-fn submit(engine: &EngineHandle, prompt: &[u32], adapter: Option<&LoadedAdapter>, max_tokens: u32) -> Receiver<Progress> {
+fn submit(
+    engine: &EngineHandle,
+    prompt: &[u32],
+    adapter: Option<&LoadedAdapter>,
+    max_tokens: u32,
+) -> Receiver<Progress> {
     let (progress, receiver) = channel(256);
     let params = SamplingParams { logprobs: Some(1), ..SamplingParams::greedy(max_tokens) };
     let adapter = adapter.map(LoadedAdapter::id);
-    let submit = Submit { prompt: prompt.to_vec(), params, filter: None, priority: 0, salt: [0; 32], adapter, progress };
+    let submit =
+        Submit { prompt: prompt.to_vec(), params, filter: None, priority: 0, salt: [0; 32], adapter, progress };
     engine.submit(submit).expect("there is room");
     receiver
 }
@@ -76,7 +82,9 @@ fn sequences_of_several_adapters_get_what_they_get_alone() {
     let alone: Vec<Vec<Token>> = {
         let engine = start(false, None);
         let loaded: Vec<_> = names.map(|name| engine.load_adapter(adapter(name)).expect("it is taken")).into();
-        work().map(|(who, prompt)| read(submit(&engine, prompt, who.checked_sub(1).map(|who| &loaded[who]), 20)).0).collect()
+        work()
+            .map(|(who, prompt)| read(submit(&engine, prompt, who.checked_sub(1).map(|who| &loaded[who]), 20)).0)
+            .collect()
     };
     let differ = (1..=names.len()).all(|who| alone[who * prompts.len()] != alone[0]);
     assert!(differ, "every adapter changes what is said");
@@ -84,8 +92,9 @@ fn sequences_of_several_adapters_get_what_they_get_alone() {
         let engine = start(true, speculation);
         let loaded: Vec<_> = names.map(|name| engine.load_adapter(adapter(name)).expect("it is taken")).into();
         for round in 0..2 {
-            let receivers: Vec<_> =
-                work().map(|(who, prompt)| submit(&engine, prompt, who.checked_sub(1).map(|who| &loaded[who]), 20)).collect();
+            let receivers: Vec<_> = work()
+                .map(|(who, prompt)| submit(&engine, prompt, who.checked_sub(1).map(|who| &loaded[who]), 20))
+                .collect();
             for (index, receiver) in receivers.into_iter().enumerate() {
                 let (tokens, cached, finish) = read(receiver);
                 assert_eq!(tokens, alone[index], "sequence {index} of round {round}");
@@ -128,7 +137,10 @@ fn an_adapter_goes_with_the_last_sequence_that_uses_it() {
     let submit = Submit { prompt, params, filter: None, priority: 0, salt: [0; 32], adapter: Some(id), progress };
     engine.submit(submit).expect("there is room");
     let (tokens, _, finish) = read(late);
-    assert!(tokens.is_empty() && matches!(&finish, FinishReason::Failed(why) if why.contains("unloaded")), "{finish:?}");
+    assert!(
+        tokens.is_empty() && matches!(&finish, FinishReason::Failed(why) if why.contains("unloaded")),
+        "{finish:?}"
+    );
 }
 
 #[test]

@@ -37,8 +37,7 @@ fn packed(parts: &[Plain]) -> Vec<LowRank> {
 /// The truth of one token.
 fn reference(x: &[f32], parts: &[Plain], y: &mut [f32]) {
     for part in parts {
-        let small: Vec<f32> =
-            part.a.chunks(x.len()).map(|row| row.iter().zip(x).map(|(a, x)| a * x).sum()).collect();
+        let small: Vec<f32> = part.a.chunks(x.len()).map(|row| row.iter().zip(x).map(|(a, x)| a * x).sum()).collect();
         for column in 0..part.width {
             let row = &part.b[column * part.rank..][..part.rank];
             y[part.first + column] += SCALE * row.iter().zip(&small).map(|(b, small)| b * small).sum::<f32>();
@@ -51,9 +50,8 @@ fn segments_get_their_own_part_and_nobody_elses() {
     for (rank, input, columns) in SHAPES {
         let mut values = Values::new((rank * input) as u64);
         let out = columns.iter().map(|(first, width)| first + width).max().expect("parts") + 3;
-        let adapters: Vec<Vec<Plain>> = (0..3)
-            .map(|_| columns.iter().map(|part| plain(&mut values, (rank, input), *part)).collect())
-            .collect();
+        let adapters: Vec<Vec<Plain>> =
+            (0..3).map(|_| columns.iter().map(|part| plain(&mut values, (rank, input), *part)).collect()).collect();
         let parts: Vec<Vec<LowRank>> = adapters.iter().map(|adapter| packed(adapter)).collect();
         // Runs with nothing between them, behind and before them; more than one piece in the last.
         let runs = [(0, 1..2), (1, 2..7), (0, 9..10), (2, 11..60)];

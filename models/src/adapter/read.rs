@@ -159,7 +159,8 @@ fn matrices(
         file: tensors.source.clone(),
         tensor: format!("{PREFIX}{}.{half}.weight", shown(module)),
     };
-    let (a, b) = (halves.a.as_ref().ok_or_else(|| missing("lora_A"))?, halves.b.as_ref().ok_or_else(|| missing("lora_B"))?);
+    let (a, b) =
+        (halves.a.as_ref().ok_or_else(|| missing("lora_A"))?, halves.b.as_ref().ok_or_else(|| missing("lora_B"))?);
     let (rank, scale) = config.rank_and_scale(module);
     if rank > rank_max || rank == 0 {
         return Err(Error::Unsupported {

@@ -29,10 +29,18 @@ fn ranks_and_scales_are_pefts() {
         (&[("rank_pattern", json!({"q_proj": 4}))], Q, (4, 4.0)),
         (&[("rank_pattern", json!({"q_proj": 4}))], DOWN, (8, 2.0)),
         // A pattern is a whole part of the name, and the first that matches counts.
-        (&[("rank_pattern", json!({"_proj": 4, "proj": 2, r"layers\.\d+\.self_attn\.q_proj": 16, "q_proj": 1}))], Q, (16, 1.0)),
+        (
+            &[("rank_pattern", json!({"_proj": 4, "proj": 2, r"layers\.\d+\.self_attn\.q_proj": 16, "q_proj": 1}))],
+            Q,
+            (16, 1.0),
+        ),
         (&[("rank_pattern", json!({r"^model\.layers\.3\..*": 2}))], Q, (2, 8.0)),
         (&[("alpha_pattern", json!({"down_proj": 32})), ("rank_pattern", json!({"down_proj": 2}))], DOWN, (2, 16.0)),
-        (&[("alpha_pattern", json!({"down_proj": 32})), ("use_rslora", json!(true)), ("r", json!(16))], DOWN, (16, 8.0)),
+        (
+            &[("alpha_pattern", json!({"down_proj": 32})), ("use_rslora", json!(true)), ("r", json!(16))],
+            DOWN,
+            (16, 8.0),
+        ),
     ];
     for (changes, module, expected) in cases {
         let found = config(changes).unwrap().rank_and_scale(module);
@@ -100,7 +108,9 @@ fn more_than_lora_is_refused_by_name() {
         let error = config(&[(key, value.clone())]).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains(key) && !error.contains('\n'), "{key} {value}: {error}");
     }
-    for harmless in [("init_lora_weights", json!("gaussian")), ("runtime_config", json!({"ephemeral_gpu_offload": false}))] {
+    for harmless in
+        [("init_lora_weights", json!("gaussian")), ("runtime_config", json!({"ephemeral_gpu_offload": false}))]
+    {
         assert!(config(&[harmless]).is_ok());
     }
     for text in ["", "[]", "{", "null"] {

@@ -115,7 +115,8 @@ impl Encoder {
                 // Behind the last attention no token looks at another: go on with those that are pooled.
                 (seen, x) = (pooled_rows(&seen, batch, pooling)?, pooled_rows(&x, batch, pooling)?);
             }
-            let attended = layer.attention_norm.forward(&layer.output.add_to(Sum::plain(&x), &seen, Prologue::None)?)?;
+            let attended =
+                layer.attention_norm.forward(&layer.output.add_to(Sum::plain(&x), &seen, Prologue::None)?)?;
             let wide = layer.up.forward(&attended, Prologue::None)?;
             let sum = layer.down.add_to(Sum::plain(&attended), &wide, Prologue::Activation(self.activation))?;
             x = layer.norm.forward(&sum)?;

@@ -95,12 +95,8 @@ impl Adapters {
 
     /// A name that requests may already come for, of an adapter that will be loaded with its model.
     fn announce(&self, card: ModelCard) -> Arc<Entry> {
-        let entry = Arc::new(Entry {
-            card,
-            loaded: OnceLock::new(),
-            live: AtomicU32::new(0),
-            begun: AtomicU32::new(0),
-        });
+        let entry =
+            Arc::new(Entry { card, loaded: OnceLock::new(), live: AtomicU32::new(0), begun: AtomicU32::new(0) });
         self.entries.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&entry));
         entry
     }
@@ -118,9 +114,9 @@ impl Adapters {
             return None;
         }
         let names = |is_meant: fn(u32, u32) -> bool| {
-            let meant = entries.iter().filter(|entry| {
-                is_meant(entry.live.load(Ordering::Relaxed), entry.begun.load(Ordering::Relaxed))
-            });
+            let meant = entries
+                .iter()
+                .filter(|entry| is_meant(entry.live.load(Ordering::Relaxed), entry.begun.load(Ordering::Relaxed)));
             meant.map(|entry| entry.card.id.clone()).collect()
         };
         Some(AdapterFigures {

@@ -19,13 +19,14 @@ use crate::engine::stats::STEP_TOKENS_BOUNDS;
 use crate::engine::{EngineHandle, LoadedAdapter, StepTokens, Submit, SubmitError};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::member::{
-    EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, NewAdapter, TokenizeInput, Tokenized, wrong_task,
+    EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, NewAdapter, TokenizeInput, Tokenized,
+    wrong_task,
 };
 use crate::request::{EmbedRequest, Embedded, Prompt, Request};
 use crate::telemetry::ModelMetrics;
 use crate::text::{AnswerFormat, ChatTemplate, Tokenizer};
-use adapters::{AdapterUse, Adapters};
 pub use adapters::{AdapterLimits, AdapterLoader};
+use adapters::{AdapterUse, Adapters};
 pub use embed::Embedding;
 use plan::AnswerPlan;
 
