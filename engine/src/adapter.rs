@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
-use sconce_models::{Adapter, AdapterId};
+use sconce_models::Adapter;
+pub use sconce_models::AdapterId;
 
 use super::executor::Executor;
 use super::handle::{Command, EngineHandle};

@@ -18,7 +18,7 @@ use super::run;
 use super::sampler::SamplingParams;
 use super::scheduler::EngineConfig;
 use super::sequence::{FinishReason, SeqId, Token, TokenLogprobs};
-use super::stats::{EngineStats, StatsBoard};
+use super::stats::{EngineStats, StatsBoard, StepClock};
 
 /// One sequence to generate.
 pub struct Submit {
@@ -122,6 +122,7 @@ impl Gate {
 /// What the engine thread writes and anybody reads.
 pub(super) struct Board {
     pub stats: StatsBoard,
+    pub step: StepClock,
     pub failure: OnceLock<String>,
 }
 
@@ -154,7 +155,8 @@ impl EngineHandle {
             next_adapter: AtomicU32::new(0),
             adapters: AtomicU32::new(0),
         });
-        let board = Arc::new(Board { stats: StatsBoard::default(), failure: OnceLock::new() });
+        let board =
+            Arc::new(Board { stats: StatsBoard::default(), step: StepClock::default(), failure: OnceLock::new() });
         let (ready_sender, ready) = sync_channel(1);
         let thread_side = run::ThreadSide { commands, gate: Arc::downgrade(&gate), board: Arc::clone(&board) };
         let thread = std::thread::Builder::new()
@@ -207,6 +209,11 @@ impl EngineHandle {
     /// A plain copy of the numbers of the latest step; lock-free.
     pub fn stats(&self) -> EngineStats {
         self.board.stats.snapshot()
+    }
+
+    /// How long the step that runs has been running; `None` between steps.
+    pub fn in_step_for(&self) -> Option<Duration> {
+        self.board.step.running_for()
     }
 
     /// Why the engine gave up, if it did. A failed engine refuses every submit with `Stopped`.

@@ -29,7 +29,7 @@ pub mod sim;
 pub mod speculation;
 pub mod stats;
 
-pub use adapter::{ADAPTERS_MAX, LoadedAdapter};
+pub use adapter::{ADAPTERS_MAX, AdapterId, LoadedAdapter};
 pub use blocks::BlockId;
 pub use embed::{EmbedConfig, EmbedDone, EmbedFailure, EmbedHandle, EmbedStats, EmbedSubmit, EmbedText};
 pub use executor::{Executor, ModelExecutor};

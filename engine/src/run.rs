@@ -28,6 +28,10 @@ use super::speculation::Speculation;
 
 /// Steps that fail one after the other before the engine gives up.
 const FAILED_STEPS_MAX: u32 = 3;
+/// Times that the engine starts over with the weights that it has, without a step that went well in between.
+const RESTARTS_MAX: u32 = 3;
+/// Before the first of them; each further one waits twice as long.
+const RESTART_WAIT: Duration = Duration::from_millis(50);
 /// How long to wait before looking again whether a slow client has read, when nothing else is to be done.
 const PARKED_WAIT_FIRST: Duration = Duration::from_millis(1);
 const PARKED_WAIT_MAX: Duration = Duration::from_millis(20);
@@ -57,6 +61,7 @@ struct Engine {
     outcomes: Vec<Outcome>,
     cancelled: Vec<SeqId>,
     failed_steps: u32,
+    restarts: u32,
     failed_guesses: u32,
     parked_wait: Duration,
     /// Set by a shutdown: what is live at this moment is cancelled.
@@ -84,15 +89,7 @@ pub(super) fn engine_thread(
     if ready.send(Ok(())).is_err() {
         return;
     }
-    let ended = catch_unwind(AssertUnwindSafe(|| engine.run(&side.commands)));
-    let failure = match ended {
-        Ok(Ok(())) => None,
-        Ok(Err(reason)) => Some(reason),
-        Err(panic) => {
-            engine.scheduler.abandon();
-            Some(format!("the engine has a fault: {}", panic_text(&*panic)))
-        }
-    };
+    let failure = engine.run_fenced(&side.commands);
     if let Some(reason) = &failure {
         let _ = side.board.failure.set(reason.clone());
     }
@@ -138,6 +135,7 @@ impl Engine {
             outcomes: Vec::new(),
             cancelled: Vec::new(),
             failed_steps: 0,
+            restarts: 0,
             failed_guesses: 0,
             parked_wait: PARKED_WAIT_FIRST,
             deadline: None,
@@ -145,6 +143,28 @@ impl Engine {
         };
         engine.publish();
         Ok(engine)
+    }
+
+    /// Runs until a drain is complete, or until starting over does not help. What was live then has failed.
+    fn run_fenced(&mut self, commands: &Receiver<Command>) -> Option<String> {
+        loop {
+            let reason = match catch_unwind(AssertUnwindSafe(|| self.run(commands))) {
+                Ok(Ok(())) => return None,
+                Ok(Err(reason)) => reason,
+                Err(panic) => format!("the engine has a fault: {}", panic_text(&*panic)),
+            };
+            self.board.step.end();
+            self.scheduler.abandon();
+            if self.restarts == RESTARTS_MAX || self.draining {
+                return Some(reason);
+            }
+            tracing::error!(%reason, "the engine starts over; what it was working on has failed");
+            self.end_all(&FinishReason::Failed(format!("the engine had to start over: {reason}")));
+            self.failed_steps = 0;
+            self.publish();
+            std::thread::sleep(RESTART_WAIT * (1 << self.restarts));
+            self.restarts += 1;
+        }
     }
 
     /// Steps until a drain is complete. Fails when the executor does so repeatedly.
@@ -313,11 +333,15 @@ impl Engine {
             return Ok(());
         }
         self.stamp_starts();
+        self.board.step.begin();
         let guessing_us = self.guess();
         batch::fill(&self.scheduler, &self.step, &mut self.batch);
-        match self.execute() {
+        let executed = self.execute();
+        self.board.step.end();
+        match executed {
             Ok(()) => {
                 self.failed_steps = 0;
+                self.restarts = 0;
                 if let Some(model) = &mut self.draft_model {
                     model.follow(&self.batch);
                 }

@@ -20,6 +20,7 @@ pub mod ops;
 pub mod reference;
 pub mod rope;
 mod tensors;
+pub mod vectors;
 pub mod weight;
 
 pub use attention::{
@@ -32,5 +33,6 @@ pub use error::{Error, Result};
 pub use low_rank::{LowRank, Segment, add_low_rank};
 pub use matmul::{Activation, Added, Prologue, matmul, matmul_into};
 pub use ops::{add_rms_norm, add_scaled, argmax, embedding, gelu_tanh_mul, rms_norm, scale_and_cap, silu_mul, top_k};
-pub use rope::{RopeStyle, RopeTable, rope};
+pub use rope::{RopeStyle, RopeTable, norm_and_rope, rope};
+pub use vectors::{short_convolution, write_vectors};
 pub use weight::{GgmlType, Weight};

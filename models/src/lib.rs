@@ -32,6 +32,7 @@ pub mod error;
 pub mod gguf;
 pub mod kv;
 pub mod spec;
+pub mod timing;
 
 pub use adapter::{Adapter, AdapterId, load_adapter};
 pub use batch::{BatchInput, Logits};
@@ -45,7 +46,10 @@ pub use kv::KvCache;
 pub use load::{DeviceChoice, LoadOptions, OnProgress, Source, load, load_embedder, read_spec, read_spec_as};
 pub use quantise::{QuantFormat, Quantize};
 pub use sconce_kernels::{KvDtype, Precision};
-pub use spec::{Activation, Experts, NormKind, Norms, QkNorm, RopeScaling, RopeSpec, Scales, SlidingWindow, Spec};
+pub use spec::{
+    Activation, CacheKind, Convolution, Experts, GroupScore, Groups, KvHeads, Latent, NormKind, Norms, QkNorm,
+    RopeScaling, RopeSpec, Routing, Scales, Scoring, SlidingWindow, Spec, Uneven,
+};
 
 /// A loaded decoder-only language model.
 pub trait Model: Send {

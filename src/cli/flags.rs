@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::Args;
 use sconce_models::{QuantFormat, Quantize};
@@ -11,8 +12,8 @@ use crate::config::file::ModelSection;
 use crate::config::lora::{LoraConfig, LoraModule, LoraWishes};
 use crate::config::speculation::SpeculativeSection;
 use crate::config::{
-    DeviceChoice, ItlTarget, KvCacheDtype, MatmulPrecision, ModelConfig, ModelLimits, ParserNames, TaskChoice,
-    parse_bytes,
+    DeviceChoice, ItlTarget, KvCacheDtype, LoadPolicy, MatmulPrecision, ModelConfig, ModelLimits, ParserNames,
+    TaskChoice, parse_bytes, parse_load,
 };
 use crate::error::{Error, Result};
 
@@ -172,6 +173,11 @@ impl ModelFlags {
             task: self.task.or(in_file_task).unwrap_or_default(),
             limits,
             chat_template: self.chat_template.clone().or_else(|| section.chat_template.clone()),
+            loading: LoadPolicy {
+                on_demand: section.load.as_deref().map(parse_load).transpose().map_err(wrong_load)?.unwrap_or(false),
+                idle_unload: section.idle_unload_s.filter(|seconds| *seconds > 0).map(Duration::from_secs),
+                pinned: section.pinned.unwrap_or(false),
+            },
             parsers: ParserNames {
                 tool_calls: self.tool_call_parser.clone().or_else(|| section.tool_call_parser.clone()),
                 reasoning: self.reasoning_parser.clone().or_else(|| section.reasoning_parser.clone()),
@@ -190,6 +196,10 @@ impl ModelFlags {
 /// A value of the file that is written as the flag takes it.
 fn in_file<T: FromStr<Err = String>>(field: &str, text: Option<&String>) -> Result<Option<T>> {
     text.map(|text| text.parse().map_err(|why| Error::invalid(field, why))).transpose()
+}
+
+fn wrong_load(why: String) -> Error {
+    Error::invalid("load", format!("load: {why}"))
 }
 
 fn quantized(format: QuantFormat, cache: Option<&PathBuf>) -> Result<Quantize> {

@@ -5,8 +5,10 @@
 mod bench;
 mod catalogue;
 mod check;
+mod doctor;
 mod flags;
 mod keys;
+mod lifecycle;
 mod models;
 mod outcomes;
 mod output;
@@ -51,8 +53,18 @@ enum Command {
     List(models::ListArgs),
     /// Remove a downloaded model
     Rm(models::RemoveArgs),
+    /// List the models of a running server: what is in memory, what is used
+    Ps(lifecycle::PsArgs),
+    /// Have a running server load models
+    Load(lifecycle::ModelArgs),
+    /// Have a running server unload models when they have finished what they have begun
+    #[command(visible_alias = "unload")]
+    Stop(lifecycle::ModelArgs),
     /// Measure servers, the engine and this machine
     Bench(bench::BenchArgs),
+    /// Say what hardware is here, what is missing and which models fit
+    // The model's flags make it large.
+    Doctor(Box<doctor::DoctorArgs>),
     /// Make API keys with limits, for the configuration file
     Keys(keys::KeysArgs),
     /// Check a configuration file without serving
@@ -87,6 +99,10 @@ pub fn main() -> ExitCode {
             Command::Pull(args) => pull::pull(args).await,
             Command::List(args) => models::list(&args),
             Command::Rm(args) => models::remove(&args),
+            Command::Doctor(args) => doctor::doctor(*args).await,
+            Command::Ps(args) => lifecycle::ps(&args).await,
+            Command::Load(args) => lifecycle::load(&args).await,
+            Command::Stop(args) => lifecycle::stop(&args).await,
             Command::Keys(args) => keys::run(&args),
             Command::Check(args) => check::check(&args),
             Command::Route(args) => route::route(args).await,

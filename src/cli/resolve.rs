@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::serve::ServeArgs;
 use crate::config::file::{self, FileConfig, ModelSection, ServerSection};
 use crate::config::keys::{self, KeySection};
+use crate::config::listing;
 use crate::config::pool::PoolConfig;
 use crate::config::{self, FilesConfig, ModelConfig, ResponsesConfig, ServeConfig, StorePlace};
 use crate::error::{Error, Result};
@@ -23,6 +24,9 @@ pub fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
     // With members of other places there need not be a model here.
     if sections.is_empty() && file.member.is_empty() {
         sections = named(&[config::MODEL_DEFAULT.to_owned()]);
+    }
+    for section in &mut sections {
+        with_defaults(section, args, &file.server);
     }
     match (args.served_model_name.is_empty(), sections.as_mut_slice()) {
         (true, _) => {}
@@ -42,7 +46,12 @@ pub fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
     for model in &mut models {
         model.limits.max_queue = args.max_queue.unwrap_or(model.limits.max_queue);
     }
-    let pool = pool(&file, args, &mut models)?;
+    let mut pool = pool(&file, args, &mut models)?;
+    preload(&mut models, args, &file.server)?;
+    pool.models_memory_bytes = size(args.models_memory, file.server.models_memory.as_deref(), "models_memory")?;
+    let step_timeout_s = args.step_timeout.or(file.server.step_timeout_s).unwrap_or(config::STEP_TIMEOUT_DEFAULT_S);
+    pool.step_timeout = (step_timeout_s > 0).then(|| Duration::from_secs(step_timeout_s));
+    let listings = listing::checked(&file.listing, &served_names(&models)?)?;
     let (responses, files) = (responses(args, &file.server)?, files(args, &file.server)?);
     let api_keys = if args.api_key.is_empty() { file.server.api_keys } else { args.api_key.clone() };
     // Such a key can never be sent, so everyone would be locked out. The value itself is not repeated.
@@ -59,10 +68,42 @@ pub fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
         responses,
         files,
         web: args.web.or(file.server.web).unwrap_or(true),
+        load_reports: args.orca_load_report.or(file.server.orca_load_report).unwrap_or_default(),
+        listings,
+        drain_delay: Duration::from_secs(args.drain_delay.or(file.server.drain_delay_s).unwrap_or(0)),
         shutdown_timeout: Duration::from_secs(timeout_s.unwrap_or(config::SHUTDOWN_TIMEOUT_DEFAULT_S)),
         models,
         pool,
     })
+}
+
+/// What the server says of models that say nothing else.
+fn with_defaults(section: &mut ModelSection, args: &ServeArgs, file: &ServerSection) {
+    if args.load_on_demand || file.load_on_demand == Some(true) {
+        section.load.get_or_insert_with(|| "demand".to_owned());
+    }
+    section.idle_unload_s = section.idle_unload_s.or(args.idle_unload).or(file.idle_unload_s);
+}
+
+/// Models that are loaded at the start whatever else was said.
+fn preload(models: &mut [ModelConfig], args: &ServeArgs, file: &ServerSection) -> Result<()> {
+    let names = if args.preload.is_empty() { &file.preload } else { &args.preload };
+    for name in names {
+        let mut is_known = false;
+        for model in models.iter_mut() {
+            if model.reference == *name || served_names(std::slice::from_ref(model))?.contains(name) {
+                model.loading.on_demand = false;
+                is_known = true;
+            }
+        }
+        if !is_known {
+            return Err(Error::invalid(
+                "--preload",
+                format!("--preload: '{name}' is no model of this server; name one"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Members and routes, and the models of local members that nothing else names.
@@ -74,8 +115,9 @@ fn pool(file: &FileConfig, args: &ServeArgs, models: &mut Vec<ModelConfig>) -> R
     for member in file.member.iter().map(toml::Spanned::get_ref).filter(|member| member.kind == "local") {
         let is_served = served_names(models)?.contains(&member.model);
         if !is_served && !models.iter().any(|model| model.reference == member.model) {
-            let mut model =
-                args.model.resolve(&ModelSection { model: member.model.clone(), ..ModelSection::default() })?;
+            let mut section = ModelSection { model: member.model.clone(), ..ModelSection::default() };
+            with_defaults(&mut section, args, &file.server);
+            let mut model = args.model.resolve(&section)?;
             model.limits.max_queue = args.max_queue.unwrap_or(model.limits.max_queue);
             models.push(model);
         }

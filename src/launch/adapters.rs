@@ -47,13 +47,6 @@ pub(super) fn loader(spec: Spec, config: &LoraConfig, engine: EngineHandle) -> A
     })
 }
 
-/// Loads what was announced.
-pub(super) async fn load(member: &Arc<LocalMember>, loader: AdapterLoader) -> Result<()> {
-    let member = Arc::clone(member);
-    let loading = tokio::task::spawn_blocking(move || member.load_announced(loader));
-    loading.await.map_err(|panic| Error::internal(format!("loading the adapters failed: {panic}")))?
-}
-
 /// Models that no adapter can be added to.
 pub(super) fn refuse(config: &LoraConfig, what: &str) -> Result<()> {
     if config.is_wanted() {

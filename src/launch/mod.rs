@@ -3,6 +3,8 @@
 mod adapters;
 mod draft;
 mod embed;
+pub mod fit;
+mod loader;
 mod model;
 mod pool;
 mod reload;
@@ -18,8 +20,9 @@ use crate::config::pool::PoolConfig;
 use crate::config::speculation::Speculation;
 use crate::config::{DeviceChoice, ModelConfig, check_limits};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hub::{HubOptions, ModelRef, Progress};
-use crate::pool::local::LocalMember;
+use crate::hub::{ModelRef, Progress};
+use crate::pool::lifecycle::{Lifecycle, NO_MEMORY};
+use crate::pool::local::{Held, LocalMember, Memory};
 use crate::pool::{Model, ModelCard, Pool, Shared, Task};
 use crate::telemetry::Metrics;
 
@@ -46,6 +49,18 @@ struct Planned {
     member: Arc<LocalMember>,
 }
 
+impl Planned {
+    /// A model that was loaded before keeps the context that it had then: clients were told of it.
+    fn config_now(&self) -> ModelConfig {
+        let mut config = self.config.clone();
+        let known = self.member.card().max_model_len;
+        if known > 0 {
+            config.limits.max_model_len.get_or_insert(known);
+        }
+        config
+    }
+}
+
 impl Launch {
     /// Checks every reference and limit; touches neither network nor weights.
     pub fn plan(models: &[ModelConfig]) -> Result<Self> {
@@ -59,19 +74,20 @@ impl Launch {
         let planned = plan_models(models, &metrics)?;
         let parts = pool::Parts { client: &client, metrics: &metrics, planned: &planned, known: &[] };
         let table = pool::table(config, &parts)?;
-        Ok(Self { pool: Arc::new(Pool::with(table, shared)), metrics, client, planned: Mutex::new(planned) })
+        let pool = Arc::new(Pool::with(table, shared));
+        watch_steps(&planned, config);
+        pool.lifecycle().set(loader::managed(&planned), config.models_memory_bytes);
+        Ok(Self { pool, metrics, client, planned: Mutex::new(planned) })
     }
 
-    /// Fetches and loads one model after the other. The first failure ends it and is also the member's state.
+    /// Fetches and loads one model after the other, but for those that wait for a request. The first failure ends it and
+    /// is also the member's state.
     pub async fn load(&self, progress: Arc<dyn Progress>) -> Result<Vec<LoadReport>> {
         let planned = self.planned().clone();
         let mut reports = Vec::with_capacity(planned.len());
-        for planned in &planned {
-            match load_one(planned, Arc::clone(&progress)).await {
-                Ok(report) => {
-                    reports.push(report);
-                    self.pool.find_adapters();
-                }
+        for planned in planned.iter().filter(|planned| !planned.config.loading.on_demand) {
+            match load_at_start(planned, self.pool.lifecycle(), Arc::clone(&progress)).await {
+                Ok(report) => reports.push(report),
                 Err(error) => {
                     planned.member.set_failed(error.message.clone());
                     return Err(error);
@@ -138,28 +154,50 @@ fn plan_model(config: &ModelConfig, metrics: &Metrics) -> Result<Planned> {
     Ok(Planned { config: config.clone(), reference, draft, member })
 }
 
-async fn load_one(planned: &Planned, progress: Arc<dyn Progress>) -> Result<LoadReport> {
-    let options = HubOptions::from_env()?;
-    let files = crate::hub::fetch(&planned.reference, &options, progress.as_ref()).await?;
-    let draft = match &planned.draft {
-        Some(draft) => Some(crate::hub::fetch(draft, &options, progress.as_ref()).await?),
-        None => None,
-    };
-    let card = planned.member.card().clone();
-    let config = planned.config.clone();
-    let loading = tokio::task::spawn_blocking(move || model::load(&config, &files, draft.as_ref(), card, progress));
-    let (loaded, report) =
-        loading.await.map_err(|panic| Error::internal(format!("loading the model failed: {panic}")))??;
-    match loaded {
-        model::Ready::Generating(loaded, loader) => {
-            if let Some(loader) = loader {
-                adapters::load(&planned.member, loader).await?;
-            }
-            planned.member.set_loaded(*loaded);
+/// Within what models may take together: at the start nothing is unloaded for another.
+async fn load_at_start(planned: &Planned, lifecycle: &Lifecycle, progress: Arc<dyn Progress>) -> Result<LoadReport> {
+    let left_bytes = lifecycle.left_bytes();
+    let loaded = load_one(planned, progress, left_bytes).await;
+    let (held, memory, report) = loaded.map_err(|error| match left_bytes {
+        Some(bytes) if error.code == Some(NO_MEMORY) => {
+            let message = format!(
+                "{}; models that were loaded before leave {bytes} bytes of --models-memory: let some be loaded on demand \
+                 (load = \"demand\", --load-on-demand), or give the models a --kv-cache-memory-bytes",
+                error.message
+            );
+            Error { message, ..error }
         }
-        model::Ready::Embedding(embedding) => planned.member.set_embedding(*embedding),
-    }
+        _ => error,
+    })?;
+    planned.member.hold(held, memory);
     Ok(report)
+}
+
+async fn load_one(
+    planned: &Planned,
+    progress: Arc<dyn Progress>,
+    room_bytes: Option<u64>,
+) -> Result<(Held, Memory, LoadReport)> {
+    let files = loader::fetched(planned, progress.as_ref()).await?;
+    let card = planned.member.card().clone();
+    let config = planned.config_now();
+    let loading = tokio::task::spawn_blocking(move || {
+        let job = model::Job { config: &config, files: &files, room_bytes };
+        model::load(&job, card, progress)
+    });
+    let (loaded, memory, report) =
+        loading.await.map_err(|panic| Error::internal(format!("loading the model failed: {panic}")))??;
+    let held = match loaded {
+        model::Ready::Generating(loaded) => Held::Generating(Arc::new(*loaded)),
+        model::Ready::Embedding(embedding) => Held::Embedding(Arc::new(*embedding)),
+    };
+    Ok((held, memory, report))
+}
+
+fn watch_steps(planned: &[Planned], config: &PoolConfig) {
+    if let Some(limit) = config.step_timeout {
+        planned.iter().for_each(|planned| planned.member.set_step_timeout(limit));
+    }
 }
 
 fn provisional_card(config: &ModelConfig, reference: &ModelRef) -> ModelCard {

@@ -16,6 +16,8 @@ pub mod dispatch;
 pub mod errand;
 pub mod explain;
 mod keeper;
+pub mod lifecycle;
+mod load;
 pub mod local;
 pub mod member;
 pub mod node;
@@ -36,6 +38,7 @@ use futures_util::StreamExt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::{EmbedRequest, Embedded, Request};
 use crate::telemetry::MemberMetrics;
+use lifecycle::Lifecycle;
 
 pub use admission::{Admission, AdmissionLimits};
 pub use budget::Budgets;
@@ -43,6 +46,7 @@ pub use decisions::DecisionLog;
 pub use dispatch::today;
 pub use errand::{Errand, Trace, Traced};
 pub use keeper::keep;
+pub use load::Load;
 pub use member::{
     AdapterFigures, EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, NewAdapter, Task,
     TokenizeInput, Tokenized,
@@ -63,6 +67,9 @@ pub struct Pool {
     // Read once a request, written at a reload.
     table: RwLock<Arc<Table>>,
     shared: Arc<Shared>,
+    /// Still takes requests, and asks balancers for no more.
+    leaving: AtomicBool,
+    lifecycle: Arc<Lifecycle>,
     draining: AtomicBool,
     /// Adapters are loaded and unloaded one at a time.
     adapting: tokio::sync::Mutex<()>,
@@ -91,6 +98,8 @@ impl Pool {
         Self {
             table: RwLock::new(Arc::new(table.with_adapters())),
             shared: Arc::new(shared),
+            leaving: AtomicBool::new(false),
+            lifecycle: Arc::default(),
             draining: AtomicBool::new(false),
             adapting: tokio::sync::Mutex::default(),
         }
@@ -114,6 +123,11 @@ impl Pool {
 
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// The models of this process, which come and go.
+    pub fn lifecycle(&self) -> &Arc<Lifecycle> {
+        &self.lifecycle
     }
 
     /// Admits the request or says why nobody takes it; the returned stream ends with `Done` or `Failed`.
@@ -226,12 +240,31 @@ impl Pool {
     }
 
     pub fn readiness(&self) -> Readiness {
-        let mut reasons = Vec::new();
-        if self.draining.load(Ordering::Relaxed) {
-            reasons.push("draining".to_owned());
-        }
+        let mut reasons = self.departure();
         reasons.extend(self.table().faults());
         Readiness { ready: reasons.is_empty(), reasons }
+    }
+
+    /// Whether one model can answer now, without a wait for it to be loaded.
+    pub fn readiness_of(&self, model: &str) -> Result<Readiness> {
+        let mut reasons = self.departure();
+        let route = self.table().route(model).map(Arc::clone)?;
+        match route.state() {
+            MemberState::Ready => {}
+            MemberState::Loading(why) | MemberState::Asleep(why) => reasons.push(format!("{}: {why}", route.name)),
+            MemberState::Failed(why) => reasons.push(format!("{}: failed: {why}", route.name)),
+        }
+        Ok(Readiness { ready: reasons.is_empty(), reasons })
+    }
+
+    fn departure(&self) -> Vec<String> {
+        let leaves = self.leaving.load(Ordering::Relaxed) || self.draining.load(Ordering::Relaxed);
+        leaves.then(|| "draining".to_owned()).into_iter().collect()
+    }
+
+    /// From now on it is not ready, so that balancers look elsewhere; requests are still taken.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     /// From now on every new request is refused; running ones go on.

@@ -135,7 +135,13 @@ impl Node {
     }
 
     pub fn view(&self) -> HealthView {
-        self.health().view(self.now_ms(), self.load())
+        let mut view = self.health().view(self.now_ms(), self.load());
+        let wake_ms = self.member.wake_ms();
+        if wake_ms > 0 {
+            // Whatever the queue is, its model must be loaded first.
+            view.wait_ms = Some(view.wait_ms.unwrap_or(0).saturating_add(wake_ms));
+        }
+        view
     }
 
     /// Of an own engine all is known; a hosted one tells nobody what it takes.
@@ -146,6 +152,11 @@ impl Node {
         let live = self.admission.live();
         let running = live.min(self.running_max);
         LoadFigures { running, waiting: live - running, capacity: Some(self.running_max) }
+    }
+
+    /// Of an own engine: sequences that hold a place, and how many are computed at once.
+    pub fn places(&self) -> (u32, u32) {
+        (self.admission.live(), self.running_max)
     }
 
     /// Changes when its facts do.

@@ -69,7 +69,8 @@ impl Table {
 
 fn fault(name: &str, state: &MemberState) -> Option<String> {
     match state {
-        MemberState::Ready => None,
+        // Requests wait for it.
+        MemberState::Ready | MemberState::Asleep(_) => None,
         MemberState::Loading(what) => Some(format!("{name}: {what}")),
         MemberState::Failed(why) => Some(format!("{name}: failed: {why}")),
     }

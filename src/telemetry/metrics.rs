@@ -12,6 +12,7 @@ use prometheus::{
 
 use super::batches::BatchMetrics;
 use super::exposition::Exposition;
+use super::lifecycle;
 use super::members::{self, MemberFamilies, MemberMetrics};
 use super::process;
 use crate::pool::Pool;
@@ -177,6 +178,7 @@ impl Metrics {
         let ready = pool.readiness().ready;
         page.gauge("sconce_ready", "1 while every model can serve", if ready { 1.0 } else { 0.0 });
         members::write(&mut page, pool);
+        lifecycle::write(&mut page, pool);
         process::write(&mut page);
         let mut registered = Vec::with_capacity(16 * 1024);
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut registered) {

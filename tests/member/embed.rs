@@ -39,6 +39,7 @@ fn config(name: &str, reference: &Path, task: TaskChoice, limits: ModelLimits) -
         chat_template: None,
         parsers: Default::default(),
         lora: Default::default(),
+        loading: Default::default(),
     }
 }
 

@@ -86,6 +86,7 @@ fn config(folder: &Path, wishes: LoraWishes) -> ModelConfig {
         chat_template: None,
         parsers: Default::default(),
         lora: LoraConfig::checked(wishes).expect("a sound wish"),
+        loading: Default::default(),
     }
 }
 

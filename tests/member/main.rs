@@ -24,6 +24,7 @@ async fn launch(limits: ModelLimits) -> Launch {
         chat_template: None,
         parsers: Default::default(),
         lora: Default::default(),
+        loading: Default::default(),
     };
     let launch = Launch::plan(&[model]).expect("sim is a model");
     launch.load(Arc::new(Silent)).await.expect("it loads");

@@ -23,6 +23,7 @@ async fn launch(tool_calls: Option<&str>, reasoning: Option<&str>) -> Launch {
         chat_template: None,
         parsers,
         lora: Default::default(),
+        loading: Default::default(),
     };
     let launch = Launch::plan(&[model]).expect("sim is a model");
     launch.load(std::sync::Arc::new(Silent)).await.expect("it loads");
@@ -240,6 +241,7 @@ async fn unknown_parsers_and_efforts_are_refused() {
         chat_template: None,
         parsers: ParserNames { tool_calls: Some("hermse".to_owned()), reasoning: None },
         lora: Default::default(),
+        loading: Default::default(),
     };
     let error = Launch::plan(&[model.clone()]).err().expect("no such parser");
     assert_eq!(error.param.as_deref(), Some("--tool-call-parser"));

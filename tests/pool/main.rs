@@ -4,6 +4,7 @@ mod chaos;
 #[allow(dead_code, reason = "the providers' own tests use the rest")]
 #[path = "../../providers/tests/fake/mod.rs"]
 mod fake;
+mod lifecycle;
 mod matrix;
 mod rules;
 mod wires;

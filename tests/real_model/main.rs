@@ -26,6 +26,7 @@ async fn launch() -> Option<Launch> {
         chat_template: None,
         parsers: Default::default(),
         lora: Default::default(),
+        loading: Default::default(),
     };
     let launch = Launch::plan(&[config]).expect("a plan");
     launch.load(Arc::new(Silent)).await.expect("the model loads");

@@ -7,6 +7,7 @@ pub mod activate;
 mod attend;
 pub mod attention;
 pub mod choose;
+pub(crate) mod convolve;
 pub mod dequant;
 mod dequant_k;
 mod dot;

@@ -10,6 +10,7 @@ mod encode;
 mod formats;
 mod low_rank;
 mod rows;
+mod vectors;
 
 use candle_core::{Device, Tensor};
 

@@ -10,7 +10,7 @@ use super::{Adapter, Site};
 use crate::error::{Error, Result, shown};
 use crate::names::{LayerPart, Naming, Part};
 use crate::safetensors::{self, read_text};
-use crate::spec::Spec;
+use crate::spec::{CacheKind, KvHeads, Spec};
 use crate::tensors::TensorSet;
 
 const CONFIG: &str = "adapter_config.json";
@@ -79,39 +79,63 @@ pub fn load_adapter(folder: &Path, spec: &Spec, rank_max: usize) -> Result<Adapt
 
 /// Every module that an adapter may change, by its name in the base model's Hugging Face files.
 fn places(spec: &Spec) -> BTreeMap<String, Place> {
-    let traits = spec.family.traits();
-    let (queries, kvs, ffn) = (spec.query_width(), spec.kv_width(), spec.ffn);
-    // A GGUF's converter may have changed the order of q's and k's rows.
-    let reordered = |heads: usize| (spec.rope.style != traits.rope).then_some(heads);
     let mut places = BTreeMap::new();
     for layer in 0..spec.layers {
-        let mut put = |part: LayerPart, site, (first, width), input, interleaved_heads| {
-            let name = Part::Layer(layer, part).name(Naming::HuggingFace(traits.names));
-            let module = name.strip_suffix(".weight").unwrap_or(&name).to_owned();
-            places.insert(module, Place { layer, site, first, width, input, interleaved_heads });
+        let mut put = |part: LayerPart, place: Place| {
+            let name = Part::Layer(layer, part).name(Naming::HuggingFace(spec.family.traits().names));
+            places.insert(name.strip_suffix(".weight").unwrap_or(&name).to_owned(), place);
         };
-        if traits.fused_qkv {
-            put(LayerPart::Qkv, Site::Qkv, (0, queries + 2 * kvs), spec.hidden, None);
-        } else {
-            put(LayerPart::Query, Site::Qkv, (0, queries), spec.hidden, reordered(spec.heads));
-            put(LayerPart::Key, Site::Qkv, (queries, kvs), spec.hidden, reordered(spec.kv_heads));
-            put(LayerPart::Value, Site::Qkv, (queries + kvs, kvs), spec.hidden, None);
+        if spec.latent.is_none() && !spec.convolves(layer) {
+            attention_places(spec, layer, &mut put);
         }
-        put(LayerPart::Output, Site::Output, (0, spec.hidden), queries, None);
-        if spec.experts_of(layer).is_some() {
-            continue;
+        if spec.experts_of(layer).is_none() {
+            feed_forward_places(spec, layer, &mut put);
         }
-        match (spec.gated, traits.fused_gate_up) {
-            (true, true) => put(LayerPart::GateUp, Site::GateUp, (0, 2 * ffn), spec.hidden, None),
-            (true, false) => {
-                put(LayerPart::Gate, Site::GateUp, (0, ffn), spec.hidden, None);
-                put(LayerPart::Up, Site::GateUp, (ffn, ffn), spec.hidden, None);
-            }
-            (false, _) => put(LayerPart::Up, Site::GateUp, (0, ffn), spec.hidden, None),
-        }
-        put(LayerPart::Down, Site::Down, (0, spec.hidden), ffn, None);
     }
     places
+}
+
+/// As the projections lie in `assemble/layer.rs`.
+fn attention_places(spec: &Spec, layer: usize, put: &mut impl FnMut(LayerPart, Place)) {
+    let traits = spec.family.traits();
+    let KvHeads { kv_heads, head_dim } = spec.kv_heads_of(layer);
+    let (queries, kvs, input) = (spec.heads * head_dim, kv_heads * head_dim, spec.hidden);
+    // A GGUF's converter may have changed the order of q's and k's rows.
+    let reordered = |heads: usize| (spec.rope.style != traits.rope).then_some(heads);
+    let qkv = |first, width, heads: Option<usize>| Place {
+        layer,
+        site: Site::Qkv,
+        first,
+        width,
+        input,
+        interleaved_heads: heads.and_then(reordered),
+    };
+    put(LayerPart::Output, Place { site: Site::Output, input: queries, ..qkv(0, spec.hidden, None) });
+    if traits.fused_qkv {
+        return put(LayerPart::Qkv, qkv(0, queries + 2 * kvs, None));
+    }
+    put(LayerPart::Query, qkv(0, queries, Some(spec.heads)));
+    let keys_are_values = spec.uneven.global_keys_are_values && spec.window(layer).is_none();
+    // Keys and values of another layer, or one projection for both: an adapter for those has no place.
+    if !keys_are_values && !matches!(spec.cache_of(layer), CacheKind::Shared(_)) {
+        put(LayerPart::Key, qkv(queries, kvs, Some(kv_heads)));
+        put(LayerPart::Value, qkv(queries + kvs, kvs, None));
+    }
+}
+
+fn feed_forward_places(spec: &Spec, layer: usize, put: &mut impl FnMut(LayerPart, Place)) {
+    let ffn = spec.ffn_of(layer);
+    let wide =
+        |first, width| Place { layer, site: Site::GateUp, first, width, input: spec.hidden, interleaved_heads: None };
+    match (spec.gated, spec.family.traits().fused_gate_up) {
+        (true, true) => put(LayerPart::GateUp, wide(0, 2 * ffn)),
+        (true, false) => {
+            put(LayerPart::Gate, wide(0, ffn));
+            put(LayerPart::Up, wide(ffn, ffn));
+        }
+        (false, _) => put(LayerPart::Up, wide(0, ffn)),
+    }
+    put(LayerPart::Down, Place { site: Site::Down, input: ffn, ..wide(0, spec.hidden) });
 }
 
 /// The tensors by module, in its name without PEFT's prefix.

@@ -8,6 +8,7 @@ use sconce_kernels::Prologue;
 use super::{Join, Linear, Norm, Step, Sum};
 use crate::adapter::Site;
 use crate::error::Result;
+use crate::timing::{Operation, timed};
 
 pub(crate) struct Mlp {
     pub norm: Norm,
@@ -24,8 +25,9 @@ impl Mlp {
     /// The block on `hidden` with its norm, added to `residual`: all `[tokens, hidden]`.
     pub fn forward(&self, hidden: &Tensor, residual: &Tensor, step: &Step) -> Result<Tensor> {
         // [tokens, 2 * ffn] or [tokens, ffn]
-        let wide = self.gate_up.forward_with(hidden, self.norm.before(), step.extra(Site::GateUp))?;
+        let extra = step.extra(Site::GateUp);
+        let wide = timed(Operation::GateUp, || self.gate_up.forward_with(hidden, self.norm.before(), extra))?;
         let to = Sum { residual, join: self.join.as_ref(), extra: step.extra(Site::Down) };
-        self.down.add_to(to, &wide, self.activation)
+        timed(Operation::Down, || self.down.add_to(to, &wide, self.activation))
     }
 }

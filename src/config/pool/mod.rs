@@ -35,6 +35,10 @@ pub struct PoolConfig {
     pub routes: Vec<RouteConfig>,
     pub prices: Option<PathBuf>,
     pub ledger: LedgerConfig,
+    /// What the models of this server may take together.
+    pub models_memory_bytes: Option<u64>,
+    /// A step that runs longer is stuck.
+    pub step_timeout: Option<Duration>,
 }
 
 /// Where requests are written down.
@@ -150,6 +154,8 @@ pub fn checked(sections: &PoolSections, text: &str, served: &[String]) -> Result
         routes,
         prices: sections.prices.file.clone(),
         ledger: ledger(&sections.ledger, !sections.members.is_empty())?,
+        models_memory_bytes: None,
+        step_timeout: None,
     })
 }
 

@@ -4,13 +4,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::sync::Mutex;
 
-use super::LocalMember;
-use crate::engine::LoadedAdapter;
+use super::{Loaded, LocalMember};
+use crate::engine::{AdapterId, LoadedAdapter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::member::{
     AdapterFigures, EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, NewAdapter, TokenizeInput,
@@ -32,23 +33,51 @@ pub struct AdapterLimits {
 /// An adapter by its name.
 pub(super) struct Entry {
     card: ModelCard,
-    /// Empty while the base model is still loading.
-    loaded: OnceLock<LoadedAdapter>,
+    folder: PathBuf,
+    /// As the engine of a loaded model has it: models come and go, and an adapter follows when it is asked for.
+    held: Mutex<Option<Held>>,
     /// Requests that use it, and those of them that have begun to answer.
     live: AtomicU32,
     begun: AtomicU32,
 }
 
+struct Held {
+    model: Weak<Loaded>,
+    adapter: Arc<LoadedAdapter>,
+}
+
 /// A request's hold on its adapter.
 pub(super) struct AdapterUse {
     entry: Arc<Entry>,
+    loaded: Option<Arc<LoadedAdapter>>,
     has_begun: bool,
 }
 
 impl AdapterUse {
     fn new(entry: Arc<Entry>) -> Self {
         entry.live.fetch_add(1, Ordering::Relaxed);
-        Self { entry, has_begun: false }
+        Self { entry, loaded: None, has_begun: false }
+    }
+
+    /// With the adapter in this model's engine.
+    pub async fn on(mut self, model: &Arc<Loaded>) -> Result<Self> {
+        let mut held = self.entry.held.lock().await;
+        let known = held.as_ref().filter(|held| std::ptr::eq(held.model.as_ptr(), Arc::as_ptr(model)));
+        let adapter = match known {
+            Some(held) => Arc::clone(&held.adapter),
+            None => {
+                let (loader, folder) = (model.adapters.clone().ok_or_else(takes_none)?, self.entry.folder.clone());
+                let loading = tokio::task::spawn_blocking(move || loader(&folder)).await;
+                let loaded =
+                    loading.map_err(|panic| Error::internal(format!("loading the adapter failed: {panic}")))?;
+                let adapter = Arc::new(loaded.map_err(|error| named(&self.entry.card.id, error))?);
+                *held = Some(Held { model: Arc::downgrade(model), adapter: Arc::clone(&adapter) });
+                adapter
+            }
+        };
+        drop(held);
+        self.loaded = Some(adapter);
+        Ok(self)
     }
 
     /// The first tokens are there.
@@ -58,11 +87,8 @@ impl AdapterUse {
         }
     }
 
-    pub fn loaded(&self) -> Result<&LoadedAdapter> {
-        self.entry.loaded.get().ok_or_else(|| {
-            let message = format!("model '{}' is still loading", self.entry.card.id);
-            Error::new(ErrorKind::Unavailable, message).with_code("model_not_ready").with_retry_after_s(2)
-        })
+    pub fn id(&self) -> Option<AdapterId> {
+        self.loaded.as_ref().map(|loaded| loaded.id())
     }
 }
 
@@ -81,7 +107,6 @@ pub(super) struct Adapters {
     // Written when one is loaded or unloaded.
     entries: RwLock<Vec<Arc<Entry>>>,
     limits: AdapterLimits,
-    loader: OnceLock<AdapterLoader>,
 }
 
 impl Adapters {
@@ -93,12 +118,10 @@ impl Adapters {
         self.entries.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A name that requests may already come for, of an adapter that will be loaded with its model.
-    fn announce(&self, card: ModelCard) -> Arc<Entry> {
-        let entry =
-            Arc::new(Entry { card, loaded: OnceLock::new(), live: AtomicU32::new(0), begun: AtomicU32::new(0) });
-        self.entries.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&entry));
-        entry
+    fn add(&self, card: ModelCard, folder: PathBuf, held: Option<Held>) {
+        let (live, begun) = (AtomicU32::new(0), AtomicU32::new(0));
+        let entry = Arc::new(Entry { card, folder, held: Mutex::new(held), live, begun });
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).push(entry);
     }
 
     fn forget(&self, name: &str) -> bool {
@@ -128,25 +151,18 @@ impl Adapters {
 }
 
 impl LocalMember {
-    /// Names an adapter that comes with the model.
+    /// Names an adapter that comes with the model. It is read when the model is, and handed to the engine when it is asked
+    /// for.
     pub fn announce_adapter(&self, card: ModelCard) {
-        self.adapters.announce(card);
-    }
-
-    /// Called once, before the model counts as loaded: reads what was announced.
-    pub fn load_announced(&self, loader: AdapterLoader) -> Result<()> {
-        for entry in self.adapters.entries() {
-            let loaded = loader(Path::new(&entry.card.root)).map_err(|error| named(&entry.card.id, error))?;
-            let first = entry.loaded.set(loaded).is_ok();
-            debug_assert!(first, "an adapter is loaded once");
-        }
-        let first = self.adapters.loader.set(loader).is_ok();
-        debug_assert!(first, "a member is loaded once");
-        Ok(())
+        let folder = PathBuf::from(&card.root);
+        self.adapters.add(card, folder, None);
     }
 
     pub(super) fn adapter_members(self: Arc<Self>) -> Vec<Arc<dyn Member>> {
-        let member = |entry| Arc::new(AdapterMember { base: Arc::clone(&self), entry }) as Arc<dyn Member>;
+        let member = |entry| {
+            let base = Arc::clone(&self);
+            Arc::new(AdapterMember { base, entry, card: OnceLock::new() }) as Arc<dyn Member>
+        };
         self.adapters.entries().into_iter().map(member).collect()
     }
 
@@ -154,10 +170,8 @@ impl LocalMember {
         let NewAdapter { name, path, replaces, created_s } = new;
         let base = self.card();
         let folder = self.adapters.limits.folder.as_deref().ok_or_else(switched_off)?;
-        let loader = self.adapters.loader.get().ok_or_else(|| {
-            let message = format!("model '{}' cannot take adapters; it is still loading, or makes no text", base.id);
-            Error::new(ErrorKind::Unavailable, message).with_code("model_not_ready").with_retry_after_s(2)
-        })?;
+        let super::Held::Generating(model) = self.present()? else { return Err(takes_none()) };
+        let loader = model.adapters.clone().ok_or_else(takes_none)?;
         let known = self.adapters.entries();
         let is_known = known.iter().any(|entry| entry.card.id == *name);
         if is_known && !replaces {
@@ -170,7 +184,7 @@ impl LocalMember {
             return Err(Error::invalid("lora_name", message));
         }
         let place = inside(folder, path)?;
-        let loaded = loader(&place)?;
+        let adapter = Arc::new(loader(&place)?);
         let card = ModelCard {
             id: name.clone(),
             aliases: Vec::new(),
@@ -180,9 +194,7 @@ impl LocalMember {
             ..base.clone()
         };
         self.adapters.forget(name);
-        let entry = self.adapters.announce(card);
-        let first = entry.loaded.set(loaded).is_ok();
-        debug_assert!(first, "a new entry is empty");
+        self.adapters.add(card, place, Some(Held { model: Arc::downgrade(&model), adapter }));
         Ok(())
     }
 
@@ -192,6 +204,10 @@ impl LocalMember {
         }
         Ok(self.adapters.forget(name))
     }
+}
+
+fn takes_none() -> Error {
+    Error::invalid("base_model_name", "this model takes no adapters; name one that makes text and has weights")
 }
 
 fn switched_off() -> Error {
@@ -220,11 +236,19 @@ fn inside(folder: &Path, path: &str) -> Result<PathBuf> {
 struct AdapterMember {
     base: Arc<LocalMember>,
     entry: Arc<Entry>,
+    /// With what is known of the base model once it was loaded.
+    card: OnceLock<ModelCard>,
 }
 
 impl Model for AdapterMember {
     fn card(&self) -> &ModelCard {
-        &self.entry.card
+        let Some(base) = self.base.card.get() else { return &self.entry.card };
+        self.card.get_or_init(|| ModelCard {
+            max_model_len: base.max_model_len,
+            chat: base.chat,
+            task: base.task,
+            ..self.entry.card.clone()
+        })
     }
 
     fn state(&self) -> MemberState {
@@ -238,6 +262,10 @@ impl Model for AdapterMember {
     fn detokenize(&self, tokens: &[u32]) -> Result<String> {
         self.base.detokenize(tokens)
     }
+
+    fn awake(&self) -> BoxFuture<'_, Result<()>> {
+        self.base.awake()
+    }
 }
 
 impl Member for AdapterMember {
@@ -247,6 +275,14 @@ impl Member for AdapterMember {
 
     fn unsupported(&self, request: &Request) -> Option<Error> {
         self.base.unsupported(request)
+    }
+
+    fn wake(&self) {
+        self.base.wake();
+    }
+
+    fn wake_ms(&self) -> u64 {
+        self.base.wake_ms()
     }
 
     /// The base model's figures are those of its engine.
