@@ -11,7 +11,6 @@ use sconce_models::timing::{Operation, Times};
 use sconce_models::{BatchInput, KvDtype, Source, Spec};
 use serde::Serialize;
 
-use super::limit;
 use crate::device::rates::Hardware;
 use crate::engine::scheduler::{Sampled, Scheduler, Step, StepResults};
 use crate::engine::sequence::NewSequence;
@@ -123,7 +122,7 @@ fn least_s(
     let (one, layers) = (Parameters::of(spec), spec.layers as f64);
     // Behind the last layer's attention only sampled tokens go on.
     let on_the_way = (layers - 1.0) * work.tokens + work.samples;
-    let rate = limit::operations_per_s(hardware, &spec.weight_format);
+    let rate = hardware.operations_per_s(&spec.weight_format);
     let (bytes, operations, rate) = match operation {
         Operation::Qkv => (weights.qkv, 2.0 * one.qkv * layers * work.tokens, rate),
         Operation::Output => (weights.output, 2.0 * one.output * on_the_way, rate),

@@ -202,7 +202,7 @@ impl Bench {
         let point = RooflinePoint {
             operations_per_byte: needs.operations / needs.bytes.max(1.0),
             operations_per_s: needs.operations / tokens * rate,
-            operations_limit_per_s: limit::operations_per_s(hardware, format),
+            operations_limit_per_s: hardware.operations_per_s(format),
         };
         (tokens / limit::least_s(hardware, format, *needs), point)
     }

@@ -106,17 +106,15 @@ fn read(socket: &mut TcpStream, part: &mut [u8]) -> io::Result<(usize, Instant)>
 fn accept(mut socket: TcpStream, begin: &SyncSender<Stream>) {
     let mut request = Vec::new();
     let mut part = [0; 8192];
-    let mut came = Instant::now();
-    let body_at = loop {
+    let (body_at, mut came) = loop {
         match read(&mut socket, &mut part) {
             Ok((count, at)) if count > 0 => {
-                came = at;
                 request.extend_from_slice(&part[..count]);
+                if let Some(end) = request.windows(4).position(|four| four == b"\r\n\r\n") {
+                    break (end + 4, at);
+                }
             }
             _ => return,
-        }
-        if let Some(at) = request.windows(4).position(|four| four == b"\r\n\r\n") {
-            break at + 4;
         }
     };
     let head = String::from_utf8_lossy(&request[..body_at]).to_ascii_lowercase();
