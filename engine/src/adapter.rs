@@ -3,16 +3,15 @@
 //! An adapter is gone for good when nobody holds its [`LoadedAdapter`] and no live sequence uses it. Until then it may be
 //! named in submits; afterwards they are refused one by one, never a step.
 
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Weak};
 
 use sconce_models::Adapter;
 pub use sconce_models::AdapterId;
 
 use super::executor::Executor;
-use super::handle::{Command, EngineHandle};
+use super::handle::{Command, EngineHandle, Gate};
 use super::scheduler::Scheduler;
-use super::sequence::Sequence;
 
 /// Adapters that one engine can have at a time.
 pub const ADAPTERS_MAX: u32 = 256;
@@ -55,18 +54,25 @@ impl EngineHandle {
 }
 
 /// The engine thread's list of what its executor has.
-#[derive(Default)]
 pub(super) struct Adapters {
+    gate: Weak<Gate>,
     loaded: Vec<AdapterId>,
     /// To be taken away when no sequence uses them any more.
     leaving: Vec<AdapterId>,
 }
 
 impl Adapters {
+    pub fn new(gate: Weak<Gate>) -> Self {
+        Self { gate, loaded: Vec::new(), leaving: Vec::new() }
+    }
+
     pub fn load(&mut self, id: AdapterId, adapter: Arc<Adapter>, executor: &mut dyn Executor) -> Result<(), String> {
-        executor.set_adapter(id, Some(adapter))?;
-        self.loaded.push(id);
-        Ok(())
+        let taken = executor.set_adapter(id, Some(adapter));
+        match &taken {
+            Ok(()) => self.loaded.push(id),
+            Err(_) => self.leave(),
+        }
+        taken
     }
 
     /// Whether sequences may come with it.
@@ -81,17 +87,23 @@ impl Adapters {
         }
     }
 
-    /// Takes away what nobody uses any more. Returns how many.
-    pub fn let_go(&mut self, scheduler: &Scheduler, executor: &mut dyn Executor) -> usize {
-        let before = self.leaving.len();
-        if before == 0 {
-            return 0;
-        }
-        self.leaving.retain(|id| {
-            let is_used = scheduler.sequences().map(Sequence::adapter).any(|adapter| adapter == Some(*id));
+    /// Takes away what nobody uses any more.
+    pub fn let_go(&mut self, scheduler: &Scheduler, executor: &mut dyn Executor) {
+        for place in (0..self.leaving.len()).rev() {
+            let id = self.leaving[place];
+            let is_used = scheduler.sequences().any(|sequence| sequence.adapter() == Some(id));
             // Taking away cannot fail where putting in did not.
-            is_used || executor.set_adapter(*id, None).is_err()
-        });
-        before - self.leaving.len()
+            if !is_used && executor.set_adapter(id, None).is_ok() {
+                self.leaving.swap_remove(place);
+                self.leave();
+            }
+        }
+    }
+
+    /// One less is there.
+    fn leave(&self) {
+        if let Some(gate) = self.gate.upgrade() {
+            gate.leave_adapter();
+        }
     }
 }

@@ -51,7 +51,6 @@ struct Engine {
     sampler: StepSampler,
     filters: Desk,
     adapters: Adapters,
-    gate: Weak<Gate>,
     deliveries: HashMap<SeqId, Delivery>,
     board: Arc<Board>,
     step: Step,
@@ -125,8 +124,7 @@ impl Engine {
             sampler: StepSampler::new(LANE_LOGITS_MIN),
             filters: Desk::new(live_max),
             deliveries: HashMap::new(),
-            adapters: Adapters::default(),
-            gate: Weak::clone(&side.gate),
+            adapters: Adapters::new(Weak::clone(&side.gate)),
             board: Arc::clone(&side.board),
             step: Step::default(),
             batch: BatchInput::default(),
@@ -172,7 +170,7 @@ impl Engine {
         loop {
             self.receive(commands);
             self.look_after_clients();
-            self.let_adapters_go();
+            self.adapters.let_go(&self.scheduler, &mut *self.executor);
             if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 self.end_all(&FinishReason::Cancelled);
             }
@@ -230,12 +228,8 @@ impl Engine {
         match command {
             Command::Submit(arrival) => self.accept(*arrival),
             Command::LoadAdapter { id, adapter, done } => {
-                let outcome = self.adapters.load(id, adapter, &mut *self.executor);
-                if let (Err(_), Some(gate)) = (&outcome, self.gate.upgrade()) {
-                    gate.leave_adapter();
-                }
-                // Who asked waits for it, or has gone and drops what it was given.
-                let _ = done.send(outcome);
+                // Who asked waits for it.
+                let _ = done.send(self.adapters.load(id, adapter, &mut *self.executor));
             }
             Command::DropAdapter(id) => self.adapters.begin_to_leave(id),
             Command::Shutdown(deadline) => {
@@ -276,14 +270,6 @@ impl Engine {
                 self.deliveries.insert(id, delivery);
             }
             Err(finish) => self.refuse(&submit.progress, finish),
-        }
-    }
-
-    /// Takes adapters away that nobody uses any more.
-    fn let_adapters_go(&mut self) {
-        let gone = self.adapters.let_go(&self.scheduler, &mut *self.executor);
-        if let (1.., Some(gate)) = (gone, self.gate.upgrade()) {
-            (0..gone).for_each(|_| gate.leave_adapter());
         }
     }
 
