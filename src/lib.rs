@@ -16,6 +16,9 @@
 //! | 10 | [`request::Event`]s: text, finish, usage | `pool/local/{choice,stream}.rs` on `text` | the request's task |
 //! | 11 | SSE or one JSON document | `api/openai/*`, `api/anthropic` | tokio |
 //!
+//! A LoRA adapter is a model of its own by name (`pool/local/adapters.rs`); from hop 5 on its id travels with the sequence, and
+//! `models/src/adapter` adds what it says to the rows of a batch that name it.
+//!
 //! An embedding or reranking request takes the same way up to hop 4 as a [`request::EmbedRequest`] (`pool/local/embed.rs`),
 //! then one job in `engine/src/embed`: whole texts in ragged batches, no KV cache, one answer.
 //!

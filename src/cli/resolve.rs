@@ -38,6 +38,10 @@ pub fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
             ));
         }
     }
+    if !args.model.lora.lora_modules.is_empty() && sections.len() != 1 {
+        let message = "--lora-modules works with a single model; name several in sconce.toml (lora_modules)";
+        return Err(Error::invalid("--lora-modules", message));
+    }
     let mut models = sections.iter().map(|section| args.model.resolve(section)).collect::<Result<Vec<_>>>()?;
     for model in &mut models {
         model.limits.max_queue = args.max_queue.unwrap_or(model.limits.max_queue);
@@ -123,7 +127,8 @@ fn pool(file: &FileConfig, args: &ServeArgs, models: &mut Vec<ModelConfig>) -> R
         }
     }
     let config = config::pool::checked(&file.pool(), &file.text, &served_names(models)?).map_err(in_file)?;
-    check_keys(&file.keys, &config, &served_names(models)?)?;
+    let adapters = models.iter().flat_map(|model| &model.lora.modules).map(|module| module.name.clone());
+    check_keys(&file.keys, &config, &served_names(models)?.into_iter().chain(adapters).collect::<Vec<_>>())?;
     Ok(config)
 }
 

@@ -1,5 +1,6 @@
 //! Assembly: from a checked configuration to a running pool (hub, models, engine, text and providers meet only here).
 
+mod adapters;
 mod draft;
 mod embed;
 pub mod fit;
@@ -140,7 +141,8 @@ fn plan_models(models: &[ModelConfig], metrics: &Metrics) -> Result<Vec<Planned>
     for config in models {
         let model = plan_model(config, metrics)?;
         let card = model.member.card();
-        for name in std::iter::once(&card.id).chain(&card.aliases) {
+        let adapters = config.lora.modules.iter().map(|module| &module.name);
+        for name in std::iter::once(&card.id).chain(&card.aliases).chain(adapters) {
             if taken.contains(name) {
                 return Err(Error::new(
                     ErrorKind::InvalidRequest,
@@ -164,7 +166,8 @@ fn plan_model(config: &ModelConfig, metrics: &Metrics) -> Result<Planned> {
         Speculation::Off | Speculation::Ngram(_) => None,
     };
     let card = provisional_card(config, &reference);
-    let member = Arc::new(LocalMember::loading(card.clone(), metrics.model(&card.id)));
+    let member = LocalMember::loading(card.clone(), metrics.model(&card.id));
+    let member = Arc::new(adapters::announced(member, &config.lora, &card));
     Ok(Planned { config: config.clone(), reference, draft, member })
 }
 
@@ -220,6 +223,7 @@ fn provisional_card(config: &ModelConfig, reference: &ModelRef) -> ModelCard {
         id: names.next().unwrap_or_else(|| reference.short_name()),
         aliases: names.collect(),
         root: config.reference.clone(),
+        parent: None,
         max_model_len: config.limits.max_model_len.unwrap_or(0),
         created_s: unix_time_s(),
         chat: false,

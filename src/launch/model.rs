@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sconce_models::{LoadOptions, Precision, Purpose, Source, Spec};
 
 use super::draft::{Draft, source_of};
-use super::{embed, fit, synthetic, text};
+use super::{adapters, embed, fit, synthetic, text};
 use crate::config::speculation::Speculation;
 use crate::config::{self, MatmulPrecision, ModelConfig, ModelLimits};
 use crate::device::cpu;
@@ -127,7 +127,9 @@ fn load_weights(
     let parts = text::read(&source, spec.vocab, config.chat_template.as_deref())?;
     let draft = job.files.draft.as_ref().map(|model| Draft::read(model, &spec, &parts.tokenizer)).transpose()?;
     let specs: Vec<&Spec> = std::iter::once(&spec).chain(draft.as_ref().map(|draft| &draft.spec)).collect();
-    let (size, plan) = fit::plan(&specs, &source, &config.limits, job.available_bytes(&machine))?;
+    let adapter_bytes = adapters::check(&config.lora, &spec)?;
+    let room = job.available_bytes(&machine).map(|bytes| bytes.saturating_sub(adapter_bytes));
+    let (size, plan) = fit::plan(&specs, &source, &config.limits, room)?;
     if let Some(draft) = &draft {
         draft.check_context(plan.max_model_len)?;
     }
@@ -172,8 +174,10 @@ fn load_weights(
         task: Task::Generate,
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
-    let loaded = loaded(config, parts, Running { card, engine, block_size: plan.block_size, vocab_size: spec.vocab });
-    Ok((loaded, memory(&size, &plan), report))
+    let (block_size, vocab_size) = (plan.block_size, spec.vocab);
+    let loader = config.lora.is_wanted().then(|| adapters::loader(spec, &config.lora, engine.clone()));
+    let loaded = loaded(config, parts, Running { card, engine, block_size, vocab_size });
+    Ok((Loaded { adapters: loader, ..loaded }, memory(&size, &plan), report))
 }
 
 /// What the simulated model reads and takes.
@@ -191,6 +195,7 @@ fn sim_plan(config: &ModelConfig) -> Result<(text::Parts, ModelSize, Plan)> {
 }
 
 fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, Memory, LoadReport)> {
+    adapters::refuse(&config.lora, "sim")?;
     if config.limits.quantize.is_some() {
         return Err(Error::invalid("--quantization", "--quantization: sim has no weights; leave it out"));
     }
@@ -250,6 +255,7 @@ fn loaded(config: &ModelConfig, parts: text::Parts, running: Running) -> Loaded 
         drafts_max: drafts_max(&config.limits),
         vocab_size,
         compiler: Compiler::default(),
+        adapters: None,
     }
 }
 
