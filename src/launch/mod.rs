@@ -7,6 +7,8 @@ mod model;
 mod pool;
 mod reload;
 mod synthetic;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

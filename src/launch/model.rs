@@ -198,6 +198,15 @@ fn sim_plan(config: &ModelConfig) -> Result<(text::Parts, fit::ModelSize, fit::P
 }
 
 fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, Memory, LoadReport)> {
+    load_sim_on(config, card, |options| Box::new(SimExecutor::new(options)))
+}
+
+/// The simulated model on an executor made by `make`.
+pub(super) fn load_sim_on(
+    config: &ModelConfig,
+    card: ModelCard,
+    make: impl FnOnce(SimOptions) -> Box<dyn Executor> + Send + 'static,
+) -> Result<(Loaded, Memory, LoadReport)> {
     if config.limits.quantize.is_some() {
         return Err(Error::invalid("--quantization", "--quantization: sim has no weights; leave it out"));
     }
@@ -214,8 +223,7 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, Memory, Lo
             favoured: (u32::from(b'a')..=u32::from(b'z')).chain([u32::from(b' ')]).collect(),
             ..SimOptions::new(vocab_size as u32, blocks, block_size)
         };
-        let executor = SimExecutor::new(options);
-        Ok(Box::new(executor) as Box<dyn Executor>)
+        Ok(make(options))
     })
     .map_err(|why| Error::new(ErrorKind::Unavailable, why))?;
     let report = LoadReport {
