@@ -41,7 +41,8 @@
 //! - [`store`]: what outlives its request, in SQLite with one thread each: answers that clients may come back to
 //!   (`/v1/responses`), a ledger of what was used, and a folder of files and batches. `api/openai/batches` runs those through the same handlers.
 //! - [`hub`]: a model reference becomes local files.
-//! - [`device`]: what hardware is here; `device/fit.rs` says what fits, as a pure function.
+//! - [`device`] (package `device/`): what hardware is here, read from roots that tests replace; its `fit` says what fits, as a
+//!   pure function.
 //! - [`launch`]: assembly. The only place where hub, models, engine and text meet.
 //! - [`bench`]: the engine and the machine, measured. `sconce-bench` measures any server from outside, and makes reports.
 //! - [`telemetry`]: logs and metrics.
@@ -73,13 +74,13 @@ pub mod api;
 pub mod bench;
 pub mod cli;
 pub mod config;
-pub mod device;
 pub mod hub;
 pub mod launch;
 pub mod pool;
 pub mod store;
 pub mod telemetry;
 
+pub use sconce_device as device;
 pub use sconce_engine as engine;
 pub use sconce_text as text;
-pub use sconce_vocabulary::{error, request};
+pub use sconce_vocabulary::{calendar, error, request};

@@ -17,7 +17,6 @@ pub mod answer;
 pub mod args;
 pub mod commands;
 pub mod dataset;
-mod date;
 pub mod http;
 pub mod load;
 pub mod metrics;

@@ -15,7 +15,9 @@ mod limits;
 mod middleware;
 mod openai;
 mod openapi;
+mod openrouter;
 mod ops;
+mod orca;
 mod routing;
 mod schema;
 mod serve;
@@ -33,6 +35,8 @@ use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::config::keys::KeyConfig;
+use crate::config::listing::Listing;
+use crate::config::orca::LoadReports;
 use crate::pool::Pool;
 use crate::store::ResponseStore;
 use crate::store::files::FileStore;
@@ -88,6 +92,10 @@ pub struct ApiConfig {
     pub tokenize_parallel_max: usize,
     /// Serve the pages for people, at `/` and `/docs`.
     pub web: bool,
+    /// When answers carry a load report.
+    pub load_reports: LoadReports,
+    /// What is on offer at `/openrouter/v1/models`.
+    pub listings: Vec<Listing>,
 }
 
 impl Default for ApiConfig {
@@ -115,6 +123,8 @@ impl Default for ApiConfig {
             batches: BatchLimits::default(),
             tokenize_parallel_max: 4,
             web: true,
+            load_reports: LoadReports::default(),
+            listings: Vec::new(),
         }
     }
 }
@@ -185,7 +195,10 @@ pub fn router_with_keys(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfi
         turn: Turn::Live,
     };
     state.batches = state.config.files.clone().map(|store| batches(store, &state));
-    let generating = answering().route_layer(axum::middleware::from_fn(limits::enforce));
+    let reporter = orca::Reporter::new(state.config.load_reports, Arc::clone(&state.pool));
+    let generating = answering()
+        .route_layer(axum::middleware::from_fn(limits::enforce))
+        .route_layer(axum::middleware::from_fn_with_state(reporter, orca::report));
     let guarded = Router::new()
         .route("/v1/responses/{id}", get(openai::responses::retrieve).delete(openai::responses::delete))
         .route("/v1/responses/{id}/cancel", post(openai::responses::cancel))
@@ -203,6 +216,7 @@ pub fn router_with_keys(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfi
         .route("/v1/models/unload", post(lifecycle::unload))
         .route("/v1/models/{*id}", get(openai::models::retrieve))
         .route("/v1/log-level", get(ops::log_level).post(ops::set_log_level))
+        .route("/openrouter/v1/models", get(openrouter::list))
         .route("/v1/route/explain", post(routing::explain))
         .route("/v1/usage", get(routing::usage))
         .route("/tokenize", post(openai::tokenize::tokenize))

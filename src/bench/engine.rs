@@ -7,8 +7,8 @@ use sconce_kernels::{argmax, cpu};
 use sconce_models::{BatchInput, KvDtype, LoadOptions, Logits, Precision, Source, Spec};
 use serde::Serialize;
 
-use super::hardware::Hardware;
 use super::limit::{self, Shape};
+use crate::device::rates::Hardware;
 use crate::engine::{Executor, ModelExecutor};
 use crate::error::{Error, Result};
 

@@ -5,6 +5,7 @@
 mod bench;
 mod catalogue;
 mod check;
+mod doctor;
 mod flags;
 mod keys;
 mod lifecycle;
@@ -61,6 +62,9 @@ enum Command {
     Stop(lifecycle::ModelArgs),
     /// Measure servers, the engine and this machine
     Bench(bench::BenchArgs),
+    /// Say what hardware is here, what is missing and which models fit
+    // The model's flags make it large.
+    Doctor(Box<doctor::DoctorArgs>),
     /// Make API keys with limits, for the configuration file
     Keys(keys::KeysArgs),
     /// Check a configuration file without serving
@@ -98,6 +102,7 @@ pub fn main() -> ExitCode {
             Command::Ps(args) => lifecycle::ps(&args).await,
             Command::Load(args) => lifecycle::load(&args).await,
             Command::Stop(args) => lifecycle::stop(&args).await,
+            Command::Doctor(args) => doctor::doctor(*args).await,
             Command::Keys(args) => keys::run(&args),
             Command::Check(args) => check::check(&args),
             Command::Route(args) => route::route(args).await,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::serve::ServeArgs;
 use crate::config::file::{self, FileConfig, ModelSection, ServerSection};
 use crate::config::keys::{self, KeySection};
+use crate::config::listing;
 use crate::config::pool::PoolConfig;
 use crate::config::{self, FilesConfig, ModelConfig, ResponsesConfig, ServeConfig, StorePlace};
 use crate::error::{Error, Result};
@@ -46,6 +47,7 @@ pub fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
     pool.models_memory_bytes = size(args.models_memory, file.server.models_memory.as_deref(), "models_memory")?;
     let step_timeout_s = args.step_timeout.or(file.server.step_timeout_s).unwrap_or(config::STEP_TIMEOUT_DEFAULT_S);
     pool.step_timeout = (step_timeout_s > 0).then(|| Duration::from_secs(step_timeout_s));
+    let listings = listing::checked(&file.listing, &served_names(&models)?)?;
     let (responses, files) = (responses(args, &file.server)?, files(args, &file.server)?);
     let api_keys = if args.api_key.is_empty() { file.server.api_keys } else { args.api_key.clone() };
     // Such a key can never be sent, so everyone would be locked out. The value itself is not repeated.
@@ -62,6 +64,9 @@ pub fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
         responses,
         files,
         web: args.web.or(file.server.web).unwrap_or(true),
+        load_reports: args.orca_load_report.or(file.server.orca_load_report).unwrap_or_default(),
+        listings,
+        drain_delay: Duration::from_secs(args.drain_delay.or(file.server.drain_delay_s).unwrap_or(0)),
         shutdown_timeout: Duration::from_secs(timeout_s.unwrap_or(config::SHUTDOWN_TIMEOUT_DEFAULT_S)),
         models,
         pool,

@@ -15,11 +15,12 @@ use super::output;
 use super::reload::Reloader;
 use super::resolve::resolve;
 use crate::api::{self, ApiConfig, BatchLimits, KeyRing, ServeOptions};
+use crate::config::orca::LoadReports;
 use crate::config::{self, FilesConfig, ResponsesConfig, ServeConfig, StorePlace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::progress;
 use crate::launch::{self, Launch, LoadReport};
-use crate::pool::{self, Task};
+use crate::pool::{self, Pool, Task};
 use crate::store::files::{FileLimits, FileStore};
 use crate::store::{ResponseStore, Retention};
 
@@ -90,6 +91,14 @@ pub struct ServeArgs {
     /// Requests that may wait beyond the running ones before clients get 429 [default: 256]
     #[arg(long, value_name = "N")]
     pub(super) max_queue: Option<u32>,
+    /// Load reports (ORCA) on answers, for balancers such as Envoy: asked (for requests with
+    /// endpoint-load-metrics-format), always or off [default: asked]
+    #[arg(long, value_name = "WHEN")]
+    pub(super) orca_load_report: Option<LoadReports>,
+    /// Seconds after SIGTERM during which requests are still taken while /ready says 503, so that balancers notice
+    /// before connections are refused [default: 0]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=3600))]
+    pub(super) drain_delay: Option<u64>,
     /// Seconds that running requests get to finish after SIGTERM [default: 30]
     #[arg(long, value_name = "SECONDS")]
     pub(super) shutdown_timeout: Option<u64>,
@@ -101,6 +110,11 @@ impl ServeArgs {
     /// As if only this flag were given.
     pub fn with_config(path: &Path) -> Self {
         Self { config: Some(path.to_owned()), ..Self::default() }
+    }
+
+    /// As if only models, their flags and a file were given.
+    pub fn with_models(models: Vec<String>, config: Option<PathBuf>, model: ModelFlags) -> Self {
+        Self { models, config, model, ..Self::default() }
     }
 }
 
@@ -122,6 +136,8 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         files: file_store(&config.files).await?,
         batches: BatchLimits { concurrency: config.files.batch_concurrency, ..BatchLimits::default() },
         web: config.web,
+        load_reports: config.load_reports,
+        listings: config.listings.clone(),
         ..ApiConfig::default()
     };
     let keys = KeyRing::new(&config.api_keys, &config.keys);
@@ -129,7 +145,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     let router = api::router_with_keys(pool, metrics, api_config, keys.clone());
     let options = ServeOptions { drain_timeout: config.shutdown_timeout, ..ServeOptions::default() };
     tokio::spawn(pool::keep(Arc::downgrade(&launch.pool)));
-    let drain = stopped(stopping.clone());
+    let drain = left(stopping.clone(), Arc::clone(&launch.pool), config.drain_delay);
     let server = tokio::spawn(api::serve(listener, router, Arc::clone(&launch.pool), drain, options));
     tokio::select! {
         loaded = launch.load(progress::for_stderr().into()) => {
@@ -177,6 +193,17 @@ async fn file_store(config: &FilesConfig) -> Result<Option<FileStore>> {
 async fn stopped(mut stopping: watch::Receiver<bool>) {
     // An error means that the sender is gone, which is a stop as well.
     let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// Told to stop, and balancers have had the time to notice.
+async fn left(stopping: watch::Receiver<bool>, pool: Arc<Pool>, delay: Duration) {
+    stopped(stopping).await;
+    // Nobody sends anything to a server that was not ready yet.
+    if !delay.is_zero() && pool.readiness().ready {
+        pool.leave();
+        tracing::info!(delay_s = delay.as_secs(), "no longer ready; requests are still taken for a while");
+        tokio::time::sleep(delay).await;
+    }
 }
 
 /// The first SIGTERM or Ctrl-C drains; the second ends the process at once.
@@ -238,6 +265,9 @@ fn banner(config: &ServeConfig, address: SocketAddr, reports: &[LoadReport], ela
         text += &format!("  device   {}\n", report.device);
         for choice in &report.choices {
             text += &format!("  chosen   {choice}\n");
+        }
+        if let Some(predicted) = &report.predicted {
+            text += &format!("  expect   {predicted}\n");
         }
         text += &format!("  loaded   in {:.2} s\n", report.load_time.as_secs_f64());
     }

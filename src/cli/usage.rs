@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::output;
+use crate::calendar::{date_of, parse_date};
 use crate::config::StorePlace;
 use crate::config::pool::{ENTRIES_AGE_DAYS_DEFAULT, LEDGER_NAME};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::ledger::{GroupBy, Ledger, UsageQuery, UsageRow, date_of, entries_csv, parse_date, totals_csv};
+use crate::store::ledger::{GroupBy, Ledger, UsageQuery, UsageRow, entries_csv, totals_csv};
 
 #[derive(Args)]
 pub struct UsageArgs {

@@ -55,6 +55,11 @@ pub const SCONCE_API_KEY: Variable =
 pub const OPENAI_API_KEY: Variable =
     Variable { name: "OPENAI_API_KEY", help: "key that sconce bench sends, as its --api-key" };
 
+pub const NEURON_LOGICAL_NC_CONFIG: Variable = Variable {
+    name: "NEURON_LOGICAL_NC_CONFIG",
+    help: "physical Neuron cores that make a logical one, as Neuron's runtime reads it (doctor counts cores by it)",
+};
+
 /// All of them, in the order of the reference page.
 pub const ALL: &[&Variable] = &[
     &HF_HOME,
@@ -71,4 +76,5 @@ pub const ALL: &[&Variable] = &[
     &SCONCE_LOG,
     &SCONCE_API_KEY,
     &OPENAI_API_KEY,
+    &NEURON_LOGICAL_NC_CONFIG,
 ];

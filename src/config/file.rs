@@ -7,6 +7,8 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::keys::KeySection;
+use super::listing::Listing;
+use super::orca::LoadReports;
 use super::pool::{LedgerSection, MemberSection, PoolSections, PricesSection, RouteSection, hint};
 use super::speculation::SpeculativeSection;
 use crate::error::{Error, ErrorKind, Result};
@@ -29,6 +31,9 @@ pub struct FileConfig {
     /// `[[route]]`, one table a name over several members.
     #[serde(default)]
     pub route: Vec<Spanned<RouteSection>>,
+    /// `[[listing]]`, one table a model that is offered through OpenRouter.
+    #[serde(default)]
+    pub listing: Vec<Listing>,
     #[serde(default)]
     pub prices: PricesSection,
     #[serde(default)]
@@ -58,6 +63,10 @@ pub struct ServerSection {
     #[serde(default)]
     pub api_keys: Vec<String>,
     pub shutdown_timeout_s: Option<u64>,
+    /// As `--drain-delay` takes it.
+    pub drain_delay_s: Option<u64>,
+    /// `asked`, `always` or `off`, as `--orca-load-report` takes it.
+    pub orca_load_report: Option<LoadReports>,
     /// A path or `off`, as `--responses-store` takes it.
     pub responses_store: Option<String>,
     pub responses_age_days: Option<u32>,

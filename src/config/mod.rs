@@ -3,6 +3,8 @@
 pub mod env;
 pub mod file;
 pub mod keys;
+pub mod listing;
+pub mod orca;
 pub mod pool;
 pub mod secret;
 pub mod speculation;
@@ -27,6 +29,12 @@ pub struct ServeConfig {
     pub files: FilesConfig,
     /// The pages for people are served.
     pub web: bool,
+    /// Answers with a load report.
+    pub load_reports: orca::LoadReports,
+    /// What is on offer to others.
+    pub listings: Vec<listing::Listing>,
+    /// From SIGTERM on, as long as balancers need to notice that the server is leaving.
+    pub drain_delay: Duration,
     pub shutdown_timeout: Duration,
     pub models: Vec<ModelConfig>,
     pub pool: pool::PoolConfig,

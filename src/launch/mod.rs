@@ -2,6 +2,7 @@
 
 mod draft;
 mod embed;
+pub mod fit;
 mod loader;
 mod model;
 mod pool;

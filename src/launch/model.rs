@@ -4,15 +4,14 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sconce_models::{KvDtype, LoadOptions, Precision, Purpose, Source, Spec};
+use sconce_models::{LoadOptions, Precision, Purpose, Source, Spec};
 
 use super::draft::{Draft, source_of};
-use super::{embed, synthetic, text};
+use super::{embed, fit, synthetic, text};
 use crate::config::speculation::Speculation;
-use crate::config::{self, KvCacheDtype, MatmulPrecision, ModelConfig, ModelLimits};
-use crate::device::{cpu, fit};
-use crate::engine::scheduler::SCORED_PER_STEP_MAX;
-use crate::engine::speculation::DRAFTS_PER_STEP_MAX;
+use crate::config::{self, MatmulPrecision, ModelConfig, ModelLimits};
+use crate::device::cpu;
+use crate::device::fit::{ModelSize, Plan, human_bytes, plan as plan_memory};
 use crate::engine::{
     self, EngineConfig, EngineHandle, Executor, ItlTarget, ModelExecutor, NgramConfig, SimExecutor, SimOptions,
 };
@@ -34,12 +33,14 @@ pub struct LoadReport {
     pub device: String,
     /// One line a choice, with its reason.
     pub choices: Vec<String>,
+    /// Rates and memory to expect, where that can be said.
+    pub predicted: Option<String>,
     pub load_time: Duration,
     pub task: Task,
 }
 
 /// `--model sim`: context, vocabulary and time a step of a model that does not exist.
-const SIM_CONTEXT_TOKENS: u32 = 32_768;
+pub(super) const SIM_CONTEXT_TOKENS: u32 = 32_768;
 const SIM_STEP_TIME: Duration = Duration::from_millis(10);
 const SIM_TOKEN_TIME: Duration = Duration::from_micros(20);
 /// A sim token's "KV" is its id and position.
@@ -97,29 +98,22 @@ pub fn load(job: &Job<'_>, card: ModelCard, progress: Arc<dyn Progress>) -> Resu
 pub fn need(job: &Job<'_>) -> Result<Memory> {
     let config = job.config;
     let Some(source) = source_of(&job.files.model.files) else {
-        return sim_plan(config).map(|(_, size, plan)| memory(&size, &plan));
+        return sim_plan(config).map(|(_, plan)| memory(&[], &plan));
     };
     if embed::purpose(config.task, Some(&source))? != Purpose::Generate {
         return embed::need(job, &source);
     }
-    let spec = read_spec(config, &source)?;
+    let spec = fit::read_spec(config, &source)?;
     let draft = job.files.draft.as_ref().and_then(|draft| source_of(&draft.files));
     let draft = draft.map(|draft| sconce_models::read_spec(&draft).map_err(|why| unusable(&why))).transpose()?;
     let specs: Vec<&Spec> = std::iter::once(&spec).chain(&draft).collect();
-    let (size, plan) = plan(&specs, kv_dtype(config.limits.kv_cache_dtype), &config.limits, job.room_bytes)?;
-    Ok(memory(&size, &plan))
+    let plan = fit::plan(&specs, &source, &config.limits, job.room_bytes)?;
+    Ok(memory(&specs, &plan))
 }
 
-fn memory(size: &fit::ModelSize, plan: &fit::Plan) -> Memory {
-    Memory { weights_bytes: size.weight_bytes, kv_bytes: plan.kv_bytes, step_bytes: plan.step_bytes }
-}
-
-fn read_spec(config: &ModelConfig, source: &Source) -> Result<Spec> {
-    let spec = match &config.limits.quantize {
-        None => sconce_models::read_spec(source),
-        Some(quantize) => sconce_models::read_spec_as(source, quantize.format),
-    };
-    spec.map_err(|why| unusable(&why))
+fn memory(specs: &[&Spec], plan: &Plan) -> Memory {
+    let (weights_bytes, kv_bytes) = (specs.iter().map(|spec| spec.weight_bytes).sum(), plan.kv_bytes);
+    Memory { weights_bytes, kv_bytes, step_bytes: plan.memory_bytes.saturating_sub(weights_bytes + kv_bytes) }
 }
 
 fn load_weights(
@@ -129,13 +123,14 @@ fn load_weights(
     progress: Arc<dyn Progress>,
 ) -> Result<(Loaded, Memory, LoadReport)> {
     let config = job.config;
-    let spec = read_spec(config, &source)?;
+    let spec = fit::read_spec(config, &source)?;
     let machine = cpu::detect();
-    let kv_dtype = kv_dtype(config.limits.kv_cache_dtype);
+    let kv_dtype = fit::kv_dtype(config.limits.kv_cache_dtype);
     let parts = text::read(&source, spec.vocab, config.chat_template.as_deref())?;
     let draft = job.files.draft.as_ref().map(|model| Draft::read(model, &spec, &parts.tokenizer)).transpose()?;
     let specs: Vec<&Spec> = std::iter::once(&spec).chain(draft.as_ref().map(|draft| &draft.spec)).collect();
-    let (size, plan) = plan(&specs, kv_dtype, &config.limits, job.available_bytes(&machine))?;
+    let plan = fit::plan(&specs, &source, &config.limits, job.available_bytes(&machine))?;
+    let memory = memory(&specs, &plan);
     if let Some(draft) = &draft {
         draft.check_context(plan.max_model_len)?;
     }
@@ -175,26 +170,27 @@ fn load_weights(
             .chain(plan.reasons.clone())
             .chain(spec.notes.clone())
             .collect(),
+        predicted: Some(fit::predicted(&spec, kv_dtype, &plan, machine.name.as_deref())),
         load_time: Duration::ZERO,
         task: Task::Generate,
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
     let loaded = loaded(config, parts, Running { card, engine, block_size: plan.block_size, vocab_size: spec.vocab });
-    Ok((loaded, memory(&size, &plan), report))
+    Ok((loaded, memory, report))
 }
 
 /// What the simulated model reads and takes.
-fn sim_plan(config: &ModelConfig) -> Result<(text::Parts, fit::ModelSize, fit::Plan)> {
+fn sim_plan(config: &ModelConfig) -> Result<(text::Parts, Plan)> {
     let vocab = synthetic::vocabulary(synthetic::SMALLEST_VOCABULARY)?;
-    let size = fit::ModelSize {
+    let size = ModelSize {
         weight_bytes: 0,
         kv_bytes_per_token: SIM_KV_BYTES_PER_TOKEN,
         context_max: SIM_CONTEXT_TOKENS,
         step_bytes_per_token: 0,
         logits_row_bytes: 0,
     };
-    let plan = fit::plan(&size, &wishes(&config.limits), None).map_err(does_not_fit)?;
-    Ok((vocab, size, plan))
+    let plan = plan_memory(&size, &fit::wishes(&config.limits), None).map_err(does_not_fit)?;
+    Ok((vocab, plan))
 }
 
 fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, Memory, LoadReport)> {
@@ -214,7 +210,8 @@ pub(super) fn load_sim_on(
         let why = "--speculative-config: sim has no draft model; use method ngram or off";
         return Err(Error::invalid("--speculative-config", why));
     }
-    let (vocab, size, plan) = sim_plan(config)?;
+    let (vocab, plan) = sim_plan(config)?;
+    let memory = memory(&[], &plan);
     let (blocks, block_size, vocab_size) = (plan.blocks, plan.block_size, vocab.tokenizer.vocab_size());
     let engine = EngineHandle::start(&card.id, engine_config(&plan, &config.limits), move || {
         let options = SimOptions {
@@ -231,11 +228,12 @@ pub(super) fn load_sim_on(
         what: "simulated: no model, deterministic nonsense".to_owned(),
         device: format!("timer ({} ms a step)", SIM_STEP_TIME.as_millis()),
         choices: plan.reasons.clone(),
+        predicted: None,
         load_time: Duration::ZERO,
         task: Task::Generate,
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
-    Ok((loaded(config, vocab, Running { card, engine, block_size, vocab_size }), memory(&size, &plan), report))
+    Ok((loaded(config, vocab, Running { card, engine, block_size, vocab_size }), memory, report))
 }
 
 /// The half of a loaded model that is not text.
@@ -279,54 +277,6 @@ pub(super) fn precision(limits: &ModelLimits) -> Precision {
     }
 }
 
-fn kv_dtype(wanted: KvCacheDtype) -> KvDtype {
-    match wanted {
-        // As llama.cpp: half the memory of f32, and far more precise than bf16.
-        KvCacheDtype::Auto | KvCacheDtype::F16 => KvDtype::F16,
-        KvCacheDtype::Bf16 => KvDtype::Bf16,
-        KvCacheDtype::F32 => KvDtype::F32,
-        KvCacheDtype::Fp8 => KvDtype::Fp8,
-    }
-}
-
-/// For a model, and then its draft model if it has one.
-fn plan(
-    specs: &[&Spec],
-    kv_dtype: KvDtype,
-    limits: &ModelLimits,
-    available_bytes: Option<u64>,
-) -> Result<(fit::ModelSize, fit::Plan)> {
-    let size = fit::ModelSize {
-        weight_bytes: specs.iter().map(|spec| spec.weight_bytes).sum(),
-        kv_bytes_per_token: specs.iter().map(|spec| spec.kv_bytes_per_token(kv_dtype)).sum(),
-        context_max: specs[0].context_max,
-        step_bytes_per_token: specs.iter().map(|spec| step_bytes_per_token(spec)).max().unwrap_or(0),
-        // In f32, as the head's matmul leaves them and as the sampler reads them.
-        logits_row_bytes: 2 * 4 * specs.iter().map(|spec| spec.vocab as u64).sum::<u64>(),
-    };
-    let plan = fit::plan(&size, &wishes(limits), available_bytes).map_err(does_not_fit)?;
-    Ok((size, plan))
-}
-
-/// Activations of one token: residual, normed, q, k, v, attention output, gate, up and their product, in f32.
-fn step_bytes_per_token(spec: &Spec) -> u64 {
-    let heads = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
-    let widest = spec.experts.as_ref().map_or(0, |experts| experts.ffn.max(experts.shared_ffn)).max(spec.ffn);
-    4 * (4 * spec.hidden + 2 * heads + 3 * widest) as u64
-}
-
-fn wishes(limits: &ModelLimits) -> fit::Wishes {
-    fit::Wishes {
-        block_size: limits.block_size,
-        max_model_len: limits.max_model_len,
-        max_num_seqs: limits.max_num_seqs,
-        max_num_batched_tokens: limits.max_num_batched_tokens,
-        kv_cache_bytes: limits.kv_cache_memory_bytes,
-        further_rows_max: further_rows_max(limits),
-        memory_share_permille: limits.memory_share_permille,
-    }
-}
-
 /// Most tokens drafted at once.
 fn drafts_max(limits: &ModelLimits) -> usize {
     match &limits.speculation {
@@ -336,13 +286,7 @@ fn drafts_max(limits: &ModelLimits) -> usize {
     }
 }
 
-/// Rows of logits that a step may need beyond one a sequence: for prompt scores and for drafts.
-fn further_rows_max(limits: &ModelLimits) -> u64 {
-    let drafts = if limits.speculation == Speculation::Off { 0 } else { DRAFTS_PER_STEP_MAX };
-    (SCORED_PER_STEP_MAX + drafts) as u64
-}
-
-fn engine_config(plan: &fit::Plan, limits: &ModelLimits) -> EngineConfig {
+fn engine_config(plan: &Plan, limits: &ModelLimits) -> EngineConfig {
     EngineConfig {
         block_size: plan.block_size,
         blocks: plan.blocks,
@@ -372,7 +316,7 @@ fn engine_config(plan: &fit::Plan, limits: &ModelLimits) -> EngineConfig {
     }
 }
 
-fn describe(spec: &Spec) -> String {
+pub(super) fn describe(spec: &Spec) -> String {
     description((&spec.architecture, spec.layers), spec.parameters, (&spec.weight_format, spec.weight_bytes))
 }
 
@@ -385,7 +329,7 @@ pub(super) fn description(
     let parameters = parameters as f64;
     let size =
         if parameters < 1e9 { format!("{:.0} M", parameters / 1e6) } else { format!("{:.1} B", parameters / 1e9) };
-    format!("{architecture}, {layers} layers, {size} parameters, {format} ({})", fit::human_bytes(bytes))
+    format!("{architecture}, {layers} layers, {size} parameters, {format} ({})", human_bytes(bytes))
 }
 
 /// Shows the loading of weights once it has taken long enough to be asked about.

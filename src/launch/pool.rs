@@ -7,6 +7,7 @@ use sconce_route::Pricing;
 use sconce_route::price::PriceTable;
 
 use super::{Planned, unix_time_s};
+use crate::calendar::month_start;
 use crate::config::StorePlace;
 use crate::config::pool::{MemberConfig, MemberKind, PoolConfig, RemoteConfig};
 use crate::error::{Error, ErrorKind, Result};
@@ -14,7 +15,7 @@ use crate::pool::remote::{self, RemoteMember};
 use crate::pool::{
     AdmissionLimits, Budgets, DecisionLog, Declared, Member, MemberState, Model, Node, Route, Shared, Table, today,
 };
-use crate::store::ledger::{Ledger, month_start};
+use crate::store::ledger::Ledger;
 use crate::telemetry::Metrics;
 
 /// What a table is made of.

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sconce_route::Nanos;
 
+use crate::calendar::{date_of, month_start};
 use crate::config::pool::{Budget, BudgetLimit};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::ledger::{Spent, date_of, month_start};
+use crate::store::ledger::Spent;
 
 /// Whose money it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -16,6 +16,7 @@ pub mod errand;
 pub mod explain;
 mod keeper;
 pub mod lifecycle;
+mod load;
 pub mod local;
 pub mod member;
 pub mod node;
@@ -44,6 +45,7 @@ pub use decisions::DecisionLog;
 pub use dispatch::today;
 pub use errand::{Errand, Trace, Traced};
 pub use keeper::keep;
+pub use load::Load;
 pub use member::{EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, Task, TokenizeInput, Tokenized};
 pub use node::{Declared, Node};
 pub use route::Route;
@@ -62,6 +64,8 @@ pub struct Pool {
     table: RwLock<Arc<Table>>,
     shared: Arc<Shared>,
     lifecycle: Arc<Lifecycle>,
+    /// Still takes requests, and asks balancers for no more.
+    leaving: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -89,6 +93,7 @@ impl Pool {
             table: RwLock::new(Arc::new(table)),
             shared: Arc::new(shared),
             lifecycle: Arc::default(),
+            leaving: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         }
     }
@@ -223,7 +228,7 @@ impl Pool {
 
     pub fn readiness(&self) -> Readiness {
         let mut reasons = Vec::new();
-        if self.draining.load(Ordering::Relaxed) {
+        if self.leaving.load(Ordering::Relaxed) || self.draining.load(Ordering::Relaxed) {
             reasons.push("draining".to_owned());
         }
         reasons.extend(self.table().faults());
@@ -233,7 +238,7 @@ impl Pool {
     /// Whether one model can answer now, without a wait for it to be loaded.
     pub fn readiness_of(&self, model: &str) -> Result<Readiness> {
         let mut reasons = Vec::new();
-        if self.draining.load(Ordering::Relaxed) {
+        if self.leaving.load(Ordering::Relaxed) || self.draining.load(Ordering::Relaxed) {
             reasons.push("draining".to_owned());
         }
         let route = self.table().route(model).map(Arc::clone)?;
@@ -243,6 +248,11 @@ impl Pool {
             MemberState::Failed(why) => reasons.push(format!("{}: failed: {why}", route.name)),
         }
         Ok(Readiness { ready: reasons.is_empty(), reasons })
+    }
+
+    /// From now on it is not ready, so that balancers look elsewhere; requests are still taken.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     /// From now on every new request is refused; running ones go on.

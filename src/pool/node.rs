@@ -146,6 +146,11 @@ impl Node {
         LoadFigures { running, waiting: live - running, capacity: Some(self.running_max) }
     }
 
+    /// Of an own engine: sequences that hold a place, and how many are computed at once.
+    pub fn places(&self) -> (u32, u32) {
+        (self.admission.live(), self.running_max)
+    }
+
     /// Changes when its facts do.
     pub fn version(&self) -> u64 {
         let is_ready = u64::from(self.member.state() == MemberState::Ready);

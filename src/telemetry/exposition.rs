@@ -1,6 +1,7 @@
 //! Prometheus' text format for figures that are read at scrape time instead of being registered.
 
 use std::fmt::Write;
+use std::time::SystemTime;
 
 use crate::pool::EngineSnapshot;
 use crate::pool::lifecycle::{ModelStatus, State};
@@ -46,6 +47,8 @@ const FIGURES: &[Figure] = &[
     gauge("vllm:num_requests_running", "sequences in the running batch", |engine| engine.running as f64),
     gauge("vllm:num_requests_waiting", "sequences waiting for a place in the batch", |engine| engine.waiting as f64),
     gauge("vllm:kv_cache_usage_perc", "share of KV blocks in use, 1 is all", |engine| engine.kv_usage),
+    // For endpoint pickers that do not know the new one.
+    gauge("vllm:gpu_cache_usage_perc", "the same under its older name", |engine| engine.kv_usage),
     counter("vllm:prompt_tokens_total", "prompt tokens of admitted requests", |engine| engine.prompt_tokens as f64),
     counter("vllm:generation_tokens_total", "tokens generated", |engine| engine.generation_tokens as f64),
     counter("vllm:prompt_tokens_cached_total", "prompt tokens taken from the prefix cache", |engine| {
@@ -130,8 +133,22 @@ impl Exposition {
             let labels = format!("{labels},block_size=\"{}\",num_gpu_blocks=\"{}\"", engine.block_size, engine.blocks);
             self.sample("vllm:cache_config_info", &labels, 1.0);
         }
+        self.adapters();
         self.step_tokens(engines, &labels);
         self.accepted_per_position(engines, &labels);
+    }
+
+    /// Endpoint pickers complain at every scrape where this is missing: there are no adapters.
+    fn adapters(&mut self) {
+        const NAME: &str = "vllm:lora_requests_info";
+        self.head(
+            NAME,
+            "LoRA adapters in use; its value is the time, and max_lora 0 means that there are none",
+            "gauge",
+        );
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let labels = "max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"";
+        self.sample(NAME, labels, now.as_secs_f64());
     }
 
     fn accepted_per_position(&mut self, engines: &[(String, EngineSnapshot)], labels: &[String]) {

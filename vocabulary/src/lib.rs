@@ -5,5 +5,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod calendar;
 pub mod error;
 pub mod request;

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use sconce_vocabulary::calendar::rfc3339;
 use sconce_vocabulary::error::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -230,7 +231,7 @@ impl Prepared {
         };
         let dataset = clap::ValueEnum::to_possible_value(&self.args.dataset);
         for (key, value) in [
-            ("date", json!(crate::date::now())),
+            ("date", json!(now())),
             ("backend", json!(backend)),
             ("label", json!(self.output.label)),
             ("model_id", json!(self.shape.model)),
@@ -250,4 +251,9 @@ impl Prepared {
         map.extend(metrics::measure(outcomes, &self.args.measure_options(self.output.save_detailed)));
         Run(map)
     }
+}
+
+/// The time of day, for the result.
+fn now() -> String {
+    rfc3339(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
 }

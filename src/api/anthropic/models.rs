@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::api::error::shortened;
-use crate::api::ids;
+use crate::calendar::rfc3339;
 use crate::error::{Error, Result};
 use crate::pool::ModelCard;
 
@@ -64,7 +64,7 @@ pub(in crate::api) fn one(id: &str, card: &ModelCard) -> ModelInfo {
         r#type: "model",
         id: id.to_owned(),
         display_name: id.to_owned(),
-        created_at: ids::rfc3339(card.created_s),
+        created_at: rfc3339(card.created_s),
         lifecycle: "active",
         max_input_tokens: card.max_model_len,
         max_tokens: card.max_model_len,

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::api::ids;
+use crate::calendar::rfc3339;
 
 use super::{Left, Lefts};
 
@@ -64,7 +64,7 @@ fn duration(time: Duration) -> String {
 fn moment(time: Duration) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let then = now + time;
-    ids::rfc3339(then.as_secs() + u64::from(then.subsec_nanos() > 0))
+    rfc3339(then.as_secs() + u64::from(then.subsec_nanos() > 0))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use serde_json::{Map, Value, json};
 
 use super::schema::Schemas;
-use super::{anthropic, lifecycle, openai, ops, routing, web};
+use super::{anthropic, lifecycle, openai, openrouter, ops, routing, web};
 
 pub(super) use operation::{Dialect, Operation};
 
@@ -49,6 +49,7 @@ fn made() -> Value {
         openai::batches::operations(&mut schemas),
         openai::models::operations(&mut schemas),
         lifecycle::operations(&mut schemas),
+        openrouter::operations(&mut schemas),
         openai::tokenize::operations(&mut schemas),
         routing::operations(&mut schemas),
         ops::operations(&mut schemas),

@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::api::AppState;
 use crate::api::error::{Failure, shortened};
 use crate::api::openai::origin::Origin;
+use crate::calendar::{date_of, parse_date};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::ledger::{GroupBy, UsageQuery, UsageRow, date_of, parse_date, totals_csv};
+use crate::store::ledger::{GroupBy, UsageQuery, UsageRow, totals_csv};
 
 /// Which sums are wanted.
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -10,6 +10,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use sconce_route::{Billed, Outcome};
 
 use super::judge::kind_word;
+use crate::calendar::day_of;
 use crate::error::{ErrorKind, Result};
 use crate::pool::admission::Permit;
 use crate::pool::budget::{Hold, Payer};
@@ -17,7 +18,7 @@ use crate::pool::errand::Errand;
 use crate::pool::node::Node;
 use crate::pool::shared::Shared;
 use crate::request::{Event, Usage};
-use crate::store::ledger::{AttemptOutcome, LedgerEntry, day_of};
+use crate::store::ledger::{AttemptOutcome, LedgerEntry};
 
 /// What all attempts of a request have in common.
 pub struct Case {

@@ -23,7 +23,7 @@ use crate::pool::errand::Errand;
 use crate::pool::member::{EventStream, MemberState};
 use crate::pool::route::Route;
 use crate::pool::shared::Shared;
-use crate::request::{Event, Request, Usage};
+use crate::request::{Event, Prompt, Request, Usage};
 use crate::store::ledger::AttemptOutcome;
 
 /// Asks the members of a route until one answers. Who may be asked at all is decided before this returns, and a local
@@ -107,10 +107,23 @@ impl Runner {
     }
 
     fn ask(&mut self, chosen: Chosen) {
-        let request = self.request.clone();
+        let request = self.request_for_attempt();
         self.opening.push(self.dispatch.begin(chosen, request));
         let hedge_after = self.dispatch.route.hedge_after.filter(|_| self.opening.len() + self.running.len() == 1);
         self.hedge_at = hedge_after.map(|after| Instant::now() + after);
+    }
+
+    /// A prompt may be megabytes: the last attempt that there can be takes it along, others have a copy.
+    fn request_for_attempt(&mut self) -> Request {
+        if self.dispatch.attempts + 1 < self.dispatch.route.attempts_max {
+            return self.request.clone();
+        }
+        let prompt = self.take_prompt();
+        Request { prompt, ..self.request.clone() }
+    }
+
+    fn take_prompt(&mut self) -> Prompt {
+        std::mem::replace(&mut self.request.prompt, Prompt::Tokens(Vec::new()))
     }
 
     /// The first attempt has begun, or failed; then others may have been begun.
@@ -318,6 +331,8 @@ impl Runner {
     fn commit(&mut self, at: usize) {
         self.is_committed = true;
         self.hedge_at = None;
+        // Nobody else is asked.
+        drop(self.take_prompt());
         self.running.swap(0, at);
         self.running[0].started.attempt.answers();
         self.opening.clear();

@@ -1,6 +1,8 @@
 //! The ledger as comma-separated values (RFC 4180).
 
-use super::{LedgerEntry, Totals, UsageRow, date_of};
+use crate::calendar::date_of;
+
+use super::{LedgerEntry, Totals, UsageRow};
 
 const SUMS: &str = "attempts,prompt_tokens,cached_tokens,cache_write_tokens,completion_tokens,reasoning_tokens,cost_usd,\
                     unpriced_attempts,latency_ms";

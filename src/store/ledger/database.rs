@@ -6,7 +6,8 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, Row, params, params_from_iter};
 
 use super::thread::Sums;
-use super::{AttemptOutcome, GroupBy, LedgerEntry, Spent, Totals, UsageQuery, UsageRow, day_of};
+use super::{AttemptOutcome, GroupBy, LedgerEntry, Spent, Totals, UsageQuery, UsageRow};
+use crate::calendar::day_of;
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::Usage;
 use crate::store::database::{make_private, prepare};

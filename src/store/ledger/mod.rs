@@ -8,7 +8,6 @@
 
 mod csv;
 mod database;
-mod day;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -22,7 +21,6 @@ use crate::request::Usage;
 
 pub use csv::{entries_csv, totals_csv};
 use database::Database;
-pub use day::{date_of, day_of, month_start, parse_date};
 use thread::{Message, Overflow};
 
 /// One attempt of a request at one member.

@@ -7,7 +7,8 @@ use std::thread;
 use tokio::sync::mpsc;
 
 use super::database::Database;
-use super::{AttemptOutcome, LedgerEntry, Totals, day_of};
+use super::{AttemptOutcome, LedgerEntry, Totals};
+use crate::calendar::day_of;
 use crate::error::{Error, Result};
 
 /// Rows and questions that may wait for the thread.

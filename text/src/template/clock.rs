@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use minijinja::{Error, ErrorKind};
+use sconce_vocabulary::calendar::Moment;
 
 /// The caller's clock, for templates that print the date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,19 +46,9 @@ struct Calendar {
 }
 
 impl Calendar {
-    /// Howard Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`.
     fn of(now: Now) -> Self {
         let local_s = now.unix_s.saturating_add(i64::from(now.utc_offset_s));
-        let (days, second_of_day) = (local_s.div_euclid(86_400), local_s.rem_euclid(86_400));
-        let shifted = days + 719_468;
-        let era = shifted.div_euclid(146_097);
-        let day_of_era = shifted.rem_euclid(146_097);
-        let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-        let day_from_march = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let month_from_march = (5 * day_from_march + 2) / 153;
-        let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-        let year = year_of_era + era * 400 + i64::from(month <= 2);
-        let day = day_from_march - (153 * month_from_march + 2) / 5 + 1;
+        let Moment { year, month, day, hour, minute, second } = Moment::of(local_s);
         let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
         let before = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334][month as usize - 1];
         Self {
@@ -65,10 +56,10 @@ impl Calendar {
             month,
             day,
             day_of_year: before + day + i64::from(is_leap && month > 2),
-            weekday: (days + 4).rem_euclid(7),
-            hour: second_of_day / 3_600,
-            minute: second_of_day / 60 % 60,
-            second: second_of_day % 60,
+            weekday: (local_s.div_euclid(86_400) + 4).rem_euclid(7),
+            hour,
+            minute,
+            second,
         }
     }
 

@@ -1,4 +1,10 @@
-//! What fits, as a pure function: (model, memory, wishes) -> a plan with its reasons, or why not and what would.
+//! What fits, as a pure function: (model, memory, wishes) -> a plan with its reasons, or why not; [`advice`] says what would,
+//! [`roofline`] how fast it would be.
+//!
+//! A context that was asked for is kept or refused, never shortened.
+
+pub mod advice;
+pub mod roofline;
 
 /// What the plan needs to know of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +42,10 @@ pub struct Plan {
     pub max_num_seqs: u32,
     pub max_num_batched_tokens: u32,
     pub kv_bytes: u64,
-    /// Activations and logits of the largest step.
-    pub step_bytes: u64,
+    /// All that the model will take when its KV cache is full: weights, K and V, and what a step needs.
+    pub memory_bytes: u64,
+    /// The same with K and V of one full context only.
+    pub least_bytes: u64,
     /// One line a choice, for the person who starts the server.
     pub reasons: Vec<String>,
 }
@@ -83,7 +91,8 @@ pub fn plan(size: &ModelSize, wishes: &Wishes, available_bytes: Option<u64>) -> 
         max_num_seqs: wishes.max_num_seqs,
         max_num_batched_tokens,
         kv_bytes,
-        step_bytes: reserved.saturating_sub(size.weight_bytes),
+        memory_bytes: reserved.saturating_add(kv_bytes),
+        least_bytes: reserved.saturating_add(needed_bytes),
         reasons,
     })
 }

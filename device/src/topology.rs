@@ -53,7 +53,7 @@ fn core_of(root: &Path, cpu: usize) -> Option<usize> {
 }
 
 /// `0-3,8,10-11`, as the kernel writes it. No list has more processors than the kernel can count.
-fn cpu_list(text: &str) -> Option<BTreeSet<usize>> {
+pub(crate) fn cpu_list(text: &str) -> Option<BTreeSet<usize>> {
     const CPUS_MAX: usize = 8192;
     let mut cpus = BTreeSet::new();
     for part in text.trim().split(',').filter(|part| !part.is_empty()) {
