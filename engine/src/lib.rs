@@ -13,6 +13,7 @@
 pub mod batch;
 pub mod blocks;
 mod costs;
+mod delivery;
 mod draft_model;
 pub mod embed;
 pub mod executor;

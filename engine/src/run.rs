@@ -15,6 +15,7 @@ use sconce_models::{BatchInput, Logits};
 use tokio::sync::mpsc::Sender;
 
 use super::batch;
+use super::delivery::{has_caught_up, merge, try_deliver};
 use super::draft_model::DraftModel;
 use super::executor::Executor;
 use super::filter::{Desk, Restriction, Verdict};
@@ -482,29 +483,6 @@ impl Engine {
     fn publish(&mut self) {
         self.board.stats.publish(self.scheduler.stats());
     }
-}
-
-/// Half of the places are free: one that is parked again after each token would lose its seat each time.
-fn has_caught_up(sender: &Sender<Progress>) -> bool {
-    sender.capacity() >= (sender.max_capacity() / 2).max(2)
-}
-
-/// Sends unless that would take the place kept for the terminal progress; then gives it back.
-fn try_deliver(sender: &Sender<Progress>, progress: Progress) -> Option<Progress> {
-    if sender.capacity() < 2 {
-        // Closed or full. A closed one is found out by the next look at the clients.
-        return Some(progress);
-    }
-    let _ = sender.try_send(progress);
-    None
-}
-
-/// What was not sent yet, then what is new.
-fn merge(unsent: Option<Progress>, new: Progress) -> Progress {
-    let Some(mut unsent) = unsent else { return new };
-    unsent.prompt = unsent.prompt.or(new.prompt);
-    unsent.tokens.extend(new.tokens);
-    unsent
 }
 
 pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
