@@ -93,6 +93,7 @@ impl Launch {
                 }
             }
         }
+        let memory_before = self.pool.lifecycle().memory_max_bytes();
         let loaded = self.prepared(config, &planned, (&before, &fresh), progress).await;
         let table = match loaded {
             Ok(table) => table,
@@ -100,8 +101,7 @@ impl Launch {
                 for made in fresh {
                     stop_one(made.member, Duration::ZERO).await;
                 }
-                let lifecycle = self.pool.lifecycle();
-                lifecycle.set(loader::managed(&before), lifecycle.memory_max_bytes());
+                self.pool.lifecycle().set(loader::managed(&before), memory_before);
                 return Err(error);
             }
         };
@@ -148,6 +148,7 @@ impl Launch {
             let was_loaded = same_name(made).is_some_and(|old| old.member.state() == MemberState::Ready);
             if !made.config.loading.on_demand || was_loaded {
                 progress.note(&format!("loading {}", made.member.card().id));
+                made.member.managed_by(Arc::downgrade(lifecycle), true);
                 lifecycle.bring(loader::managed_one(made)).await?;
             }
         }
