@@ -33,7 +33,8 @@
 //! - [`api`]: HTTP. Knows the pool and the vocabulary, not the engine. `api/openapi` describes it, from the types;
 //!   `api/web` are the pages for people.
 //! - [`pool`]: members that can answer, routes over them, admission in front of each. `pool/dispatch` makes the attempts that
-//!   `sconce-route` decides on; `pool/local` joins engine and text, `pool/remote` is a hosted model.
+//!   `sconce-route` decides on; `pool/local` joins engine and text, `pool/remote` is a hosted model; `pool/lifecycle` brings
+//!   models into memory and out of it.
 //! - [`text`] (package `text/`): tokenizers, chat templates, detokenisation, stop strings, grammars, and the parsers that part an answer
 //!   into reasoning, text and function calls. No I/O, no clock.
 //! - [`engine`] (package `engine/`): scheduler, blocks, sampler (pure), and the one thread that runs them.

@@ -9,6 +9,8 @@ mod model;
 mod pool;
 mod reload;
 mod synthetic;
+#[cfg(test)]
+mod tests;
 mod text;
 mod workers;
 
@@ -174,6 +176,8 @@ fn plan_model(config: &ModelConfig, metrics: &Metrics) -> Result<Planned> {
 /// Within what models may take together: at the start nothing is unloaded for another.
 async fn load_at_start(planned: &Planned, lifecycle: &Lifecycle, progress: Arc<dyn Progress>) -> Result<LoadReport> {
     let left_bytes = lifecycle.left_bytes();
+    let begun = planned.member.begin();
+    debug_assert!(begun.is_some(), "nobody else loads a model that the start loads");
     let loaded = load_one(planned, progress, left_bytes).await;
     let (held, memory, report) = loaded.map_err(|error| match left_bytes {
         Some(bytes) if error.code == Some(NO_MEMORY) => {

@@ -195,6 +195,15 @@ fn sim_plan(config: &ModelConfig) -> Result<(text::Parts, ModelSize, Plan)> {
 }
 
 fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, Memory, LoadReport)> {
+    load_sim_on(config, card, |options| Box::new(SimExecutor::new(options)))
+}
+
+/// The simulated model on an executor made by `make`.
+pub(super) fn load_sim_on(
+    config: &ModelConfig,
+    card: ModelCard,
+    make: impl FnOnce(SimOptions) -> Box<dyn Executor> + Send + 'static,
+) -> Result<(Loaded, Memory, LoadReport)> {
     adapters::refuse(&config.lora, "sim")?;
     if config.limits.quantize.is_some() {
         return Err(Error::invalid("--quantization", "--quantization: sim has no weights; leave it out"));
@@ -204,6 +213,7 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, Memory, Lo
         return Err(Error::invalid("--speculative-config", why));
     }
     let (vocab, size, plan) = sim_plan(config)?;
+    let memory = memory(&size, &plan);
     let (blocks, block_size, vocab_size) = (plan.blocks, plan.block_size, vocab.tokenizer.vocab_size());
     let engine = EngineHandle::start(&card.id, engine_config(&plan, &config.limits), move || {
         let options = SimOptions {
@@ -212,8 +222,7 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, Memory, Lo
             favoured: (u32::from(b'a')..=u32::from(b'z')).chain([u32::from(b' ')]).collect(),
             ..SimOptions::new(vocab_size as u32, blocks, block_size)
         };
-        let executor = SimExecutor::new(options);
-        Ok(Box::new(executor) as Box<dyn Executor>)
+        Ok(make(options))
     })
     .map_err(|why| Error::new(ErrorKind::Unavailable, why))?;
     let report = LoadReport {
@@ -226,7 +235,7 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, Memory, Lo
         task: Task::Generate,
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
-    Ok((loaded(config, vocab, Running { card, engine, block_size, vocab_size }), memory(&size, &plan), report))
+    Ok((loaded(config, vocab, Running { card, engine, block_size, vocab_size }), memory, report))
 }
 
 /// The half of a loaded model that is not text.

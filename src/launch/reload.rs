@@ -94,6 +94,7 @@ impl Launch {
                 }
             }
         }
+        let memory_before = self.pool.lifecycle().memory_max_bytes();
         let workers = workers::plan(config, &self.workers().members);
         let made = Fresh { models: &fresh, workers: &workers };
         let loaded = self.prepared(config, &planned, (&before, made), progress).await;
@@ -103,8 +104,7 @@ impl Launch {
                 for made in fresh {
                     stop_one(made.member, Duration::ZERO).await;
                 }
-                let lifecycle = self.pool.lifecycle();
-                lifecycle.set(loader::managed(&before), lifecycle.memory_max_bytes());
+                self.pool.lifecycle().set(loader::managed(&before), memory_before);
                 return Err(error);
             }
         };
@@ -154,6 +154,7 @@ impl Launch {
             let was_loaded = same_name(made).is_some_and(|old| old.member.state() == MemberState::Ready);
             if !made.config.loading.on_demand || was_loaded {
                 progress.note(&format!("loading {}", made.member.card().id));
+                made.member.managed_by(Arc::downgrade(lifecycle), true);
                 lifecycle.bring(loader::managed_one(made)).await?;
             }
         }

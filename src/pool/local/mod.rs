@@ -10,8 +10,8 @@ mod residence;
 mod slot;
 mod stream;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -33,6 +33,7 @@ use adapters::{AdapterUse, Adapters};
 pub use constraint::Compiler;
 pub use embed::Embedding;
 use plan::AnswerPlan;
+use residence::Counted;
 pub use residence::History;
 pub use slot::{Held, Loading, Memory, Slot};
 
@@ -98,8 +99,7 @@ pub struct LocalMember {
     waiting: AtomicU32,
     // Taken once a request.
     history: Mutex<History>,
-    /// What models that are gone had counted.
-    carried: Mutex<EngineSnapshot>,
+    counted: Mutex<Counted>,
     /// A step that runs longer is stuck.
     step_timeout: OnceLock<Duration>,
     metrics: Arc<ModelMetrics>,
@@ -113,12 +113,12 @@ impl LocalMember {
         Self {
             provisional: card,
             card: OnceLock::new(),
-            slot: watch::Sender::new(Slot::Loading(Loading::new("loading"))),
+            slot: watch::Sender::new(Slot::Empty),
             is_open: AtomicBool::new(false),
             lifecycle: OnceLock::new(),
             waiting: AtomicU32::new(0),
             history: Mutex::default(),
-            carried: Mutex::default(),
+            counted: Mutex::default(),
             step_timeout: OnceLock::new(),
             metrics,
             preparing: Arc::new(Semaphore::new(PREPARING_MAX)),
@@ -159,16 +159,12 @@ impl LocalMember {
     }
 
     fn asleep(&self, why: &str) -> MemberState {
-        if self.is_open.load(Ordering::Relaxed) {
-            MemberState::Asleep(why.to_owned())
-        } else {
-            MemberState::Loading(why.to_owned())
-        }
+        if self.is_open() { MemberState::Asleep(why.to_owned()) } else { MemberState::Loading(why.to_owned()) }
     }
 
     fn holding(&self, held: &Held) -> MemberState {
         if let Some(why) = held.failure() {
-            return match self.is_open.load(Ordering::Relaxed) {
+            return match self.is_open() {
                 true => MemberState::Asleep(format!("restarting: {why}")),
                 false => MemberState::Failed(format!("{why}; restart the server")),
             };
@@ -187,14 +183,12 @@ impl Model for LocalMember {
 
     fn state(&self) -> MemberState {
         match &*self.slot.borrow() {
-            Slot::Empty => self.asleep("not loaded"),
+            Slot::Empty => self.asleep(if self.is_open() { "not loaded" } else { "loading" }),
             Slot::Loading(loading) => self.asleep(&loading.told()),
             Slot::Draining(_) => self.asleep("being unloaded"),
             Slot::Holding { held, .. } => self.holding(held),
             Slot::Failed { why, again_at } if Instant::now() < *again_at => MemberState::Failed(why.clone()),
-            Slot::Failed { why, .. } if self.is_open.load(Ordering::Relaxed) => {
-                MemberState::Asleep(format!("failed: {why}"))
-            }
+            Slot::Failed { why, .. } if self.is_open() => MemberState::Asleep(format!("failed: {why}")),
             Slot::Failed { why, .. } => MemberState::Failed(why.clone()),
             Slot::Closed => MemberState::Failed("it is not served any more".to_owned()),
         }
@@ -261,8 +255,14 @@ impl Member for LocalMember {
     }
 
     fn snapshot(&self) -> EngineSnapshot {
-        let mut all = self.carried.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Slot::Holding { held, .. } = &*self.slot.borrow() {
+        // Both are looked at together, as a model leaves the one when it enters the other.
+        let slot = self.slot.borrow();
+        let counted = self.counted();
+        let mut all = counted.gone.clone();
+        if let Some(departing) = &counted.departing {
+            all.add_counters(departing);
+        }
+        if let Slot::Holding { held, .. } = &*slot {
             all.add(held.snapshot());
         }
         all.adapters = self.adapters.figures();
