@@ -5,6 +5,7 @@ mod chaos;
 #[path = "../../providers/tests/fake/mod.rs"]
 mod fake;
 mod matrix;
+mod residency;
 mod rules;
 mod wires;
 mod world;
