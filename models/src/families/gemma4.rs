@@ -92,7 +92,7 @@ fn of_layers(fields: &Fields, spec: &Spec, listed: &serde_json::Map<String, Valu
             head_dim: of_layer.optional_size("head_dim")?.unwrap_or(usual.head_dim),
         };
         let is_global = match layer.parse::<usize>() {
-            Ok(index) => index + 1 == spec.layers || spec.window(index).is_none(),
+            Ok(index) => index.saturating_add(1) == spec.layers || spec.window(index).is_none(),
             Err(_) => layer == "full_attention",
         };
         if !is_global && heads == usual {

@@ -32,12 +32,12 @@ pub(crate) const GGUF_KEYS: [&str; 4] =
 impl Latent {
     /// Elements of the vector in the cache: the rotated key, then the latent.
     pub fn width(&self) -> usize {
-        self.rotated + self.rank
+        self.rotated.saturating_add(self.rank)
     }
 
     /// Elements of a query head as projected.
     pub fn query(&self) -> usize {
-        self.plain + self.rotated
+        self.plain.saturating_add(self.rotated)
     }
 
     /// Puts the sizes where the cache and attention look for them.

@@ -258,7 +258,7 @@ impl Spec {
             ("kv heads", self.kv_heads, 1 << 16),
             ("head size", self.head_dim, 1 << 16),
             ("vocabulary size", self.vocab, SIZE_MAX),
-            ("context length", self.context_max as usize, 1 << 28),
+            ("context length", self.context_max as usize, 1 << 24),
         ];
         for (name, value, max) in sizes {
             if value == 0 || value > max {

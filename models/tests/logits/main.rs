@@ -2,6 +2,7 @@
 //!
 //! Fixtures: `fixtures/make_models.py`.
 
+mod adapters;
 mod quantise;
 mod ragged;
 mod table;
@@ -20,7 +21,7 @@ const TOLERANCE: f32 = 1e-3;
 const FAST_TOLERANCE: f32 = 6e-2;
 /// Also with [`Precision::Fast`]: a router that is a little off may choose another expert, and norms of up to 2.5
 /// (Gemma) or behind every block (EXAONE) make random weights sensitive.
-const LOOSE_TOLERANCE: f32 = 0.2;
+const LOOSE_TOLERANCE: f32 = 0.3;
 
 struct Golden {
     prompt: Vec<u32>,
@@ -311,7 +312,7 @@ fn every_switch_changes_the_answer() {
         ("cohere", "logit_scale", json!(1.0)),
         ("deepseek2", "routed_scaling_factor", json!(1.0)),
         ("deepseek2", "rope_parameters", json!({"rope_type": "default", "rope_theta": 1000.0})),
-        ("deepseek2_groups", "topk_method", json!("greedy")),
+        ("deepseek2_groups", "topk_group", json!(1)),
         ("deepseek3", "n_group", json!(1)),
         ("deepseek3", "norm_topk_prob", json!(false)),
         ("deepseek3", "rope_interleave", json!(false)),
