@@ -53,6 +53,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &["axum", "candle", "std::fs", "sconce_text", "sconce_engine", "sconce_models", "sconce_kernels", "sconce::"],
     ),
     ("models/src", &["tokio", "tokenizers", "axum", "sconce_engine", "sconce_text", "sconce_vocabulary", "sconce::"]),
+    ("worker/src/state", PURE),
+    ("worker/src/command", PURE),
+    ("worker/src/cores", PURE),
+    ("worker/src", &["axum", "candle", "reqwest", "sconce_", "sconce::"]),
     ("kernels/src", &["sconce_models", "sconce_engine", "sconce::", "tokio", "axum"]),
 ];
 
@@ -142,6 +146,7 @@ fn sources() -> Vec<Source> {
         "device",
         "models",
         "kernels",
+        "worker",
         "tests",
         "benches",
     ] {

@@ -130,7 +130,7 @@ fn tails_that_differ(outcome: &LoadOutcome, server: &KnownServer) -> Vec<String>
 fn tails_are_those_of_the_server() {
     const TRIES: usize = 6;
     let streams: u32 = std::env::var("SCONCE_BENCH_STREAMS").map_or(200, |count| count.parse().expect("a number"));
-    let (first_ms, gap_ms, tokens) = if streams > 1000 { (500, 100, 40) } else { (100, 20, 10) };
+    let (first_ms, gap_ms, tokens) = if streams > 1000 { (500, 250, 12) } else { (100, 20, 10) };
     let whole_ms = first_ms + gap_ms * (tokens as u64 - 1);
     // So many that all of them overlap, at an even pace.
     let offsets_s: Vec<f64> =

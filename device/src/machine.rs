@@ -33,7 +33,7 @@ pub fn detect(root: &Root, asked: Asked<'_>) -> Machine {
 /// Something with memory of its own that a model could run on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Place {
-    /// As `--device` takes it: `cuda:0`, `neuron:0-1`.
+    /// `cuda:0`, `neuron:0-1`.
     pub name: String,
     pub what: String,
     /// What a model could take of it now.

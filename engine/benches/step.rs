@@ -33,7 +33,14 @@ fn scheduler(sequences: usize, params: &SamplingParams) -> Scheduler {
     let mut scheduler = Scheduler::new(config, &Capabilities::any(), VOCAB).expect("it can run");
     for number in 0..sequences {
         let prompt = (0..PROMPT).map(|at| ((number * 7919 + at * 31) % VOCAB) as u32).collect();
-        let new = NewSequence { id: SeqId(number as u64), prompt, params: params.clone(), priority: 0, salt: [0; 32] };
+        let new = NewSequence {
+            id: SeqId(number as u64),
+            prompt,
+            params: params.clone(),
+            priority: 0,
+            salt: [0; 32],
+            adapter: None,
+        };
         scheduler.add(new).expect("it can run");
     }
     scheduler

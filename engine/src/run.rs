@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use sconce_models::{BatchInput, Logits};
 use tokio::sync::mpsc::Sender;
 
+use super::adapter::Adapters;
 use super::batch;
+use super::delivery::{Delivery, has_caught_up, merge, try_deliver};
 use super::draft_model::DraftModel;
 use super::executor::Executor;
 use super::filter::{Desk, Restriction, Verdict};
@@ -41,17 +43,6 @@ pub(super) struct ThreadSide {
     pub board: Arc<Board>,
 }
 
-/// The way back to one client, and what it has not taken yet.
-struct Delivery {
-    progress: Sender<Progress>,
-    submitted_at: Instant,
-    started_at: Option<Instant>,
-    /// Of a parked sequence: what its full channel did not take.
-    unsent: Option<Progress>,
-    /// The sequence is parked until its filter is back.
-    awaits_filter: bool,
-}
-
 /// Everything the engine thread owns.
 struct Engine {
     scheduler: Scheduler,
@@ -59,6 +50,7 @@ struct Engine {
     draft_model: Option<DraftModel>,
     sampler: StepSampler,
     filters: Desk,
+    adapters: Adapters,
     deliveries: HashMap<SeqId, Delivery>,
     board: Arc<Board>,
     step: Step,
@@ -85,7 +77,7 @@ pub(super) fn engine_thread(
     side: ThreadSide,
 ) {
     let built = catch_unwind(AssertUnwindSafe(build)).unwrap_or_else(|panic| Err(panic_text(&*panic)));
-    let engine = built.and_then(|executor| Engine::new(config, executor, Arc::clone(&side.board)));
+    let engine = built.and_then(|executor| Engine::new(config, executor, &side));
     let mut engine = match engine {
         Ok(engine) => engine,
         Err(reason) => {
@@ -115,7 +107,7 @@ pub(super) fn engine_thread(
 }
 
 impl Engine {
-    fn new(config: EngineConfig, mut executor: Box<dyn Executor>, board: Arc<Board>) -> Result<Self, String> {
+    fn new(config: EngineConfig, mut executor: Box<dyn Executor>, side: &ThreadSide) -> Result<Self, String> {
         let live_max = config.max_num_seqs.saturating_add(config.max_waiting) as usize;
         let (blocks, block_size) = (config.blocks, config.block_size);
         let guesses_by_model = matches!(config.speculation, Some(Speculation::DraftModel { .. }));
@@ -132,7 +124,8 @@ impl Engine {
             sampler: StepSampler::new(LANE_LOGITS_MIN),
             filters: Desk::new(live_max),
             deliveries: HashMap::new(),
-            board,
+            adapters: Adapters::new(Weak::clone(&side.gate)),
+            board: Arc::clone(&side.board),
             step: Step::default(),
             batch: BatchInput::default(),
             logits: Logits::default(),
@@ -177,6 +170,7 @@ impl Engine {
         loop {
             self.receive(commands);
             self.look_after_clients();
+            self.adapters.let_go(&self.scheduler, &mut *self.executor);
             if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 self.end_all(&FinishReason::Cancelled);
             }
@@ -233,6 +227,11 @@ impl Engine {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Submit(arrival) => self.accept(*arrival),
+            Command::LoadAdapter { id, adapter, done } => {
+                // Who asked waits for it.
+                let _ = done.send(self.adapters.load(id, adapter, &mut *self.executor));
+            }
+            Command::DropAdapter(id) => self.adapters.begin_to_leave(id),
             Command::Shutdown(deadline) => {
                 self.draining = true;
                 self.deadline = deadline;
@@ -242,12 +241,17 @@ impl Engine {
 
     fn accept(&mut self, arrival: Arrival) {
         let Arrival { id, submit, submitted_at } = arrival;
+        if submit.adapter.is_some_and(|adapter| !self.adapters.takes(adapter)) {
+            let finish = FinishReason::Failed("the adapter was unloaded before the request began".to_owned());
+            return self.refuse(&submit.progress, finish);
+        }
         let new = NewSequence {
             id,
             prompt: submit.prompt,
             params: submit.params,
             priority: submit.priority,
             salt: submit.salt,
+            adapter: submit.adapter,
         };
         match self.scheduler.add(new) {
             Ok(()) => {
@@ -482,29 +486,6 @@ impl Engine {
     fn publish(&mut self) {
         self.board.stats.publish(self.scheduler.stats());
     }
-}
-
-/// Half of the places are free: one that is parked again after each token would lose its seat each time.
-fn has_caught_up(sender: &Sender<Progress>) -> bool {
-    sender.capacity() >= (sender.max_capacity() / 2).max(2)
-}
-
-/// Sends unless that would take the place kept for the terminal progress; then gives it back.
-fn try_deliver(sender: &Sender<Progress>, progress: Progress) -> Option<Progress> {
-    if sender.capacity() < 2 {
-        // Closed or full. A closed one is found out by the next look at the clients.
-        return Some(progress);
-    }
-    let _ = sender.try_send(progress);
-    None
-}
-
-/// What was not sent yet, then what is new.
-fn merge(unsent: Option<Progress>, new: Progress) -> Progress {
-    let Some(mut unsent) = unsent else { return new };
-    unsent.prompt = unsent.prompt.or(new.prompt);
-    unsent.tokens.extend(new.tokens);
-    unsent
 }
 
 pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

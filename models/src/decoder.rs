@@ -7,7 +7,10 @@
 use candle_core::{Device, Tensor};
 use sconce_kernels::{KvDtype, PackedWeight, embedding, scale_and_cap};
 
+use std::sync::Arc;
+
 use crate::Model;
+use crate::adapter::{Adapter, AdapterId, AdapterSet};
 use crate::batch::{BatchInput, Logits};
 use crate::check::check_batch;
 use crate::error::Result;
@@ -41,6 +44,7 @@ pub(crate) struct Decoder {
     pub final_norm: Norm,
     /// `[vocab, hidden]`; the embedding itself where the two are tied.
     pub head: Linear,
+    pub adapters: AdapterSet,
 }
 
 impl Model for Decoder {
@@ -50,6 +54,10 @@ impl Model for Decoder {
 
     fn new_kv_cache(&self, blocks: u32, block_size: u32, dtype: KvDtype) -> Result<KvCache> {
         KvCache::new(&self.spec, blocks, block_size, dtype, &self.device)
+    }
+
+    fn set_adapter(&mut self, id: AdapterId, adapter: Option<Arc<Adapter>>) -> Result<()> {
+        self.adapters.set(id, adapter, self.spec.layers)
     }
 
     fn forward(&self, batch: &BatchInput, kv: &mut KvCache, logits: &mut Logits) -> Result<()> {
@@ -75,7 +83,9 @@ impl Decoder {
     /// Runs the layers. Hidden states of the sampled rows before the final norm, `[samples, hidden]`, or `None` without
     /// samples.
     pub(crate) fn hidden_of_samples(&self, batch: &BatchInput, kv: &mut KvCache) -> Result<Option<Tensor>> {
-        let step = Step { batch, rope_style: self.spec.rope.style };
+        // Without adapters nothing below takes another way.
+        let all = self.adapters.runs(batch)?;
+        let of_samples = all.as_ref().map(|runs| runs.sampled(&batch.sample_rows));
         // [tokens, hidden]
         let mut hidden = timed(Operation::Embedding, || embedding(&self.embedding, &batch.tokens, &self.device))?;
         if self.spec.scales.embedding != 1.0 {
@@ -87,6 +97,7 @@ impl Decoder {
         };
         let last = self.layers.len() - 1;
         for (index, (layer, cache)) in self.layers.iter().zip(&mut kv.layers).enumerate() {
+            let mut step = Step { batch, rope_style: self.spec.rope.style, layer: index, runs: all.as_ref() };
             let query = layer.attention.write(&hidden, &step, cache)?;
             if index == last && batch.sample_rows.is_empty() {
                 return Ok(None);
@@ -96,12 +107,13 @@ impl Decoder {
                 // Nothing after the last layer's attention looks at other tokens: go on with the sampled ones.
                 seen = self.sampled_rows(&seen, batch)?;
                 hidden = self.sampled_rows(&hidden, batch)?;
+                step.runs = of_samples.as_ref();
                 own_inputs = own_inputs.map(|inputs| self.sampled_rows(&inputs, batch)).transpose()?;
             }
-            let attended = layer.attention.add_to(&hidden, &seen)?;
+            let attended = layer.attention.add_to(&hidden, &seen, &step)?;
             let input = if layer.is_parallel { &hidden } else { &attended };
             hidden = match &layer.mlp {
-                FeedForward::Dense(mlp) => mlp.forward(input, &attended)?,
+                FeedForward::Dense(mlp) => mlp.forward(input, &attended, &step)?,
                 FeedForward::Experts(moe) => timed(Operation::Experts, || moe.forward(input, &attended))?,
             };
             if let (Some(own), Some(inputs)) = (&layer.own_input, &own_inputs) {

@@ -308,6 +308,7 @@ mod tests {
             id: id.to_owned(),
             aliases: vec![alias.to_owned()],
             root: String::new(),
+            parent: None,
             max_model_len: 8,
             created_s: 0,
             chat: true,

@@ -215,6 +215,8 @@ pub fn router_with_keys(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfi
         .route("/v1/models/load", post(lifecycle::load))
         .route("/v1/models/unload", post(lifecycle::unload))
         .route("/v1/models/{*id}", get(openai::models::retrieve))
+        .route("/v1/load_lora_adapter", post(openai::lora::load))
+        .route("/v1/unload_lora_adapter", post(openai::lora::unload))
         .route("/openrouter/v1/models", get(openrouter::list))
         .route("/v1/log-level", get(ops::log_level).post(ops::set_log_level))
         .route("/v1/route/explain", post(routing::explain))

@@ -203,7 +203,7 @@ pub fn scheduling_s(sequences: usize) -> Result<f64, String> {
     for number in 0..sequences {
         let prompt = (0..SCHEDULED_CONTEXT).map(|at| ((number * 7919 + at * 31) % VOCAB) as u32).collect();
         let params = SamplingParams::greedy(SCHEDULED_STEPS);
-        let new = NewSequence { id: SeqId(number as u64), prompt, params, priority: 0, salt: [0; 32] };
+        let new = NewSequence { id: SeqId(number as u64), prompt, params, priority: 0, salt: [0; 32], adapter: None };
         scheduler.add(new).map_err(|reason| format!("{reason:?}"))?;
     }
     let (mut step, mut input, mut outcomes) = (Step::default(), BatchInput::default(), Vec::new());

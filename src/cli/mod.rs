@@ -19,6 +19,7 @@ mod route;
 mod run;
 mod serve;
 mod usage;
+mod worker_guard;
 
 use std::process::ExitCode;
 
@@ -73,11 +74,16 @@ enum Command {
     Route(route::RouteArgs),
     /// Show what was used and what it cost
     Usage(usage::UsageArgs),
+    #[command(hide = true)]
+    WorkerGuard(worker_guard::WorkerGuardArgs),
 }
 
 /// Parses the command line, runs one command and turns its outcome into an exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::WorkerGuard(args) = cli.command {
+        return worker_guard::run(args);
+    }
     let fallback = if matches!(cli.command, Command::Serve(_)) { "info,hf_hub=off" } else { "warn,hf_hub=off" };
     let filter = cli.log.unwrap_or_else(|| fallback.to_owned());
     if let Err(error) = telemetry::start_logging(LogOptions { json: cli.log_json, filter: Some(filter) }) {
@@ -93,7 +99,7 @@ pub fn main() -> ExitCode {
     };
     let outcome = runtime.block_on(async {
         match command {
-            Command::Bench(_) => unreachable!("it has run already"),
+            Command::Bench(_) | Command::WorkerGuard(_) => unreachable!("it has run already"),
             Command::Serve(args) => serve::serve(args).await,
             Command::Run(args) => run::run(args).await,
             Command::Pull(args) => pull::pull(args).await,

@@ -38,6 +38,10 @@ pub fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
             ));
         }
     }
+    if !args.model.lora.lora_modules.is_empty() && sections.len() != 1 {
+        let message = "--lora-modules works with a single model; name several in sconce.toml (lora_modules)";
+        return Err(Error::invalid("--lora-modules", message));
+    }
     let mut models = sections.iter().map(|section| args.model.resolve(section)).collect::<Result<Vec<_>>>()?;
     for model in &mut models {
         model.limits.max_queue = args.max_queue.unwrap_or(model.limits.max_queue);
@@ -56,11 +60,15 @@ pub fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
         return Err(Error::invalid("--api-key", message));
     }
     let timeout_s = args.shutdown_timeout.or(file.server.shutdown_timeout_s);
+    let mut keys = keys::checked(&file.keys)?;
+    for key in &mut keys {
+        key.members = key.members.iter().flat_map(|name| pool.meant_by(name)).map(str::to_owned).collect();
+    }
     Ok(ServeConfig {
         host: args.host.clone().or(file.server.host).unwrap_or_else(|| config::HOST_DEFAULT.to_owned()),
         port: args.port.or(file.server.port).unwrap_or(config::PORT_DEFAULT),
         api_keys,
-        keys: keys::checked(&file.keys)?,
+        keys,
         responses,
         files,
         web: args.web.or(file.server.web).unwrap_or(true),
@@ -119,7 +127,8 @@ fn pool(file: &FileConfig, args: &ServeArgs, models: &mut Vec<ModelConfig>) -> R
         }
     }
     let config = config::pool::checked(&file.pool(), &file.text, &served_names(models)?).map_err(in_file)?;
-    check_keys(&file.keys, &config, &served_names(models)?)?;
+    let adapters = models.iter().flat_map(|model| &model.lora.modules).map(|module| module.name.clone());
+    check_keys(&file.keys, &config, &served_names(models)?.into_iter().chain(adapters).collect::<Vec<_>>())?;
     Ok(config)
 }
 
@@ -132,8 +141,10 @@ fn check_keys(keys: &[KeySection], config: &PoolConfig, served: &[String]) -> Re
             let message = format!("the key '{}' may use the model '{name}', which is not served here", key.name);
             return Err(Error::invalid("keys.models", message));
         }
-        let is_member =
-            |name: &String| served.contains(name) || config.members.iter().any(|member| member.name == *name);
+        let is_member = |name: &String| {
+            served.contains(name)
+                || config.members.iter().any(|member| config.meant_by(name).contains(&member.name.as_str()))
+        };
         if let Some(name) = key.members.iter().find(|name| !is_member(name)) {
             let message = format!("the key '{}' may use the member '{name}', which does not exist", key.name);
             return Err(Error::invalid("keys.members", message));

@@ -271,6 +271,9 @@ fn banner(config: &ServeConfig, address: SocketAddr, reports: &[LoadReport], ela
         }
         text += &format!("  loaded   in {:.2} s\n", report.load_time.as_secs_f64());
     }
+    for name in asleep(config) {
+        text += &format!("\n{name}  is loaded when a request asks for it\n");
+    }
     if let StorePlace::Default(path) | StorePlace::Named(path) = &config.responses.store {
         text += &format!("\n/v1/responses keeps answers in {} (--responses-store off: nowhere)\n", path.display());
     }
@@ -290,15 +293,25 @@ fn banner(config: &ServeConfig, address: SocketAddr, reports: &[LoadReport], ela
         "\nready on {url} after {:.2} s (OpenAI and Anthropic APIs under {url}/v1). Try:\n\n",
         elapsed.as_secs_f64()
     );
-    let (path, body) = example(reports);
+    let (path, body) = example(config, reports);
     text += &format!("  curl {url}{path}{key} -H 'Content-Type: application/json' \\\n    -d '{body}'\n");
     // The server serves, whether or not anyone reads this.
     let _ = output::print(&text);
 }
 
+/// The names of the models that are loaded on demand.
+fn asleep(config: &ServeConfig) -> Vec<String> {
+    let asleep = config.models.iter().filter(|model| model.loading.on_demand);
+    // The names were checked when the pool was made.
+    asleep.filter_map(|model| launch::served_names(std::slice::from_ref(model)).ok()?.into_iter().next()).collect()
+}
+
 /// A request that the first model can answer: its path and its body.
-fn example(reports: &[LoadReport]) -> (&'static str, String) {
-    let Some(LoadReport { id, task, .. }) = reports.first() else { return ("/v1/models", String::new()) };
+fn example(config: &ServeConfig, reports: &[LoadReport]) -> (&'static str, String) {
+    let Some(LoadReport { id, task, .. }) = reports.first() else {
+        let Some(id) = asleep(config).into_iter().next() else { return ("/v1/models", String::new()) };
+        return ("/v1/completions", format!(r#"{{"model": "{id}", "prompt": "The sky is blue because"}}"#));
+    };
     match task {
         Task::Generate => (
             "/v1/chat/completions",

@@ -29,6 +29,13 @@ pub fn named(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
+/// Variables that are set and wanted, for a program that gets no others.
+pub fn matching(is_wanted: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+    let text =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    text.filter(|(name, _)| is_wanted(name)).collect()
+}
+
 pub const HF_HOME: Variable =
     Variable { name: "HF_HOME", help: "folder of the hub's token and cache (default ~/.cache/huggingface)" };
 pub const HF_HUB_CACHE: Variable =

@@ -8,6 +8,7 @@ use toml::Spanned;
 
 use super::keys::KeySection;
 use super::listing::Listing;
+use super::lora::LoraModule;
 use super::orca::LoadReports;
 use super::pool::{LedgerSection, MemberSection, PoolSections, PricesSection, RouteSection, hint};
 use super::speculation::SpeculativeSection;
@@ -124,6 +125,13 @@ pub struct ModelSection {
     pub chat_template: Option<PathBuf>,
     pub tool_call_parser: Option<String>,
     pub reasoning_parser: Option<String>,
+    /// `lora_modules = [{ name = "sql", path = "adapters/sql" }]`
+    #[serde(default)]
+    pub lora_modules: Vec<LoraModule>,
+    pub max_loras: Option<u32>,
+    pub max_lora_rank: Option<u32>,
+    /// As `--lora-dir`: adapters below it may be loaded while the server runs.
+    pub lora_dir: Option<PathBuf>,
     /// `start` or `demand`.
     pub load: Option<String>,
     /// 0: never.

@@ -4,6 +4,7 @@ pub mod env;
 pub mod file;
 pub mod keys;
 pub mod listing;
+pub mod lora;
 pub mod orca;
 pub mod pool;
 pub mod secret;
@@ -95,6 +96,7 @@ pub struct ModelConfig {
     /// A template file that replaces the model's own.
     pub chat_template: Option<PathBuf>,
     pub parsers: ParserNames,
+    pub lora: lora::LoraConfig,
     pub loading: LoadPolicy,
 }
 

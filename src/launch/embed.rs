@@ -7,7 +7,7 @@ use sconce_models::{EmbedderOptions, EmbedderSpec, LoadOptions, Output, Purpose,
 
 use super::fit::{Forecast, Needs, Refusal};
 use super::model::{Job, LoadReport, LoadingBar, description, device_line, precision, unusable};
-use super::text;
+use super::{adapters, text};
 use crate::config::speculation::Speculation;
 use crate::config::{ModelConfig, TaskChoice};
 use crate::device::cpu;
@@ -138,6 +138,7 @@ fn check_wishes(config: &ModelConfig, spec: &EmbedderSpec) -> Result<()> {
         let message = "a model that makes vectors or scores has nothing to guess; leave the draft model out";
         return Err(Error::invalid("--speculative-config", message));
     }
+    adapters::refuse(&config.lora, "a model that makes vectors or scores")?;
     if config.chat_template.is_some() {
         let message = format!("{} makes vectors or scores and has no chat template; leave it out", spec.architecture);
         return Err(Error::invalid("--chat-template", message));

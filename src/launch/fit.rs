@@ -4,17 +4,19 @@ use sconce_models::{KvDtype, Purpose, Source, Spec};
 
 use super::draft::source_of;
 use super::{check_device, embed};
+use crate::bench::hardware;
 use crate::bench::limit::{self, Shape};
 use crate::config::speculation::Speculation;
 use crate::config::{KvCacheDtype, ModelConfig, ModelLimits, check_limits};
 use crate::device::fit::advice::{Options, advice};
 use crate::device::fit::roofline::{Demand, Rates, Share, rates};
 use crate::device::fit::{self, ModelSize, Plan, Wishes, human_bytes};
-use crate::device::rates::{self, Hardware};
+use crate::device::rates::Hardware;
 use crate::engine::scheduler::SCORED_PER_STEP_MAX;
 use crate::engine::speculation::DRAFTS_PER_STEP_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::LocalModel;
+use crate::hub::catalogue::Entry;
 use crate::pool::lifecycle::NO_MEMORY;
 
 /// What can be said of a model that is not loaded.
@@ -128,8 +130,8 @@ pub(super) fn read_spec(config: &ModelConfig, source: &Source) -> Result<Spec> {
 }
 
 /// A generating model of the catalogue whose files need not be here: the size from the list, the shape where a
-/// built-in one is the same. `None` as the second value: the shape, and so its K and V, are not known.
-pub fn of_catalogue(entry: &crate::hub::catalogue::Entry, room: Room<'_>) -> (Forecast, Option<KvDtype>) {
+/// built-in one is the same. The second value says whether it is: else K and V are not known, and left out.
+pub fn of_catalogue(entry: &Entry, room: Room<'_>) -> (Forecast, bool) {
     let kv = KvDtype::F16;
     let shape = shape_named(&entry.name);
     let format = entry.file.as_deref().map_or("BF16", |_| "Q4_K");
@@ -163,7 +165,7 @@ pub fn of_catalogue(entry: &crate::hub::catalogue::Entry, room: Room<'_>) -> (Fo
         share,
         asks: Some(Asks { size, wishes, demand }),
     };
-    (forecast, shape.map(|_| kv))
+    (forecast, shape.is_some())
 }
 
 /// `llama3.2:1b` of the catalogue is `llama-3.2-1b` among the built-in shapes.
@@ -268,19 +270,13 @@ pub(super) fn demand(spec: &Spec, kv: KvDtype) -> Demand {
 }
 
 /// The line of a start: rates if this machine was measured once, and memory.
-pub(super) fn predicted(spec: &Spec, kv: KvDtype, plan: &Plan, processor: Option<&str>) -> String {
+pub(super) fn predicted(spec: &Spec, kv: KvDtype, plan: &Plan) -> String {
     let memory = format!("{} of memory when the KV cache is full", human_bytes(plan.memory_bytes));
-    let known = crate::bench::hardware::file().zip(processor);
-    let known = known.and_then(|(file, name)| rates::load(&file, name, sconce_kernels::cpu::threads()));
     let share = Share::of_cpu(&spec.weight_format);
-    let found = known.map(|hardware| rates::Hardware::ceiling(&hardware, &spec.weight_format));
-    let said = found.and_then(|ceiling| rates_of(spec, kv, ceiling, share).sentence(share));
+    let said = hardware::kept()
+        .and_then(|hardware| rates(&demand(spec, kv), hardware.ceiling(&spec.weight_format), share).sentence(share));
     match said {
         Some(said) => format!("{said}; {memory}"),
         None => format!("{memory}; rates once 'sconce doctor' has measured this machine"),
     }
-}
-
-fn rates_of(spec: &Spec, kv: KvDtype, ceiling: crate::device::fit::roofline::Ceiling, share: Share) -> Rates {
-    rates(&demand(spec, kv), ceiling, share)
 }

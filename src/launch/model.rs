@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sconce_models::{LoadOptions, Precision, Purpose, Source, Spec};
 
 use super::draft::{Draft, source_of};
-use super::{embed, fit, synthetic, text};
+use super::{adapters, embed, fit, synthetic, text};
 use crate::config::speculation::Speculation;
 use crate::config::{self, MatmulPrecision, ModelConfig, ModelLimits};
 use crate::device::cpu;
@@ -127,7 +127,9 @@ fn load_weights(
     let parts = text::read(&source, spec.vocab, config.chat_template.as_deref())?;
     let draft = job.files.draft.as_ref().map(|model| Draft::read(model, &spec, &parts.tokenizer)).transpose()?;
     let specs: Vec<&Spec> = std::iter::once(&spec).chain(draft.as_ref().map(|draft| &draft.spec)).collect();
-    let (size, plan) = fit::plan(&specs, &source, &config.limits, job.available_bytes(&machine))?;
+    let adapter_bytes = adapters::check(&config.lora, &spec)?;
+    let room = job.available_bytes(&machine).map(|bytes| bytes.saturating_sub(adapter_bytes));
+    let (size, plan) = fit::plan(&specs, &source, &config.limits, room)?;
     if let Some(draft) = &draft {
         draft.check_context(plan.max_model_len)?;
     }
@@ -167,13 +169,15 @@ fn load_weights(
             .chain(plan.reasons.clone())
             .chain(spec.notes.clone())
             .collect(),
-        predicted: Some(fit::predicted(&spec, kv_dtype, &plan, machine.name.as_deref())),
+        predicted: Some(fit::predicted(&spec, kv_dtype, &plan)),
         load_time: Duration::ZERO,
         task: Task::Generate,
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
-    let loaded = loaded(config, parts, Running { card, engine, block_size: plan.block_size, vocab_size: spec.vocab });
-    Ok((loaded, memory(&size, &plan), report))
+    let (block_size, vocab_size) = (plan.block_size, spec.vocab);
+    let loader = config.lora.is_wanted().then(|| adapters::loader(spec, &config.lora, engine.clone()));
+    let loaded = loaded(config, parts, Running { card, engine, block_size, vocab_size });
+    Ok((Loaded { adapters: loader, ..loaded }, memory(&size, &plan), report))
 }
 
 /// What the simulated model reads and takes.
@@ -191,6 +195,16 @@ fn sim_plan(config: &ModelConfig) -> Result<(text::Parts, ModelSize, Plan)> {
 }
 
 fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, Memory, LoadReport)> {
+    load_sim_on(config, card, |options| Box::new(SimExecutor::new(options)))
+}
+
+/// The simulated model on an executor made by `make`.
+pub(super) fn load_sim_on(
+    config: &ModelConfig,
+    card: ModelCard,
+    make: impl FnOnce(SimOptions) -> Box<dyn Executor> + Send + 'static,
+) -> Result<(Loaded, Memory, LoadReport)> {
+    adapters::refuse(&config.lora, "sim")?;
     if config.limits.quantize.is_some() {
         return Err(Error::invalid("--quantization", "--quantization: sim has no weights; leave it out"));
     }
@@ -199,6 +213,7 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, Memory, Lo
         return Err(Error::invalid("--speculative-config", why));
     }
     let (vocab, size, plan) = sim_plan(config)?;
+    let memory = memory(&size, &plan);
     let (blocks, block_size, vocab_size) = (plan.blocks, plan.block_size, vocab.tokenizer.vocab_size());
     let engine = EngineHandle::start(&card.id, engine_config(&plan, &config.limits), move || {
         let options = SimOptions {
@@ -207,8 +222,7 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, Memory, Lo
             favoured: (u32::from(b'a')..=u32::from(b'z')).chain([u32::from(b' ')]).collect(),
             ..SimOptions::new(vocab_size as u32, blocks, block_size)
         };
-        let executor = SimExecutor::new(options);
-        Ok(Box::new(executor) as Box<dyn Executor>)
+        Ok(make(options))
     })
     .map_err(|why| Error::new(ErrorKind::Unavailable, why))?;
     let report = LoadReport {
@@ -221,7 +235,7 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, Memory, Lo
         task: Task::Generate,
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
-    Ok((loaded(config, vocab, Running { card, engine, block_size, vocab_size }), memory(&size, &plan), report))
+    Ok((loaded(config, vocab, Running { card, engine, block_size, vocab_size }), memory, report))
 }
 
 /// The half of a loaded model that is not text.
@@ -250,6 +264,7 @@ fn loaded(config: &ModelConfig, parts: text::Parts, running: Running) -> Loaded 
         drafts_max: drafts_max(&config.limits),
         vocab_size,
         compiler: Compiler::default(),
+        adapters: None,
     }
 }
 

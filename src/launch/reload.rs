@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::workers::{self, Fresh};
 use super::{Launch, Planned, loader, plan_model, pool, stop_one, watch_steps};
 use crate::config::ModelConfig;
 use crate::config::pool::PoolConfig;
@@ -93,15 +94,17 @@ impl Launch {
                 }
             }
         }
-        let loaded = self.prepared(config, &planned, (&before, &fresh), progress).await;
+        let memory_before = self.pool.lifecycle().memory_max_bytes();
+        let workers = workers::plan(config, &self.workers().members);
+        let made = Fresh { models: &fresh, workers: &workers };
+        let loaded = self.prepared(config, &planned, (&before, made), progress).await;
         let table = match loaded {
             Ok(table) => table,
             Err(error) => {
                 for made in fresh {
                     stop_one(made.member, Duration::ZERO).await;
                 }
-                let lifecycle = self.pool.lifecycle();
-                lifecycle.set(loader::managed(&before), lifecycle.memory_max_bytes());
+                self.pool.lifecycle().set(loader::managed(&before), memory_before);
                 return Err(error);
             }
         };
@@ -109,6 +112,7 @@ impl Launch {
         let change = Change::between(&old, &table);
         self.pool.replace(table);
         *self.planned() = planned.clone();
+        self.workers().exchange(workers, &old.nodes, &self.metrics);
         let is_gone = |gone: &Planned| !planned.iter().any(|kept| Arc::ptr_eq(&kept.member, &gone.member));
         let gone: Vec<_> = before.into_iter().filter(is_gone).collect();
         // What is let finish takes memory until then.
@@ -126,11 +130,13 @@ impl Launch {
         &self,
         config: &PoolConfig,
         planned: &[Planned],
-        (before, fresh): (&[Planned], &[Planned]),
+        (before, fresh): (&[Planned], Fresh<'_>),
         progress: Arc<dyn Progress>,
     ) -> Result<Table> {
         let known = self.pool.table().nodes.clone();
-        let parts = pool::Parts { client: &self.client, metrics: &self.metrics, planned, known: &known };
+        let Fresh { models: fresh, workers } = fresh;
+        workers.iter().try_for_each(|worker| workers::check_user(&worker.config().spec))?;
+        let parts = pool::Parts { client: &self.client, metrics: &self.metrics, planned, workers, known: &known };
         let table = pool::table(config, &parts)?;
         watch_steps(planned, config);
         let same_name = |made: &Planned| {
@@ -148,6 +154,7 @@ impl Launch {
             let was_loaded = same_name(made).is_some_and(|old| old.member.state() == MemberState::Ready);
             if !made.config.loading.on_demand || was_loaded {
                 progress.note(&format!("loading {}", made.member.card().id));
+                made.member.managed_by(Arc::downgrade(lifecycle), true);
                 lifecycle.bring(loader::managed_one(made)).await?;
             }
         }

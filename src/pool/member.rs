@@ -1,6 +1,7 @@
 //! What the pool asks of whoever can answer: a local engine or a hosted provider.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures_util::Stream;
 use futures_util::future::BoxFuture;
@@ -41,14 +42,51 @@ pub trait Member: Model {
     fn probe(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(std::future::ready(Ok(())))
     }
+    /// How it is with its process, where this server supervises one.
+    fn worker(&self) -> Option<sconce_worker::Status> {
+        None
+    }
     /// Has a model that is not in memory loaded, without waiting for it.
     fn wake(&self) {}
     /// How long a request would wait for the model to be loaded.
     fn wake_ms(&self) -> u64 {
         0
     }
+    /// Adapters beside it, each a model of its own.
+    fn adapters(self: Arc<Self>) -> Vec<Arc<dyn Member>> {
+        Vec::new()
+    }
+    /// Reads an adapter from a folder. Takes a moment: not for the event loop.
+    fn load_adapter(&self, _new: &NewAdapter) -> Result<()> {
+        let message = format!("model '{}' runs elsewhere and takes no adapters", self.card().id);
+        Err(Error::invalid("base_model_name", message))
+    }
+    /// Its requests go on, new ones do not find it. False when there is none of that name.
+    fn unload_adapter(&self, _name: &str) -> Result<bool> {
+        Ok(false)
+    }
     /// Figures for `/metrics`; taking them must not lock or wait for the engine.
     fn snapshot(&self) -> EngineSnapshot;
+}
+
+/// An adapter to be loaded beside a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewAdapter {
+    pub name: String,
+    /// Its folder, in the operator's folder for adapters.
+    pub path: String,
+    /// One of that name may be there already, and is replaced.
+    pub replaces: bool,
+    /// Unix time.
+    pub created_s: u64,
+}
+
+/// Adapters of a model in use.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AdapterFigures {
+    pub max: u32,
+    pub running: Vec<String>,
+    pub waiting: Vec<String>,
 }
 
 /// What `/v1/models` says of a member.
@@ -60,6 +98,8 @@ pub struct ModelCard {
     pub aliases: Vec<String>,
     /// The model reference it was loaded from.
     pub root: String,
+    /// Of an adapter: the model that it is added to.
+    pub parent: Option<String>,
     pub max_model_len: u32,
     /// Unix time when it was loaded.
     pub created_s: u64,
@@ -164,6 +204,8 @@ pub struct EngineSnapshot {
     pub embedded_texts: u64,
     /// Of the confirmed ones, how many stood at each place of their draft; empty where nothing is drafted.
     pub accepted_per_position: Vec<u64>,
+    /// Of a model that has adapters or may be given some.
+    pub adapters: Option<AdapterFigures>,
 }
 
 impl EngineSnapshot {

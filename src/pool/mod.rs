@@ -7,6 +7,7 @@
 //! 3. What may not leave does not: residency is checked for every attempt, hedges and shadows included.
 //! 4. Every attempt is settled exactly once: health, ledger, budget, metrics.
 
+mod adapters;
 mod admission;
 mod budget;
 mod decisions;
@@ -28,6 +29,7 @@ mod table;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod worker;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -46,7 +48,10 @@ pub use dispatch::today;
 pub use errand::{Errand, Trace, Traced};
 pub use keeper::keep;
 pub use load::Load;
-pub use member::{EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, Task, TokenizeInput, Tokenized};
+pub use member::{
+    AdapterFigures, EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, NewAdapter, Task,
+    TokenizeInput, Tokenized,
+};
 pub use node::{Declared, Node};
 pub use route::Route;
 pub use shared::Shared;
@@ -67,6 +72,8 @@ pub struct Pool {
     leaving: AtomicBool,
     lifecycle: Arc<Lifecycle>,
     draining: AtomicBool,
+    /// Adapters are loaded and unloaded one at a time.
+    adapting: tokio::sync::Mutex<()>,
 }
 
 /// Whether the server may be sent traffic, and if not, why.
@@ -90,11 +97,12 @@ impl Pool {
 
     pub fn with(table: Table, shared: Shared) -> Self {
         Self {
-            table: RwLock::new(Arc::new(table)),
+            table: RwLock::new(Arc::new(table.with_adapters())),
             shared: Arc::new(shared),
             leaving: AtomicBool::new(false),
             lifecycle: Arc::default(),
             draining: AtomicBool::new(false),
+            adapting: tokio::sync::Mutex::default(),
         }
     }
 
@@ -105,7 +113,13 @@ impl Pool {
 
     /// From now on requests find this table.
     pub fn replace(&self, table: Table) {
-        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table.with_adapters());
+    }
+
+    /// Looks which adapters there are now.
+    pub fn find_adapters(&self) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        *table = Arc::new(table.with_adapters());
     }
 
     pub fn shared(&self) -> &Arc<Shared> {

@@ -61,7 +61,8 @@ pub struct Node {
     /// What routes, logs and the ledger call it.
     pub name: String,
     pub member: Arc<dyn Member>,
-    pub admission: Admission,
+    /// Shared with the adapters beside it.
+    pub admission: Arc<Admission>,
     pub metrics: Arc<MemberMetrics>,
     /// Of a hosted member: changes with its secrets, and tells nothing of them.
     pub secrets_tag: [u8; 32],
@@ -93,7 +94,7 @@ impl Node {
         Self {
             name: name.to_owned(),
             member,
-            admission: Admission::new(limits),
+            admission: Arc::new(Admission::new(limits)),
             metrics,
             secrets_tag: [0; 32],
             declared,
@@ -104,6 +105,13 @@ impl Node {
             measurements: AtomicU64::new(0),
             started: Instant::now(),
         }
+    }
+
+    /// An adapter beside this node's model: it takes its turn in the same queue and is accounted to the same member.
+    pub fn beside(&self, adapter: Arc<dyn Member>) -> Self {
+        let limits = AdmissionLimits { running_max: self.running_max, waiting_max: 0 };
+        let node = Self::new(&self.name, adapter, limits, self.declared.clone(), Arc::clone(&self.metrics));
+        Self { admission: Arc::clone(&self.admission), ..node }
     }
 
     pub fn declares(&self, declared: &Declared) -> bool {

@@ -111,6 +111,7 @@ impl Route {
             id: config.name.clone(),
             aliases: config.aliases.clone(),
             root: format!("route:{}", config.policy.rule.word()),
+            parent: None,
             max_model_len: 0,
             created_s,
             chat: true,

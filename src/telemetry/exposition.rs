@@ -100,6 +100,21 @@ impl Exposition {
         }
     }
 
+    /// A figure with several labels.
+    pub(super) fn labelled<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: &str,
+        values: impl Iterator<Item = (Vec<(&'a str, &'a str)>, f64)>,
+    ) {
+        self.head(name, help, kind);
+        for (labels, value) in values {
+            let labels: Vec<_> = labels.iter().map(|(key, text)| format!("{key}=\"{}\"", escaped(text))).collect();
+            self.sample(name, &labels.join(","), value);
+        }
+    }
+
     pub(super) fn model_figure(&mut self, (name, help): (&str, &str), is_counter: bool, values: &[(&str, f64)]) {
         let kind = if is_counter { Kind::Counter } else { Kind::Gauge };
         self.head(name, help, kind.as_str());
@@ -133,22 +148,34 @@ impl Exposition {
             let labels = format!("{labels},block_size=\"{}\",num_gpu_blocks=\"{}\"", engine.block_size, engine.blocks);
             self.sample("vllm:cache_config_info", &labels, 1.0);
         }
-        self.adapters();
+        self.adapters(engines, &labels);
         self.step_tokens(engines, &labels);
         self.accepted_per_position(engines, &labels);
     }
 
-    /// Endpoint pickers complain at every scrape where this is missing: there are no adapters.
-    fn adapters(&mut self) {
+    /// As vLLM has it: the names are labels, the value is the time. Endpoint pickers complain at every scrape where this is
+    /// missing, so without adapters it is there, too.
+    fn adapters(&mut self, engines: &[(String, EngineSnapshot)], labels: &[String]) {
         const NAME: &str = "vllm:lora_requests_info";
         self.head(
             NAME,
             "LoRA adapters in use; its value is the time, and max_lora 0 means that there are none",
             "gauge",
         );
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let labels = "max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"";
-        self.sample(NAME, labels, now.as_secs_f64());
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        if engines.iter().all(|(_, engine)| engine.adapters.is_none()) {
+            let labels = "max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"";
+            return self.sample(NAME, labels, now);
+        }
+        for ((_, engine), labels) in engines.iter().zip(labels) {
+            let Some(adapters) = &engine.adapters else { continue };
+            let (running, waiting) = (escaped(&adapters.running.join(",")), escaped(&adapters.waiting.join(",")));
+            let most = adapters.max;
+            let labels = format!(
+                "{labels},max_lora=\"{most}\",running_lora_adapters=\"{running}\",waiting_lora_adapters=\"{waiting}\""
+            );
+            self.sample(NAME, &labels, now);
+        }
     }
 
     fn accepted_per_position(&mut self, engines: &[(String, EngineSnapshot)], labels: &[String]) {

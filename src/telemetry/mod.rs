@@ -8,6 +8,7 @@ mod logging;
 mod members;
 mod metrics;
 mod process;
+mod workers;
 
 pub use batches::BatchMetrics;
 pub use logging::{LogOptions, filter as log_filter, set_filter as set_log_filter, start_logging};

@@ -110,7 +110,12 @@ def metric(url, name):
 
 
 def body(tokens, stream=False, text="Why is the sky blue?"):
-    message = {"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": tokens, "ignore_eos": True}
+    message = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": tokens,
+        "ignore_eos": True,
+    }
     if stream:
         message |= {"stream": True, "stream_options": {"include_usage": True}}
     return json.dumps(message)

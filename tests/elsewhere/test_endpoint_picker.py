@@ -30,7 +30,9 @@ def value(families, name):
 @pytest.fixture
 def busy(replicas):
     """Two places, and five streams that want one."""
-    replica = replicas("--max-num-seqs", "2", "--max-queue", "8", "--max-model-len", "4096", "--kv-cache-memory-bytes", "64KiB")
+    replica = replicas(
+        "--max-num-seqs", "2", "--max-queue", "8", "--max-model-len", "4096", "--kv-cache-memory-bytes", "64KiB"
+    )
     open_streams = []
     for number in range(5):
         connection = http.client.HTTPConnection("127.0.0.1", replica.port, timeout=20)
@@ -43,7 +45,10 @@ def busy(replicas):
 
 
 def test_queue_running_and_cache_are_true(busy):
-    wait_for("two run and three wait", lambda: (value(scraped(busy.url), RUNNING), value(scraped(busy.url), QUEUED)) == (2, 3))
+    wait_for(
+        "two run and three wait",
+        lambda: (value(scraped(busy.url), RUNNING), value(scraped(busy.url), QUEUED)) == (2, 3),
+    )
     families = scraped(busy.url)
     assert 0 < value(families, KV) <= 1
     assert value(families, KV) == value(families, "vllm:gpu_cache_usage_perc")
@@ -73,7 +78,9 @@ def test_cached_tokens_are_told(replicas):
     text = body(4, text="A long beginning that two prompts share. " * 8)
     counts = []
     for _ in range(2):
-        request = urllib.request.Request(f"{replica.url}/v1/chat/completions", text.encode(), {"content-type": "application/json"})
+        request = urllib.request.Request(
+            f"{replica.url}/v1/chat/completions", text.encode(), {"content-type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=20) as answer:
             counts.append(json.load(answer)["usage"]["prompt_tokens_details"]["cached_tokens"])
     assert counts[0] == 0 and counts[1] > 64, counts

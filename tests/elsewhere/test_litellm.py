@@ -1,4 +1,4 @@
-"""LiteLLM with Sconce as `hosted_vllm/`: chats, streams, tools, embeddings, models, errors, and its router's cooldown."""
+"""LiteLLM with Sconce as `hosted_vllm/`: chats, streams, tools, embeddings, models, errors, and its router's way out."""
 
 import http.client
 import json
@@ -41,7 +41,9 @@ def server():
 
 
 def arguments(server, **more):
-    return dict(model=f"hosted_vllm/{MODEL}", api_base=f"{server.url}/v1", api_key=KEY, num_retries=0, timeout=20) | more
+    return (
+        dict(model=f"hosted_vllm/{MODEL}", api_base=f"{server.url}/v1", api_key=KEY, num_retries=0, timeout=20) | more
+    )
 
 
 def test_chat(server):
@@ -82,7 +84,12 @@ def test_tools(server):
 
 
 def test_structured_output(server):
-    schema = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"], "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"sure": {"type": "boolean"}},
+        "required": ["sure"],
+        "additionalProperties": False,
+    }
     form = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema, "strict": True}}
     answer = litellm.completion(**arguments(server, messages=ASK, response_format=form, max_tokens=60))
     assert isinstance(json.loads(answer.choices[0].message.content)["sure"], bool)
@@ -143,7 +150,11 @@ def test_its_router_leaves_a_full_server(server, replicas):
     config = yaml.safe_load(CONFIG.read_text())
     for deployment, replica in zip(config["model_list"], (full, server), strict=True):
         assert deployment["litellm_params"]["model"] == "hosted_vllm/smollm2"
-        deployment["litellm_params"] |= {"model": f"hosted_vllm/{MODEL}", "api_base": f"{replica.url}/v1", "api_key": KEY}
+        deployment["litellm_params"] |= {
+            "model": f"hosted_vllm/{MODEL}",
+            "api_base": f"{replica.url}/v1",
+            "api_key": KEY,
+        }
     router = litellm.Router(model_list=config["model_list"], retry_after=0, **config["router_settings"])
     connection = http.client.HTTPConnection("127.0.0.1", full.port, timeout=30)
     connection.request("POST", "/v1/chat/completions", body(20_000, stream=True), {"content-type": "application/json"})
@@ -153,5 +164,7 @@ def test_its_router_leaves_a_full_server(server, replicas):
         answer = router.completion(model="smollm2", messages=ASK, max_tokens=2)
         assert answer.usage.completion_tokens <= 2 and answer._hidden_params["response_cost"] > 0
     assert server.answered() == before + 6
-    assert metric(full.url, 'sconce_http_requests_total{endpoint="/v1/chat/completions",status="429"}') > 0, "it was asked"
+    assert metric(full.url, 'sconce_http_requests_total{endpoint="/v1/chat/completions",status="429"}') > 0, (
+        "it was asked"
+    )
     connection.close()

@@ -39,6 +39,7 @@ fn model(name: &str, loading: LoadPolicy) -> ModelConfig {
         },
         chat_template: None,
         parsers: Default::default(),
+        lora: Default::default(),
         loading,
     }
 }

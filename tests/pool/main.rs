@@ -1,4 +1,4 @@
-//! One pool over HTTP: every client API at every kind of provider, failures, residency, money, reload.
+//! One pool over HTTP: every client API at every kind of provider, failures, residency, money, reload, workers.
 
 mod chaos;
 #[allow(dead_code, reason = "the providers' own tests use the rest")]
@@ -8,4 +8,5 @@ mod lifecycle;
 mod matrix;
 mod rules;
 mod wires;
+mod workers;
 mod world;

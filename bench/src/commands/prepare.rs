@@ -246,6 +246,7 @@ impl Prepared {
         let dataset = clap::ValueEnum::to_possible_value(&self.args.dataset);
         for (key, value) in [
             ("date", json!(now())),
+            ("machine", json!(machine())),
             ("backend", json!(backend)),
             ("label", json!(self.output.label)),
             ("model_id", json!(self.shape.model)),
@@ -270,4 +271,13 @@ impl Prepared {
 /// The time of day, for the result.
 fn now() -> String {
     rfc3339(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+}
+
+/// Where the load generator ran, so that results are compared with those of the same machine only.
+fn machine() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name =
+        text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{}, {cores} cores", name.unwrap_or(std::env::consts::ARCH))
 }

@@ -4,4 +4,5 @@ pub mod csv;
 mod engine;
 pub mod html;
 pub mod index;
+pub mod regression;
 pub mod table;

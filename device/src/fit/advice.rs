@@ -37,7 +37,7 @@ pub enum Advice {
 }
 
 impl Advice {
-    /// As a person would type it.
+    /// As a person would type it; a device is only named, because which engines run on it is not known here.
     pub fn sentence(&self) -> String {
         match self {
             Self::Context(tokens) => format!("--max-model-len {tokens}"),
@@ -45,8 +45,8 @@ impl Advice {
             Self::Quantize { format, weight_bytes } => {
                 format!("--quantization {format} ({} of weights)", human_bytes(*weight_bytes))
             }
-            Self::Device { name, replicas: 1 } => format!("--device {name}"),
-            Self::Device { name, replicas } => format!("--device {name} (holds {replicas} of it)"),
+            Self::Device { name, replicas: 1 } => format!("{name}, with an engine for it"),
+            Self::Device { name, replicas } => format!("{name}, which holds {replicas} of it, with an engine for it"),
         }
     }
 }
@@ -172,12 +172,16 @@ mod tests {
     }
 
     #[test]
-    fn sentences_can_be_typed() {
+    fn sentences_are_what_is_typed_or_named() {
         let device = |replicas| Advice::Device { name: "cuda:0".to_owned(), replicas };
         let said: Vec<String> =
             [Advice::Context(4096), Advice::KvFp8, device(1), device(3)].iter().map(Advice::sentence).collect();
-        let expected =
-            ["--max-model-len 4096", "--kv-cache-dtype fp8", "--device cuda:0", "--device cuda:0 (holds 3 of it)"];
+        let expected = [
+            "--max-model-len 4096",
+            "--kv-cache-dtype fp8",
+            "cuda:0, with an engine for it",
+            "cuda:0, which holds 3 of it, with an engine for it",
+        ];
         assert_eq!(said, expected);
     }
 }

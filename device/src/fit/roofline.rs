@@ -34,11 +34,11 @@ pub struct Share {
 }
 
 impl Share {
-    /// The engine on CPUs, by whether weights are quantised: medians of benches/results/2026-11-22-fit.md.
+    /// The engine on CPUs, by whether weights are quantised: benches/results/2026-11-22-fit.md.
     pub fn of_cpu(format: &str) -> Self {
         match format {
-            "BF16" | "F16" | "F32" => Self { decode: 0.75, decode_many: 0.35, prefill: 0.55 },
-            _ => Self { decode: 0.75, decode_many: 0.3, prefill: 0.3 },
+            "BF16" | "F16" | "F32" => Self { decode: 0.85, decode_many: 0.25, prefill: 0.33 },
+            _ => Self { decode: 0.8, decode_many: 0.18, prefill: 0.2 },
         }
     }
 

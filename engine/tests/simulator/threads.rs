@@ -44,7 +44,10 @@ fn start_with(
 
 pub fn submit(prompt: &[u32], params: SamplingParams, capacity: usize) -> (Submit, Receiver<Progress>) {
     let (progress, receiver) = channel(capacity);
-    (Submit { prompt: prompt.to_vec(), params, filter: None, priority: 0, salt: [0; 32], progress }, receiver)
+    (
+        Submit { prompt: prompt.to_vec(), params, filter: None, priority: 0, salt: [0; 32], adapter: None, progress },
+        receiver,
+    )
 }
 
 /// Everything a client got: asserts exactly one terminal progress, as the last.

@@ -15,6 +15,7 @@ pub mod encode;
 pub(crate) mod format;
 mod half_table;
 pub mod heads;
+pub mod low_rank;
 pub mod matmul;
 pub mod packed;
 pub mod peak;

@@ -8,6 +8,7 @@ mod dense;
 mod e4m3;
 mod encode;
 mod formats;
+mod low_rank;
 mod rows;
 mod vectors;
 

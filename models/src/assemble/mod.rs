@@ -8,6 +8,7 @@ mod uneven;
 use candle_core::{Device, Tensor};
 use sconce_kernels::{Arena, PackedWeight, Precision, Prologue, RopeTable, Weight};
 
+use crate::adapter::AdapterSet;
 use crate::decoder::Decoder;
 use crate::dummy::DummyWeights;
 use crate::error::{Error, Result};
@@ -68,7 +69,8 @@ impl<'a> Assembler<'a> {
             tensors.refuse_unused(&self.used, spec.tied_embeddings)?;
         }
         let head = Linear { weight: head, bias: None };
-        Ok(Decoder { spec, device: self.device, embedding, own_inputs, layers, final_norm, head })
+        let adapters = AdapterSet::default();
+        Ok(Decoder { spec, device: self.device, embedding, own_inputs, layers, final_norm, head, adapters })
     }
 
     fn plan<'s>(&self, spec: &'s Spec, context: u32) -> Result<Plan<'s>> {

@@ -8,7 +8,8 @@ use sconce_kernels::{
     paged_attention, rope_and_write_kv,
 };
 
-use super::{Join, Linear, Norm};
+use super::{Join, Linear, Norm, Sum};
+use crate::adapter::{Extra, Runs, Site};
 use crate::batch::BatchInput;
 use crate::error::Result;
 use crate::timing::{Operation, timed};
@@ -43,13 +44,21 @@ pub(crate) struct HeadNormWeights {
     pub eps: f32,
 }
 
-/// What all layers of a step share.
+/// What the blocks of a layer know of a step.
 pub(crate) struct Step<'a> {
     pub batch: &'a BatchInput,
     pub rope_style: RopeStyle,
+    pub layer: usize,
+    /// The tokens that have adapters, if any have.
+    pub runs: Option<&'a Runs<'a>>,
 }
 
 impl Step<'_> {
+    /// What adapters add to a projection.
+    pub fn extra(&self, site: Site) -> Option<Extra<'_>> {
+        self.runs.map(|runs| Extra { runs, layer: self.layer, site })
+    }
+
     pub fn attention_batch(&self) -> AttentionBatch<'_> {
         AttentionBatch {
             positions: &self.batch.positions,
@@ -65,7 +74,8 @@ impl Attention {
     /// Writes K and V of `hidden` `[tokens, hidden]` into the step's slots; gives q `[tokens, heads, head_dim]`.
     pub fn write(&self, hidden: &Tensor, step: &Step, cache: &mut KvLayer) -> Result<Tensor> {
         // [tokens, (heads + 2 * kv_heads) * head_dim]
-        let qkv = timed(Operation::Qkv, || self.qkv.forward(hidden, self.norm.before()))?;
+        let extra = step.extra(Site::Qkv);
+        let qkv = timed(Operation::Qkv, || self.qkv.forward_with(hidden, self.norm.before(), extra))?;
         if self.reads_only {
             let query = qkv.reshape((qkv.dim(0)?, self.heads, self.head_dim))?;
             let norm = self.head_norms.as_ref().map(|norms| (&norms.query, norms.eps));
@@ -96,8 +106,10 @@ impl Attention {
         let seen = timed(Operation::Attention, || paged_attention(query, cache, &batch, &params))?;
         Ok(seen.reshape((query.dim(0)?, self.heads * self.head_dim))?)
     }
+
     /// The output projection of what was seen, added to the hidden state.
-    pub fn add_to(&self, residual: &Tensor, seen: &Tensor) -> Result<Tensor> {
-        timed(Operation::Output, || self.output.add_to(residual, seen, Prologue::None, self.join.as_ref()))
+    pub fn add_to(&self, residual: &Tensor, seen: &Tensor, step: &Step) -> Result<Tensor> {
+        let to = Sum { residual, join: self.join.as_ref(), extra: step.extra(Site::Output) };
+        timed(Operation::Output, || self.output.add_to(to, seen, Prologue::None))
     }
 }

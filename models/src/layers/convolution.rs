@@ -8,7 +8,7 @@
 use candle_core::Tensor;
 use sconce_kernels::{KvLayer, Prologue, short_convolution, write_vectors};
 
-use super::{Join, Linear, Norm, Step};
+use super::{Join, Linear, Norm, Step, Sum};
 use crate::error::Result;
 
 pub(crate) struct ShortConvolution {
@@ -41,6 +41,6 @@ impl ShortConvolution {
 
     /// The output projection of what was mixed, added to the hidden state.
     pub fn add_to(&self, residual: &Tensor, mixed: &Tensor) -> Result<Tensor> {
-        self.output.add_to(residual, mixed, Prologue::None, self.join.as_ref())
+        self.output.add_to(Sum { join: self.join.as_ref(), ..Sum::plain(residual) }, mixed, Prologue::None)
     }
 }

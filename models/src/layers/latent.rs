@@ -8,7 +8,7 @@
 use candle_core::Tensor;
 use sconce_kernels::{AttentionParams, KvLayer, Prologue, RopeTable, paged_attention, rms_norm, rope, write_vectors};
 
-use super::{Join, Linear, Norm, RmsNorm, Step};
+use super::{Join, Linear, Norm, RmsNorm, Step, Sum};
 use crate::error::Result;
 use crate::spec::Latent;
 
@@ -66,7 +66,7 @@ impl LatentAttention {
 
     /// The output projection of what was seen, added to the hidden state.
     pub fn add_to(&self, residual: &Tensor, seen: &Tensor) -> Result<Tensor> {
-        self.output.add_to(residual, seen, Prologue::None, self.join.as_ref())
+        self.output.add_to(Sum { join: self.join.as_ref(), ..Sum::plain(residual) }, seen, Prologue::None)
     }
 
     /// Each head's own matrix times its part of x `[tokens, heads, input]`: `[tokens, heads, out]`.

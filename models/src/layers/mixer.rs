@@ -33,9 +33,9 @@ impl Mixer {
     }
 
     /// What was seen, added to the hidden state.
-    pub fn add_to(&self, residual: &Tensor, seen: &Tensor) -> Result<Tensor> {
+    pub fn add_to(&self, residual: &Tensor, seen: &Tensor, step: &Step) -> Result<Tensor> {
         match self {
-            Self::Attention(attention) => attention.add_to(residual, seen),
+            Self::Attention(attention) => attention.add_to(residual, seen, step),
             Self::Latent(attention) => attention.add_to(residual, seen),
             Self::Convolution(convolution) => convolution.add_to(residual, seen),
         }

@@ -16,7 +16,7 @@ pub(crate) use attention::{Attention, HeadNormWeights, Step};
 pub(crate) use choice::Choice;
 pub(crate) use convolution::ShortConvolution;
 pub(crate) use latent::LatentAttention;
-pub(crate) use linear::Linear;
+pub(crate) use linear::{Linear, Sum};
 pub(crate) use mixer::Mixer;
 pub(crate) use mlp::Mlp;
 pub(crate) use moe::{ExpertMlp, Moe, SharedExpert};

@@ -5,7 +5,7 @@
 use candle_core::Tensor;
 use sconce_kernels::{PackedWeight, Prologue, embedding, rms_norm};
 
-use super::{Join, Linear, RmsNorm};
+use super::{Join, Linear, RmsNorm, Sum};
 use crate::error::Result;
 
 /// The vectors of all layers.
@@ -50,6 +50,6 @@ impl OwnInput {
         let gate = self.gate.forward(hidden, Prologue::None)?;
         let own = all.narrow(1, self.start, gate.dim(1)?)?;
         let both = Tensor::cat(&[&gate, &own], 1)?.contiguous()?;
-        self.projection.add_to(hidden, &both, Prologue::GeluTanhMul, Some(&self.join))
+        self.projection.add_to(Sum { join: Some(&self.join), ..Sum::plain(hidden) }, &both, Prologue::GeluTanhMul)
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Fixtures: `fixtures/make_models.py`.
 
+mod adapters;
 mod quantise;
 mod ragged;
 mod table;

@@ -48,6 +48,7 @@ fn made() -> Value {
         openai::files::operations(),
         openai::batches::operations(&mut schemas),
         openai::models::operations(&mut schemas),
+        openai::lora::operations(&mut schemas),
         openrouter::operations(&mut schemas),
         lifecycle::operations(&mut schemas),
         openai::tokenize::operations(&mut schemas),

@@ -75,7 +75,10 @@ async fn look(config: &ModelConfig, room: Room<'_>) -> Result<(Verdict, Option<A
             // Only what could be downloaded may be missing.
             return match &reference {
                 ModelRef::Catalogue(entry) if entry.kind != Kind::Embedding => {
-                    let (forecast, _) = fit::of_catalogue(entry, room);
+                    let (mut forecast, has_shape) = fit::of_catalogue(entry, room);
+                    if !has_shape {
+                        forecast.what += ", of unknown shape: its KV cache is left out";
+                    }
                     Ok(told(forecast, true))
                 }
                 ModelRef::Catalogue(_) | ModelRef::Hub { .. } => {
@@ -96,8 +99,7 @@ async fn look(config: &ModelConfig, room: Room<'_>) -> Result<(Verdict, Option<A
 /// The files, if they are on this machine.
 async fn local(reference: &ModelRef) -> Result<LocalModel> {
     let options = HubOptions { offline: true, ..HubOptions::from_env()? };
-    let found = hub::fetch(reference, &options, hub::progress::for_stderr().as_ref()).await?;
-    Ok(found)
+    hub::fetch(reference, &options, hub::progress::for_stderr().as_ref()).await
 }
 
 fn told(forecast: Forecast, estimated: bool) -> (Verdict, Option<Asks>) {
@@ -180,13 +182,13 @@ pub struct Listed {
 pub fn catalogue(room: Room<'_>) -> Vec<Listed> {
     let is_wanted = |entry: &&Entry| entry.is_served() && entry.kind != Kind::Embedding;
     let listed = |entry: &Entry| {
-        let (forecast, shape) = fit::of_catalogue(entry, room);
+        let (forecast, has_shape) = fit::of_catalogue(entry, room);
         let needs = forecast.outcome.ok();
         Listed {
             model: entry.name.clone(),
             weight_bytes: entry.bytes,
-            memory_bytes: needs.as_ref().filter(|_| shape.is_some()).map(|needs| needs.least_bytes),
-            max_model_len: needs.as_ref().filter(|_| shape.is_some()).map(|needs| needs.max_model_len),
+            memory_bytes: needs.as_ref().filter(|_| has_shape).map(|needs| needs.least_bytes),
+            max_model_len: needs.as_ref().filter(|_| has_shape).map(|needs| needs.max_model_len),
             fits: needs.is_some(),
             rates: forecast.rates,
         }

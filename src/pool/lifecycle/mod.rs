@@ -136,8 +136,9 @@ impl Lifecycle {
 
     /// Loads it and waits until it is there.
     pub async fn bring(self: &Arc<Self>, managed: Managed) -> Result<()> {
-        managed.member.managed_by(Arc::downgrade(self), true);
-        self.start(managed.clone());
+        if managed.member.is_open() {
+            self.start(managed.clone());
+        }
         managed.member.lease().await.map(drop)
     }
 

@@ -1,5 +1,6 @@
 //! A member backed by an engine in this process: request -> tokens -> engine -> text -> events.
 
+mod adapters;
 mod choice;
 mod constraint;
 mod embed;
@@ -9,8 +10,8 @@ mod residence;
 mod slot;
 mod stream;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -22,14 +23,17 @@ use crate::engine::{EngineHandle, StepTokens, Submit, SubmitError};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::lifecycle::Lifecycle;
 use crate::pool::member::{
-    EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, TokenizeInput, Tokenized,
+    EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, NewAdapter, TokenizeInput, Tokenized,
 };
 use crate::request::{EmbedRequest, Embedded, Prompt, Request};
 use crate::telemetry::ModelMetrics;
 use crate::text::{AnswerFormat, ChatTemplate, Tokenizer};
+pub use adapters::{AdapterLimits, AdapterLoader};
+use adapters::{AdapterUse, Adapters};
 pub use constraint::Compiler;
 pub use embed::Embedding;
 use plan::AnswerPlan;
+use residence::Counted;
 pub use residence::History;
 pub use slot::{Held, Loading, Memory, Slot};
 
@@ -63,6 +67,8 @@ pub struct Loaded {
     /// Rows of the logits; tokenizers may know fewer ids.
     pub vocab_size: usize,
     pub compiler: Compiler,
+    /// What reads adapters for it, if it takes any.
+    pub adapters: Option<AdapterLoader>,
 }
 
 /// A model's own sampling defaults (generation_config.json), else OpenAI's.
@@ -93,13 +99,13 @@ pub struct LocalMember {
     waiting: AtomicU32,
     // Taken once a request.
     history: Mutex<History>,
-    /// What models that are gone had counted.
-    carried: Mutex<EngineSnapshot>,
+    counted: Mutex<Counted>,
     /// A step that runs longer is stuck.
     step_timeout: OnceLock<Duration>,
     metrics: Arc<ModelMetrics>,
     /// Turns to prepare a long prompt: each takes a core and memory in proportion to the prompt.
     preparing: Arc<Semaphore>,
+    adapters: Adapters,
 }
 
 impl LocalMember {
@@ -107,16 +113,23 @@ impl LocalMember {
         Self {
             provisional: card,
             card: OnceLock::new(),
-            slot: watch::Sender::new(Slot::Loading(Loading::new("loading"))),
+            slot: watch::Sender::new(Slot::Empty),
             is_open: AtomicBool::new(false),
             lifecycle: OnceLock::new(),
             waiting: AtomicU32::new(0),
             history: Mutex::default(),
-            carried: Mutex::default(),
+            counted: Mutex::default(),
             step_timeout: OnceLock::new(),
             metrics,
             preparing: Arc::new(Semaphore::new(PREPARING_MAX)),
+            adapters: Adapters::default(),
         }
+    }
+
+    /// With what it may be given of adapters.
+    #[must_use]
+    pub fn with_adapters(self, limits: AdapterLimits) -> Self {
+        Self { adapters: Adapters::new(limits), ..self }
     }
 
     /// Loading has failed before the server ever was ready.
@@ -146,16 +159,12 @@ impl LocalMember {
     }
 
     fn asleep(&self, why: &str) -> MemberState {
-        if self.is_open.load(Ordering::Relaxed) {
-            MemberState::Asleep(why.to_owned())
-        } else {
-            MemberState::Loading(why.to_owned())
-        }
+        if self.is_open() { MemberState::Asleep(why.to_owned()) } else { MemberState::Loading(why.to_owned()) }
     }
 
     fn holding(&self, held: &Held) -> MemberState {
         if let Some(why) = held.failure() {
-            return match self.is_open.load(Ordering::Relaxed) {
+            return match self.is_open() {
                 true => MemberState::Asleep(format!("restarting: {why}")),
                 false => MemberState::Failed(format!("{why}; restart the server")),
             };
@@ -174,14 +183,12 @@ impl Model for LocalMember {
 
     fn state(&self) -> MemberState {
         match &*self.slot.borrow() {
-            Slot::Empty => self.asleep("not loaded"),
+            Slot::Empty => self.asleep(if self.is_open() { "not loaded" } else { "loading" }),
             Slot::Loading(loading) => self.asleep(&loading.told()),
             Slot::Draining(_) => self.asleep("being unloaded"),
             Slot::Holding { held, .. } => self.holding(held),
             Slot::Failed { why, again_at } if Instant::now() < *again_at => MemberState::Failed(why.clone()),
-            Slot::Failed { why, .. } if self.is_open.load(Ordering::Relaxed) => {
-                MemberState::Asleep(format!("failed: {why}"))
-            }
+            Slot::Failed { why, .. } if self.is_open() => MemberState::Asleep(format!("failed: {why}")),
             Slot::Failed { why, .. } => MemberState::Failed(why.clone()),
             Slot::Closed => MemberState::Failed("it is not served any more".to_owned()),
         }
@@ -215,22 +222,19 @@ impl Model for LocalMember {
 
 impl Member for LocalMember {
     fn start(&self, request: Request) -> BoxFuture<'_, Result<EventStream>> {
-        let arrived = Instant::now();
-        async move {
-            let loaded = self.generating().await?;
-            let (mut request, prompt, plan) = self.prepared(&loaded, request).await?;
-            let constraint = match plan.wanted(&request.params) {
-                Some(wanted) => Some(loaded.compiler.ready(&loaded, wanted, &request).await?),
-                None => None,
-            };
-            if !request.params.echo {
-                // The ids are all that is needed from here on; the text of a queued request would only take memory.
-                request.prompt = Prompt::Tokens(Vec::new());
-            }
-            let prepared = Prepared { request, prompt, plan, constraint, arrived };
-            self.submit(&loaded, prepared)
-        }
-        .boxed()
+        self.start_with(request, None).boxed()
+    }
+
+    fn adapters(self: Arc<Self>) -> Vec<Arc<dyn Member>> {
+        self.adapter_members()
+    }
+
+    fn load_adapter(&self, new: &NewAdapter) -> Result<()> {
+        self.add_adapter(new)
+    }
+
+    fn unload_adapter(&self, name: &str) -> Result<bool> {
+        self.remove_adapter(name)
     }
 
     fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<Embedded>> {
@@ -251,10 +255,17 @@ impl Member for LocalMember {
     }
 
     fn snapshot(&self) -> EngineSnapshot {
-        let mut all = self.carried.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Slot::Holding { held, .. } = &*self.slot.borrow() {
+        // Both are looked at together, as a model leaves the one when it enters the other.
+        let slot = self.slot.borrow();
+        let counted = self.counted();
+        let mut all = counted.gone.clone();
+        if let Some(departing) = &counted.departing {
+            all.add_counters(departing);
+        }
+        if let Slot::Holding { held, .. } = &*slot {
             all.add(held.snapshot());
         }
+        all.adapters = self.adapters.figures();
         all
     }
 }
@@ -282,6 +293,7 @@ impl Loaded {
             draft_tokens: stats.spec_draft_tokens,
             accepted_tokens: stats.spec_accepted_tokens,
             embedded_texts: 0,
+            adapters: None,
             accepted_per_position: stats.spec_accepted_per_position[..self.drafts_max].to_vec(),
         }
     }
@@ -294,9 +306,30 @@ struct Prepared {
     plan: AnswerPlan,
     constraint: Option<constraint::Ready>,
     arrived: Instant,
+    adapter: Option<AdapterUse>,
 }
 
 impl LocalMember {
+    /// With an adapter, or as the base model.
+    async fn start_with(&self, request: Request, adapter: Option<AdapterUse>) -> Result<EventStream> {
+        let arrived = Instant::now();
+        let loaded = self.generating().await?;
+        let adapter = match adapter {
+            Some(adapter) => Some(adapter.on(&loaded).await?),
+            None => None,
+        };
+        let (mut request, prompt, plan) = self.prepared(&loaded, request).await?;
+        let constraint = match plan.wanted(&request.params) {
+            Some(wanted) => Some(loaded.compiler.ready(&loaded, wanted, &request).await?),
+            None => None,
+        };
+        if !request.params.echo {
+            // The ids are all that is needed from here on; the text of a queued request would only take memory.
+            request.prompt = Prompt::Tokens(Vec::new());
+        }
+        self.submit(&loaded, Prepared { request, prompt, plan, constraint, arrived, adapter })
+    }
+
     /// Rendering and tokenising a long prompt takes milliseconds: that is done where it delays no other stream.
     async fn prepared(&self, loaded: &Arc<Loaded>, request: Request) -> Result<(Request, Vec<u32>, AnswerPlan)> {
         if prompt_bytes(&request.prompt) <= INLINE_PROMPT_BYTES_MAX {
@@ -316,7 +349,8 @@ impl LocalMember {
     }
 
     fn submit(&self, loaded: &Arc<Loaded>, prepared: Prepared) -> Result<EventStream> {
-        let Prepared { request, prompt, plan, constraint, arrived } = prepared;
+        let Prepared { request, prompt, plan, constraint, arrived, adapter } = prepared;
+        let adapter_id = adapter.as_ref().and_then(AdapterUse::id);
         let mut receivers = Vec::with_capacity(request.params.n as usize);
         for choice in 0..request.params.n.max(1) {
             let (progress, receiver) = mpsc::channel(PROGRESS_CHANNEL_STEPS);
@@ -331,13 +365,14 @@ impl LocalMember {
                 filter: constraint.as_ref().map(constraint::Ready::filter),
                 priority: request.priority,
                 salt: request.tenant.salt,
+                adapter: adapter_id,
                 progress,
             };
             // Choices that were submitted before a refusal are cancelled by dropping their receivers.
             loaded.engine.submit(submit).map_err(refused)?;
             receivers.push(receiver);
         }
-        let submitted = stream::Submitted { request, prompt, plan, arrived, receivers };
+        let submitted = stream::Submitted { request, prompt, plan, arrived, receivers, adapter };
         Ok(stream::events(Arc::clone(loaded), Arc::clone(&self.metrics), submitted))
     }
 }

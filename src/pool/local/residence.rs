@@ -1,7 +1,7 @@
 //! How a member's model comes and goes: leases for requests, and the steps that the lifecycle takes.
 
 use std::sync::atomic::Ordering;
-use std::sync::{PoisonError, Weak};
+use std::sync::{MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -10,7 +10,7 @@ use super::slot::{Held, Loading, Memory, Slot, Waiting};
 use super::{Embedding, Loaded, LocalMember};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::lifecycle::Lifecycle;
-use crate::pool::member::wrong_task;
+use crate::pool::member::{EngineSnapshot, wrong_task};
 
 /// After a load that failed; each further failure doubles it.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -131,15 +131,11 @@ impl LocalMember {
     pub fn managed_by(&self, lifecycle: Weak<Lifecycle>, is_open: bool) {
         let _same = self.lifecycle.set(lifecycle);
         self.is_open.fetch_or(is_open, Ordering::Relaxed);
-        if is_open {
-            self.slot.send_if_modified(|slot| {
-                let is_fresh = matches!(slot, Slot::Loading(_)) && self.history().loads == 0;
-                if is_fresh {
-                    *slot = Slot::Empty;
-                }
-                is_fresh
-            });
-        }
+    }
+
+    /// Whether requests wait for the model; otherwise it is loaded at the start, and that is not done yet.
+    pub fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Relaxed)
     }
 
     pub fn history(&self) -> History {
@@ -166,6 +162,9 @@ impl LocalMember {
                 Slot::Holding { held, .. } if held.failure().is_some() => Some(held.clone()),
                 _ => return false,
             };
+            if let Some(broken) = &broken {
+                self.counted().departing = Some(broken.snapshot());
+            }
             *slot = Slot::Loading(Loading::new("loading"));
             begun = Some(broken);
             true
@@ -254,6 +253,7 @@ impl LocalMember {
                 && self.waiting() == 0
             {
                 let memory = *memory;
+                self.counted().departing = Some(held.snapshot());
                 if let Slot::Holding { held, .. } = std::mem::replace(slot, Slot::Draining(memory)) {
                     taken = Some(held);
                 }
@@ -267,20 +267,24 @@ impl LocalMember {
     pub fn take(&self) -> Option<Held> {
         let mut taken = None;
         self.slot.send_if_modified(|slot| {
-            let memory = slot.memory();
-            if matches!(slot, Slot::Holding { .. })
-                && let Slot::Holding { held, .. } = std::mem::replace(slot, Slot::Draining(memory))
-            {
+            let Slot::Holding { held, memory } = &*slot else { return false };
+            self.counted().departing = Some(held.snapshot());
+            let draining = Slot::Draining(*memory);
+            if let Slot::Holding { held, .. } = std::mem::replace(slot, draining) {
                 taken = Some(held);
             }
-            taken.is_some()
+            true
         });
         taken
     }
 
     /// The model that was taken away is gone. Its figures are kept.
-    pub fn emptied(&self, last: &super::EngineSnapshot) {
-        self.carried.lock().unwrap_or_else(PoisonError::into_inner).add_counters(last);
+    pub fn emptied(&self, last: &EngineSnapshot) {
+        {
+            let mut counted = self.counted();
+            counted.departing = None;
+            counted.gone.add_counters(last);
+        }
         self.slot.send_if_modified(|slot| {
             let was_draining = matches!(slot, Slot::Draining(_));
             if was_draining {
@@ -320,6 +324,21 @@ impl LocalMember {
             Slot::Loading(loading) => usual.saturating_sub(loading.started.elapsed()).max(Duration::from_millis(100)),
             _ => usual,
         }
+    }
+}
+
+/// What engines counted that requests find no more. It never shrinks, whenever one looks.
+#[derive(Default)]
+pub struct Counted {
+    /// Of those that are gone.
+    pub gone: EngineSnapshot,
+    /// Of the one that finishes what it has begun, when it was taken away.
+    pub departing: Option<EngineSnapshot>,
+}
+
+impl LocalMember {
+    pub(super) fn counted(&self) -> MutexGuard<'_, Counted> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

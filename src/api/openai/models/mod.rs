@@ -39,7 +39,7 @@ pub(in crate::api) struct ModelWire {
     owned_by: &'static str,
     /// What it was loaded from.
     root: String,
-    /// Of an alias: the name it stands for.
+    /// Of an alias: the name it stands for. Of an adapter: the model that it is added to.
     parent: Option<String>,
     /// Longest prompt plus answer, in tokens.
     max_model_len: u32,
@@ -83,7 +83,7 @@ impl ModelWire {
             owned_by: "sconce",
             root: card.root.clone(),
             // An alias points to the name it stands for.
-            parent: (id != card.id).then(|| card.id.clone()),
+            parent: if id == card.id { card.parent.clone() } else { Some(card.id.clone()) },
             max_model_len: card.max_model_len,
             task: card.task.name(),
             embedding_size: match card.task {
