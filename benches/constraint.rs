@@ -65,6 +65,7 @@ async fn measure(model: &str, streams: u32, runs: usize, speculation: Speculatio
         task: Default::default(),
         limits: ModelLimits { kv_cache_memory_bytes: Some(1 << 30), speculation, ..ModelLimits::default() },
         parsers: ParserNames::default(),
+        loading: Default::default(),
         chat_template: None,
     };
     let launch = Launch::plan(&[config]).expect("a plan");

@@ -16,6 +16,9 @@
 //! | 10 | [`request::Event`]s: text, finish, usage | `pool/local/{choice,stream}.rs` on `text` | the request's task |
 //! | 11 | SSE or one JSON document | `api/openai/*`, `api/anthropic` | tokio |
 //!
+//! A LoRA adapter is a model of its own by name (`pool/local/adapters.rs`); from hop 5 on its id travels with the sequence, and
+//! `models/src/adapter` adds what it says to the rows of a batch that name it.
+//!
 //! An embedding or reranking request takes the same way up to hop 4 as a [`request::EmbedRequest`] (`pool/local/embed.rs`),
 //! then one job in `engine/src/embed`: whole texts in ragged batches, no KV cache, one answer.
 //!
@@ -30,7 +33,8 @@
 //! - [`api`]: HTTP. Knows the pool and the vocabulary, not the engine. `api/openapi` describes it, from the types;
 //!   `api/web` are the pages for people.
 //! - [`pool`]: members that can answer, routes over them, admission in front of each. `pool/dispatch` makes the attempts that
-//!   `sconce-route` decides on; `pool/local` joins engine and text, `pool/remote` is a hosted model.
+//!   `sconce-route` decides on; `pool/local` joins engine and text, `pool/remote` is a hosted model; `pool/lifecycle` brings
+//!   models into memory and out of it.
 //! - [`text`] (package `text/`): tokenizers, chat templates, detokenisation, stop strings, grammars, and the parsers that part an answer
 //!   into reasoning, text and function calls. No I/O, no clock.
 //! - [`engine`] (package `engine/`): scheduler, blocks, sampler (pure), and the one thread that runs them.
@@ -38,10 +42,13 @@
 //!   request goes out in its wire format, events come back.
 //! - `sconce-route` (package `route/`): which member answers, why, and at what price: filters, policies, health, prices,
 //!   difficulty. Pure: the clock and the seed are arguments.
+//! - `sconce-worker` (package `worker/`): other engines as members. Starts, watches and ends any program that serves the OpenAI
+//!   API; its states are a pure machine, its processes stand behind a guard. `pool/worker.rs` is the member.
 //! - [`store`]: what outlives its request, in SQLite with one thread each: answers that clients may come back to
 //!   (`/v1/responses`), a ledger of what was used, and a folder of files and batches. `api/openai/batches` runs those through the same handlers.
 //! - [`hub`]: a model reference becomes local files.
-//! - [`device`]: what hardware is here; `device/fit.rs` says what fits, as a pure function.
+//! - [`device`] (package `device/`): what hardware is here, read from roots that tests replace; its `fit` says what fits, as a
+//!   pure function.
 //! - [`launch`]: assembly. The only place where hub, models, engine and text meet.
 //! - [`bench`]: the engine and the machine, measured. `sconce-bench` measures any server from outside, and makes reports.
 //! - [`telemetry`]: logs and metrics.
@@ -73,13 +80,13 @@ pub mod api;
 pub mod bench;
 pub mod cli;
 pub mod config;
-pub mod device;
 pub mod hub;
 pub mod launch;
 pub mod pool;
 pub mod store;
 pub mod telemetry;
 
+pub use sconce_device as device;
 pub use sconce_engine as engine;
 pub use sconce_text as text;
 pub use sconce_vocabulary::{calendar, error, request};

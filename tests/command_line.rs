@@ -41,7 +41,10 @@ fn wrong_usage_is_exit_code_2() {
 #[test]
 fn help_names_every_command() {
     let help = String::from_utf8_lossy(&run(&["--help"]).stdout).into_owned();
-    for command in ["serve", "run", "pull", "list", "rm", "bench", "keys", "check", "route", "usage"] {
+    for command in [
+        "serve", "run", "pull", "list", "rm", "ps", "load", "stop", "bench", "doctor", "keys", "check", "route",
+        "usage",
+    ] {
         assert!(help.contains(command), "{help}");
     }
 }
@@ -216,6 +219,10 @@ fn a_taken_port_is_named() {
 
 #[path = "command_line/batches.rs"]
 mod batches;
+#[path = "command_line/doctor.rs"]
+mod doctor;
+#[path = "command_line/lifecycle.rs"]
+mod lifecycle;
 #[path = "command_line/pool.rs"]
 mod pool;
 

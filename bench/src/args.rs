@@ -111,6 +111,9 @@ pub struct LoadArgs {
     /// Seconds over which the clients begin
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0, value_parser = not_negative)]
     pub ramp_up: f64,
+    /// Threads that send and read [default: one for 250 streams at once, at most one a core and 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub workers: Option<u32>,
     /// Seed of prompts, lengths and arrivals
     #[arg(long, default_value_t = 0)]
     pub seed: u64,

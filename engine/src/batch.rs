@@ -29,9 +29,13 @@ pub fn fill(scheduler: &Scheduler, step: &Step, batch: &mut BatchInput) {
         batch.block_table_ends.push(batch.block_tables.len() as u32);
         // Logits for prompt scores come first, then those that are sampled: ascending, as positions are.
         batch.sample_rows.extend(row.scored().map(|position| (first + position - row.start) as u32));
+        batch.adapters.push(sequence.adapter());
         if row.sample {
             batch.sample_rows.extend((batch.tokens.len() - 1 - row.drafts..batch.tokens.len()).map(|at| at as u32));
         }
+    }
+    if batch.adapters.iter().all(Option::is_none) {
+        batch.adapters.clear();
     }
     assert_eq!(batch.tokens.len(), step.tokens, "a batch has the tokens of its step");
 }

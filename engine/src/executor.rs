@@ -2,7 +2,9 @@
 //!
 //! An executor owns its weights and its KV cache. It is built on the engine thread and never leaves it.
 
-use sconce_models::{BatchInput, KvCache, KvDtype, Logits, Model};
+use std::sync::Arc;
+
+use sconce_models::{Adapter, AdapterId, BatchInput, KvCache, KvDtype, Logits, Model};
 
 use super::sampler::Workers;
 use super::scheduler::Capabilities;
@@ -24,6 +26,11 @@ pub trait Executor: Send {
     /// Threads that sample what it computed; asked for each step.
     fn workers(&self) -> Workers {
         Workers::NONE
+    }
+
+    /// Puts an adapter at hand for batches that name it, or takes it away again. Called between steps.
+    fn set_adapter(&mut self, _id: AdapterId, _adapter: Option<Arc<Adapter>>) -> Result<(), String> {
+        Err("this model takes no adapters".to_owned())
     }
 
     /// Writes the K and V of every token of `batch`, then leaves the logits of `batch.sample_rows` in `logits`.
@@ -70,6 +77,10 @@ impl Executor for ModelExecutor {
 
     fn workers(&self) -> Workers {
         Workers { count: sconce_kernels::cpu::threads(), run: sconce_kernels::cpu::pool::run }
+    }
+
+    fn set_adapter(&mut self, id: AdapterId, adapter: Option<Arc<Adapter>>) -> Result<(), String> {
+        self.model.set_adapter(id, adapter).map_err(|error| error.to_string())
     }
 
     fn execute(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), String> {

@@ -3,19 +3,22 @@
 //! Every accepted sequence gets exactly one [`Progress`] with `finish`, also when the executor fails, the engine dies
 //! or the process shuts down. `submit` never blocks; at most `max_num_seqs + max_waiting` sequences are alive at once.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use sconce_models::{Adapter, AdapterId};
+
+use super::adapter::ADAPTERS_MAX;
 use super::executor::Executor;
 use super::filter::TokenFilter;
 use super::run;
 use super::sampler::SamplingParams;
 use super::scheduler::EngineConfig;
 use super::sequence::{FinishReason, SeqId, Token, TokenLogprobs};
-use super::stats::{EngineStats, StatsBoard};
+use super::stats::{EngineStats, StatsBoard, StepClock};
 
 /// One sequence to generate.
 pub struct Submit {
@@ -27,6 +30,8 @@ pub struct Submit {
     pub priority: i32,
     /// The prefix cache is shared only between equal salts.
     pub salt: [u8; 32],
+    /// Of [`super::LoadedAdapter`], to be held until the sequence has ended.
+    pub adapter: Option<AdapterId>,
     /// Capacity at least 2: one place is kept for the last message. Dropping the receiver cancels the sequence.
     pub progress: tokio::sync::mpsc::Sender<Progress>,
 }
@@ -72,6 +77,13 @@ pub(super) struct Arrival {
 
 pub(super) enum Command {
     Submit(Box<Arrival>),
+    LoadAdapter {
+        id: AdapterId,
+        adapter: Arc<Adapter>,
+        done: SyncSender<Result<(), String>>,
+    },
+    /// When no sequence uses it any more.
+    DropAdapter(AdapterId),
     /// Finish what is live until then, cancel the rest. `None` is further away than the clock reaches.
     Shutdown(Option<Instant>),
 }
@@ -81,9 +93,26 @@ pub(super) struct Gate {
     commands: RwLock<Option<SyncSender<Command>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     next_id: AtomicU64,
+    next_adapter: AtomicU32,
+    /// Adapters that the engine has or is about to be given.
+    adapters: AtomicU32,
 }
 
 impl Gate {
+    pub(super) fn next_adapter(&self) -> u32 {
+        self.next_adapter.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Counts an adapter in, unless `most` are in already.
+    pub(super) fn enter_adapter(&self, most: u32) -> bool {
+        let enter = |count: u32| (count < most).then_some(count + 1);
+        self.adapters.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_ok()
+    }
+
+    pub(super) fn leave_adapter(&self) {
+        self.adapters.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// Takes the sender away: later submits see `Stopped`, and the engine sees the end of its queue.
     pub(super) fn close(&self) -> Option<SyncSender<Command>> {
         self.commands.write().unwrap_or_else(PoisonError::into_inner).take()
@@ -93,13 +122,14 @@ impl Gate {
 /// What the engine thread writes and anybody reads.
 pub(super) struct Board {
     pub stats: StatsBoard,
+    pub step: StepClock,
     pub failure: OnceLock<String>,
 }
 
 /// A cheap, shared handle to one engine. When the last one is dropped the engine finishes what is live and ends.
 #[derive(Clone)]
 pub struct EngineHandle {
-    gate: Arc<Gate>,
+    pub(super) gate: Arc<Gate>,
     board: Arc<Board>,
     live_max: u64,
 }
@@ -114,14 +144,19 @@ impl EngineHandle {
     ) -> Result<Self, String> {
         config.check()?;
         let live_max = u64::from(config.max_num_seqs) + u64::from(config.max_waiting);
-        // One place more than sequences can be alive: the shutdown command always finds room.
-        let (sender, commands) = sync_channel(usize::try_from(live_max).map_err(|e| e.to_string())? + 1);
+        // One place more than sequences can be alive, and two an adapter: the shutdown command, and what loads an adapter
+        // and takes it away, always find room.
+        let commands_max = live_max + 1 + 2 * u64::from(ADAPTERS_MAX);
+        let (sender, commands) = sync_channel(usize::try_from(commands_max).map_err(|e| e.to_string())?);
         let gate = Arc::new(Gate {
             commands: RwLock::new(Some(sender)),
             thread: Mutex::new(None),
             next_id: AtomicU64::new(0),
+            next_adapter: AtomicU32::new(0),
+            adapters: AtomicU32::new(0),
         });
-        let board = Arc::new(Board { stats: StatsBoard::default(), failure: OnceLock::new() });
+        let board =
+            Arc::new(Board { stats: StatsBoard::default(), step: StepClock::default(), failure: OnceLock::new() });
         let (ready_sender, ready) = sync_channel(1);
         let thread_side = run::ThreadSide { commands, gate: Arc::downgrade(&gate), board: Arc::clone(&board) };
         let thread = std::thread::Builder::new()
@@ -165,9 +200,20 @@ impl EngineHandle {
         }
     }
 
+    /// False where the engine has stopped.
+    pub(super) fn command(&self, command: Command) -> bool {
+        let commands = self.gate.commands.read().unwrap_or_else(PoisonError::into_inner);
+        commands.as_ref().is_some_and(|sender| sender.try_send(command).is_ok())
+    }
+
     /// A plain copy of the numbers of the latest step; lock-free.
     pub fn stats(&self) -> EngineStats {
         self.board.stats.snapshot()
+    }
+
+    /// How long the step that runs has been running; `None` between steps.
+    pub fn in_step_for(&self) -> Option<Duration> {
+        self.board.step.running_for()
     }
 
     /// Why the engine gave up, if it did. A failed engine refuses every submit with `Stopped`.

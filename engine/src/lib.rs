@@ -10,9 +10,11 @@
 
 #![forbid(unsafe_code)]
 
+mod adapter;
 pub mod batch;
 pub mod blocks;
 mod costs;
+mod delivery;
 mod draft_model;
 pub mod embed;
 pub mod executor;
@@ -27,6 +29,7 @@ pub mod sim;
 pub mod speculation;
 pub mod stats;
 
+pub use adapter::{ADAPTERS_MAX, AdapterId, LoadedAdapter};
 pub use blocks::BlockId;
 pub use embed::{EmbedConfig, EmbedDone, EmbedFailure, EmbedHandle, EmbedStats, EmbedSubmit, EmbedText};
 pub use executor::{Executor, ModelExecutor};

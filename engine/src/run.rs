@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use sconce_models::{BatchInput, Logits};
 use tokio::sync::mpsc::Sender;
 
+use super::adapter::Adapters;
 use super::batch;
+use super::delivery::{Delivery, has_caught_up, merge, try_deliver};
 use super::draft_model::DraftModel;
 use super::executor::Executor;
 use super::filter::{Desk, Restriction, Verdict};
@@ -26,6 +28,10 @@ use super::speculation::Speculation;
 
 /// Steps that fail one after the other before the engine gives up.
 const FAILED_STEPS_MAX: u32 = 3;
+/// Times that the engine starts over with the weights that it has, without a step that went well in between.
+const RESTARTS_MAX: u32 = 3;
+/// Before the first of them; each further one waits twice as long.
+const RESTART_WAIT: Duration = Duration::from_millis(50);
 /// How long to wait before looking again whether a slow client has read, when nothing else is to be done.
 const PARKED_WAIT_FIRST: Duration = Duration::from_millis(1);
 const PARKED_WAIT_MAX: Duration = Duration::from_millis(20);
@@ -37,17 +43,6 @@ pub(super) struct ThreadSide {
     pub board: Arc<Board>,
 }
 
-/// The way back to one client, and what it has not taken yet.
-struct Delivery {
-    progress: Sender<Progress>,
-    submitted_at: Instant,
-    started_at: Option<Instant>,
-    /// Of a parked sequence: what its full channel did not take.
-    unsent: Option<Progress>,
-    /// The sequence is parked until its filter is back.
-    awaits_filter: bool,
-}
-
 /// Everything the engine thread owns.
 struct Engine {
     scheduler: Scheduler,
@@ -55,6 +50,7 @@ struct Engine {
     draft_model: Option<DraftModel>,
     sampler: StepSampler,
     filters: Desk,
+    adapters: Adapters,
     deliveries: HashMap<SeqId, Delivery>,
     board: Arc<Board>,
     step: Step,
@@ -64,6 +60,7 @@ struct Engine {
     outcomes: Vec<Outcome>,
     cancelled: Vec<SeqId>,
     failed_steps: u32,
+    restarts: u32,
     failed_guesses: u32,
     parked_wait: Duration,
     /// Set by a shutdown: what is live at this moment is cancelled.
@@ -80,7 +77,7 @@ pub(super) fn engine_thread(
     side: ThreadSide,
 ) {
     let built = catch_unwind(AssertUnwindSafe(build)).unwrap_or_else(|panic| Err(panic_text(&*panic)));
-    let engine = built.and_then(|executor| Engine::new(config, executor, Arc::clone(&side.board)));
+    let engine = built.and_then(|executor| Engine::new(config, executor, &side));
     let mut engine = match engine {
         Ok(engine) => engine,
         Err(reason) => {
@@ -91,15 +88,7 @@ pub(super) fn engine_thread(
     if ready.send(Ok(())).is_err() {
         return;
     }
-    let ended = catch_unwind(AssertUnwindSafe(|| engine.run(&side.commands)));
-    let failure = match ended {
-        Ok(Ok(())) => None,
-        Ok(Err(reason)) => Some(reason),
-        Err(panic) => {
-            engine.scheduler.abandon();
-            Some(format!("the engine has a fault: {}", panic_text(&*panic)))
-        }
-    };
+    let failure = engine.run_fenced(&side.commands);
     if let Some(reason) = &failure {
         let _ = side.board.failure.set(reason.clone());
     }
@@ -118,7 +107,7 @@ pub(super) fn engine_thread(
 }
 
 impl Engine {
-    fn new(config: EngineConfig, mut executor: Box<dyn Executor>, board: Arc<Board>) -> Result<Self, String> {
+    fn new(config: EngineConfig, mut executor: Box<dyn Executor>, side: &ThreadSide) -> Result<Self, String> {
         let live_max = config.max_num_seqs.saturating_add(config.max_waiting) as usize;
         let (blocks, block_size) = (config.blocks, config.block_size);
         let guesses_by_model = matches!(config.speculation, Some(Speculation::DraftModel { .. }));
@@ -135,7 +124,8 @@ impl Engine {
             sampler: StepSampler::new(LANE_LOGITS_MIN),
             filters: Desk::new(live_max),
             deliveries: HashMap::new(),
-            board,
+            adapters: Adapters::new(Weak::clone(&side.gate)),
+            board: Arc::clone(&side.board),
             step: Step::default(),
             batch: BatchInput::default(),
             logits: Logits::default(),
@@ -143,6 +133,7 @@ impl Engine {
             outcomes: Vec::new(),
             cancelled: Vec::new(),
             failed_steps: 0,
+            restarts: 0,
             failed_guesses: 0,
             parked_wait: PARKED_WAIT_FIRST,
             deadline: None,
@@ -152,11 +143,34 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Runs until a drain is complete, or until starting over does not help. What was live then has failed.
+    fn run_fenced(&mut self, commands: &Receiver<Command>) -> Option<String> {
+        loop {
+            let reason = match catch_unwind(AssertUnwindSafe(|| self.run(commands))) {
+                Ok(Ok(())) => return None,
+                Ok(Err(reason)) => reason,
+                Err(panic) => format!("the engine has a fault: {}", panic_text(&*panic)),
+            };
+            self.board.step.end();
+            self.scheduler.abandon();
+            if self.restarts == RESTARTS_MAX || self.draining {
+                return Some(reason);
+            }
+            tracing::error!(%reason, "the engine starts over; what it was working on has failed");
+            self.end_all(&FinishReason::Failed(format!("the engine had to start over: {reason}")));
+            self.failed_steps = 0;
+            self.publish();
+            std::thread::sleep(RESTART_WAIT * (1 << self.restarts));
+            self.restarts += 1;
+        }
+    }
+
     /// Steps until a drain is complete. Fails when the executor does so repeatedly.
     fn run(&mut self, commands: &Receiver<Command>) -> Result<(), String> {
         loop {
             self.receive(commands);
             self.look_after_clients();
+            self.adapters.let_go(&self.scheduler, &mut *self.executor);
             if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 self.end_all(&FinishReason::Cancelled);
             }
@@ -213,6 +227,11 @@ impl Engine {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Submit(arrival) => self.accept(*arrival),
+            Command::LoadAdapter { id, adapter, done } => {
+                // Who asked waits for it.
+                let _ = done.send(self.adapters.load(id, adapter, &mut *self.executor));
+            }
+            Command::DropAdapter(id) => self.adapters.begin_to_leave(id),
             Command::Shutdown(deadline) => {
                 self.draining = true;
                 self.deadline = deadline;
@@ -222,12 +241,17 @@ impl Engine {
 
     fn accept(&mut self, arrival: Arrival) {
         let Arrival { id, submit, submitted_at } = arrival;
+        if submit.adapter.is_some_and(|adapter| !self.adapters.takes(adapter)) {
+            let finish = FinishReason::Failed("the adapter was unloaded before the request began".to_owned());
+            return self.refuse(&submit.progress, finish);
+        }
         let new = NewSequence {
             id,
             prompt: submit.prompt,
             params: submit.params,
             priority: submit.priority,
             salt: submit.salt,
+            adapter: submit.adapter,
         };
         match self.scheduler.add(new) {
             Ok(()) => {
@@ -295,11 +319,15 @@ impl Engine {
             return Ok(());
         }
         self.stamp_starts();
+        self.board.step.begin();
         let guessing_us = self.guess();
         batch::fill(&self.scheduler, &self.step, &mut self.batch);
-        match self.execute() {
+        let executed = self.execute();
+        self.board.step.end();
+        match executed {
             Ok(()) => {
                 self.failed_steps = 0;
+                self.restarts = 0;
                 if let Some(model) = &mut self.draft_model {
                     model.follow(&self.batch);
                 }
@@ -458,29 +486,6 @@ impl Engine {
     fn publish(&mut self) {
         self.board.stats.publish(self.scheduler.stats());
     }
-}
-
-/// Half of the places are free: one that is parked again after each token would lose its seat each time.
-fn has_caught_up(sender: &Sender<Progress>) -> bool {
-    sender.capacity() >= (sender.max_capacity() / 2).max(2)
-}
-
-/// Sends unless that would take the place kept for the terminal progress; then gives it back.
-fn try_deliver(sender: &Sender<Progress>, progress: Progress) -> Option<Progress> {
-    if sender.capacity() < 2 {
-        // Closed or full. A closed one is found out by the next look at the clients.
-        return Some(progress);
-    }
-    let _ = sender.try_send(progress);
-    None
-}
-
-/// What was not sent yet, then what is new.
-fn merge(unsent: Option<Progress>, new: Progress) -> Progress {
-    let Some(mut unsent) = unsent else { return new };
-    unsent.prompt = unsent.prompt.or(new.prompt);
-    unsent.tokens.extend(new.tokens);
-    unsent
 }
 
 pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

@@ -4,6 +4,8 @@
 //! between steps; drafts exist only inside a step and never among the tokens; a finished sequence leaves the scheduler
 //! at once, so no state here means "finished".
 
+use sconce_models::AdapterId;
+
 use super::blocks::{BlockId, ChainHash, blocks_for};
 use super::costs::StepCosts;
 use super::filter::Restriction;
@@ -70,6 +72,8 @@ pub struct Sequence {
     pub params: SamplingParams,
     pub priority: i32,
     pub key: OrderKey,
+    adapter: Option<AdapterId>,
+    /// Of the adapter, too: what it wrote is never another's.
     salt: [u8; 32],
     root: ChainHash,
     /// Prompt, then output.
@@ -107,11 +111,23 @@ pub struct NewSequence {
     pub params: SamplingParams,
     pub priority: i32,
     pub salt: [u8; 32],
+    pub adapter: Option<AdapterId>,
+}
+
+impl NewSequence {
+    /// The salt of its blocks: K and V depend on the adapter, and an adapter's name is never given again.
+    fn block_salt(&self) -> [u8; 32] {
+        let Some(adapter) = self.adapter else { return self.salt };
+        let mut hasher = blake3::Hasher::new_keyed(&self.salt);
+        hasher.update(b"sconce adapter").update(&adapter.0.to_le_bytes());
+        *hasher.finalize().as_bytes()
+    }
 }
 
 impl Sequence {
     pub(super) fn new(new: NewSequence, key: OrderKey, tokens_max: usize) -> Self {
         let prompt_len = new.prompt.len();
+        let salt = new.block_salt();
         let seen = SeenTokens::new(&new.params, &new.prompt).map(Box::new);
         assert!(prompt_len > 0 && prompt_len <= tokens_max, "a prompt has at least one token and fits");
         Self {
@@ -119,8 +135,9 @@ impl Sequence {
             params: new.params,
             priority: new.priority,
             key,
-            root: ChainHash::root(&new.salt),
-            salt: new.salt,
+            adapter: new.adapter,
+            root: ChainHash::root(&salt),
+            salt,
             tokens: new.prompt,
             prompt_len,
             tokens_max,
@@ -146,6 +163,10 @@ impl Sequence {
 
     pub(super) fn never_draft(&mut self) {
         self.drafter = None;
+    }
+
+    pub fn adapter(&self) -> Option<AdapterId> {
+        self.adapter
     }
 
     pub fn tokens(&self) -> &[u32] {

@@ -4,9 +4,10 @@
 //! context back through the block table, so a shared block that should not be, an overwritten one or a missing one
 //! changes the output. It refuses batches that break their own rules. Used by tests and by `--model sim`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use sconce_models::{BatchInput, Logits};
+use sconce_models::{Adapter, AdapterId, BatchInput, Logits};
 
 use super::executor::Executor;
 use super::scheduler::Capabilities;
@@ -51,11 +52,13 @@ impl SimOptions {
 struct Cell {
     token: u32,
     position: u32,
+    /// K and V depend on it.
+    adapter: Option<AdapterId>,
     /// The step that wrote it; 0 is never.
     step: u64,
 }
 
-const EMPTY: Cell = Cell { token: u32::MAX, position: u32::MAX, step: 0 };
+const EMPTY: Cell = Cell { token: u32::MAX, position: u32::MAX, adapter: None, step: 0 };
 
 /// See the module.
 pub struct SimExecutor {
@@ -152,13 +155,27 @@ impl SimExecutor {
             if batch.tokens[index] >= self.options.vocab {
                 return Err(format!("sim: token id {} is outside the vocabulary", batch.tokens[index]));
             }
-            *cell = Cell { token: batch.tokens[index], position, step: self.step };
+            let adapter = batch.adapters.get(row).copied().flatten();
+            *cell = Cell { token: batch.tokens[index], position, adapter, step: self.step };
         }
         Ok(())
     }
 
     fn table<'a>(&self, batch: &'a BatchInput, row: usize) -> &'a [u32] {
         &batch.block_tables[range(&batch.block_table_ends, row)]
+    }
+
+    /// Refuses a row whose context was written with another adapter than its own.
+    fn check_adapter(&self, batch: &BatchInput, row: usize) -> Result<(), String> {
+        let adapter = batch.adapters.get(row).copied().flatten();
+        let size = self.options.block_size as usize;
+        let table = self.table(batch, row);
+        let mut cells =
+            (0..batch.context_lens[row] as usize).map(|at| self.cells[table[at / size] as usize * size + at % size]);
+        match cells.find(|cell| cell.adapter != adapter) {
+            None => Ok(()),
+            Some(cell) => Err(format!("sim: row {row} of {adapter:?} reads what {:?} wrote", cell.adapter)),
+        }
     }
 
     /// Reads a row's context once and leaves logits wherever they are wanted on the way.
@@ -195,11 +212,19 @@ impl Executor for SimExecutor {
         self.options.vocab as usize
     }
 
+    /// It has no weights to which anything could be added: adapters only keep their blocks apart.
+    fn set_adapter(&mut self, _id: AdapterId, _adapter: Option<Arc<Adapter>>) -> Result<(), String> {
+        Ok(())
+    }
+
     fn execute(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), String> {
         self.check_limits(batch)?;
         self.step += 1;
         for row in 0..batch.rows() {
             self.write_row(batch, row)?;
+        }
+        for row in 0..batch.rows() {
+            self.check_adapter(batch, row)?;
         }
         logits.vocab = self.vocab();
         logits.values.resize(batch.sample_rows.len() * logits.vocab, 0.0);

@@ -1,6 +1,8 @@
 //! Numbers of one engine: written by its thread once a step, read by anybody without a lock.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::speculation::DRAFTS_PER_ROW_MAX;
 
@@ -132,4 +134,33 @@ impl StatsBoard {
         let before = self.live.fetch_sub(1, Ordering::Relaxed);
         debug_assert!(before > 0, "a sequence left that never entered");
     }
+}
+
+/// When the step that runs began, so that one that never ends can be seen from outside.
+#[derive(Default)]
+pub(super) struct StepClock {
+    /// Milliseconds of [`since_start_ms`], plus one; 0 between steps.
+    began_ms: AtomicU64,
+}
+
+impl StepClock {
+    pub(super) fn begin(&self) {
+        self.began_ms.store(1 + since_start_ms(), Ordering::Relaxed);
+    }
+
+    pub(super) fn end(&self) {
+        self.began_ms.store(0, Ordering::Relaxed);
+    }
+
+    /// How long the step has been running; `None` between steps.
+    pub(super) fn running_for(&self) -> Option<Duration> {
+        let began_ms = self.began_ms.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(Duration::from_millis(since_start_ms().saturating_sub(began_ms)))
+    }
+}
+
+/// Of a moment early in this process.
+fn since_start_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    u64::try_from(START.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX)
 }

@@ -63,6 +63,10 @@ pub struct KvLayer {
 impl KvLayer {
     /// A cache of zeros; sizes are blocks, kv heads, block size and head dim. The OS hands out its pages when they are first written.
     pub fn new(sizes: [usize; 4], dtype: KvDtype, device: &Device) -> Result<Self> {
+        Ok(Self { k: Self::zeros(sizes, dtype, device)?, v: Self::zeros(sizes, dtype, device)? })
+    }
+
+    pub(crate) fn zeros(sizes: [usize; 4], dtype: KvDtype, device: &Device) -> Result<Tensor> {
         const OP: &str = "kv cache";
         tensors::require_cpu(OP, device)?;
         let elements = sizes.into_iter().try_fold(1usize, usize::checked_mul);
@@ -70,13 +74,12 @@ impl KvLayer {
             return Err(shape(OP, format!("{sizes:?} (blocks, kv heads, block size, head dim) is no usable size")));
         };
         // Zeros of plain integers are memory that nobody has touched yet.
-        let zeros = || match dtype {
+        Ok(match dtype {
             KvDtype::F32 => Tensor::from_vec(vec![0f32; elements], sizes.to_vec(), device),
             KvDtype::F16 => Tensor::from_vec(vec![0u16; elements].reinterpret_into::<f16>(), sizes.to_vec(), device),
             KvDtype::Bf16 => Tensor::from_vec(vec![0u16; elements].reinterpret_into::<bf16>(), sizes.to_vec(), device),
             KvDtype::Fp8 => Tensor::from_vec(vec![0u8; elements], sizes.to_vec(), device),
-        };
-        Ok(Self { k: zeros()?, v: zeros()? })
+        }?)
     }
 
     fn dims(&self, op: &'static str) -> Result<[usize; 4]> {
@@ -112,7 +115,7 @@ pub struct AttentionBatch<'a> {
 }
 
 impl AttentionBatch<'_> {
-    fn check(&self, tokens: usize, blocks: usize, block_size: usize) -> Result<()> {
+    pub(crate) fn check(&self, tokens: usize, blocks: usize, block_size: usize) -> Result<()> {
         const OP: &str = "paged_attention";
         let rows = self.row_ends.len();
         if self.positions.len() != tokens {
@@ -159,15 +162,15 @@ impl AttentionBatch<'_> {
 }
 
 /// Writes heads of a wider row into one of a layer's two tensors.
-struct WriteHeads<'a, A> {
-    slots: &'a [u32],
-    heads: usize,
-    head_dim: usize,
-    block_size: usize,
+pub(crate) struct WriteHeads<'a, A> {
+    pub slots: &'a [u32],
+    pub heads: usize,
+    pub head_dim: usize,
+    pub block_size: usize,
     /// Elements of a row of x, and where the heads start in it.
-    stride: usize,
-    start: usize,
-    how: Option<Turned<'a, A>>,
+    pub stride: usize,
+    pub start: usize,
+    pub how: Option<Turned<'a, A>>,
 }
 
 impl<'a, A> InplaceOp2 for WriteHeads<'a, A>
@@ -219,7 +222,7 @@ fn candle_error(error: Error) -> candle_core::Error {
 }
 
 /// No angles: values go into the cache as they are.
-type NoAngles = fn(usize) -> (&'static [f32], &'static [f32]);
+pub(crate) type NoAngles = fn(usize) -> (&'static [f32], &'static [f32]);
 
 /// Writes k and v `[tokens, kv_heads, head_dim]` into their slots (slot = block * block_size + offset), in place. No two
 /// tokens may have the same slot.
@@ -242,7 +245,7 @@ pub fn write_kv(cache: &mut KvLayer, k: &Tensor, v: &Tensor, slots: &[u32]) -> R
 }
 
 /// The cache's sizes, if the slots are its own and differ from each other.
-fn check_cache(op: &'static str, cache: &KvLayer, slots: &[u32]) -> Result<[usize; 4]> {
+pub(crate) fn check_cache(op: &'static str, cache: &KvLayer, slots: &[u32]) -> Result<[usize; 4]> {
     tensors::require_cpu(op, cache.k.device())?;
     let dims @ [blocks, _, block_size, _] = cache.dims(op)?;
     if let Some(slot) = slots.iter().find(|slot| **slot as usize >= blocks * block_size) {
@@ -260,7 +263,7 @@ fn check_cache(op: &'static str, cache: &KvLayer, slots: &[u32]) -> Result<[usiz
     Ok(dims)
 }
 
-fn check_apart(op: &'static str, name: &str, values: &Tensor, cache: &KvLayer) -> Result<()> {
+pub(crate) fn check_apart(op: &'static str, name: &str, values: &Tensor, cache: &KvLayer) -> Result<()> {
     let (storage, _) = values.storage_and_layout();
     for own in [&cache.k, &cache.v] {
         let (own_storage, _) = own.storage_and_layout();
@@ -271,13 +274,16 @@ fn check_apart(op: &'static str, name: &str, values: &Tensor, cache: &KvLayer) -
     Ok(())
 }
 
-/// RMSNorm over each head of q and of k, or over all heads of each together: the length of the weights says which.
+/// RMSNorm over each head of q and of k, or over all heads of each together: the length of the weights says which; and
+/// perhaps over each head of v.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadNorms<'a> {
     /// `[head_dim]` or `[heads * head_dim]`
     pub query: &'a Tensor,
     /// `[head_dim]` or `[kv_heads * head_dim]`
     pub key: &'a Tensor,
+    /// `[head_dim]`
+    pub value: Option<&'a Tensor>,
     pub eps: f32,
 }
 
@@ -332,7 +338,18 @@ pub fn rope_and_write_kv(
     let how = Some(Turned { norm: key_norm, style, angles });
     let key = WriteHeads { slots, heads: kv_heads, head_dim, block_size, stride, start, how };
     cache.k.inplace_op2(qkv, &key)?;
-    let (start, how) = (start + kv_heads * head_dim, None::<Turned<NoAngles>>);
+    let no_angles: NoAngles = |_| (&[], &[]);
+    let value_guard = norms.and_then(|norms| Some((norms.value?, norms.eps)));
+    let value_guard = value_guard.map(|(weight, eps)| (weight.storage_and_layout(), weight, eps));
+    let how = match &value_guard {
+        None => None,
+        Some(((storage, layout), weight, eps)) => {
+            tensors::require_dims(OP, "value norm", weight, &[head_dim])?;
+            let norm = Some((tensors::values(OP, "value norm", storage, layout)?, *eps));
+            Some(Turned { norm, style, angles: no_angles })
+        }
+    };
+    let start = start + kv_heads * head_dim;
     let value = WriteHeads { slots, heads: kv_heads, head_dim, block_size, stride, start, how };
     cache.v.inplace_op2(qkv, &value)?;
     Ok(Tensor::from_vec(query, (slots.len(), heads, head_dim), qkv.device())?)

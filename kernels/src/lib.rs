@@ -14,11 +14,13 @@ pub mod cpu;
 pub mod cuda;
 pub mod encode;
 pub mod error;
+pub mod low_rank;
 pub mod matmul;
 pub mod ops;
 pub mod reference;
 pub mod rope;
 mod tensors;
+pub mod vectors;
 pub mod weight;
 
 pub use attention::{
@@ -28,7 +30,9 @@ pub use attention::{
 pub use cpu::packed::{Arena, PackedWeight, Precision};
 pub use encode::{bidirectional_attention, layer_norm};
 pub use error::{Error, Result};
+pub use low_rank::{LowRank, Segment, add_low_rank};
 pub use matmul::{Activation, Added, Prologue, matmul, matmul_into};
 pub use ops::{add_rms_norm, add_scaled, argmax, embedding, gelu_tanh_mul, rms_norm, scale_and_cap, silu_mul, top_k};
-pub use rope::{RopeStyle, RopeTable, rope};
+pub use rope::{RopeStyle, RopeTable, norm_and_rope, rope};
+pub use vectors::{short_convolution, write_vectors};
 pub use weight::{GgmlType, Weight};

@@ -78,7 +78,16 @@ pub fn matmul_into(x: &Tensor, prologue: Prologue, w: &PackedWeight, added: Adde
     let residual =
         residual.as_ref().map(|(storage, layout)| tensors::values(OP, "residual", storage, layout)).transpose()?;
     let added = dense::Added { bias, residual };
-    let mut run = |prologue| cpu::matmul::matmul(Isa::best(), x, prologue, w, added, y);
+    with_prologue(OP, prologue, w.input(), |prologue| cpu::matmul::matmul(Isa::best(), x, prologue, w, added, y))
+}
+
+/// Hands on what stands before a product of `input` values, its sizes checked.
+pub(crate) fn with_prologue(
+    op: &'static str,
+    prologue: Prologue,
+    input: usize,
+    run: impl FnOnce(dense::Prologue),
+) -> Result<()> {
     match prologue {
         Prologue::None => run(dense::Prologue::None),
         Prologue::GeluTanh => run(dense::Prologue::Active(Gate::GeluTanh)),
@@ -87,22 +96,22 @@ pub fn matmul_into(x: &Tensor, prologue: Prologue, w: &PackedWeight, added: Adde
         Prologue::GeluTanhMul => run(dense::Prologue::Gated(Gate::GeluTanh)),
         Prologue::Activation(activation) => run(dense::Prologue::Activation(activation)),
         Prologue::RmsNorm { weight, eps } => {
-            tensors::require_dims(OP, "norm weight", weight, &[w.input()])?;
+            tensors::require_dims(op, "norm weight", weight, &[input])?;
             let (storage, layout) = weight.storage_and_layout();
-            let weight = tensors::values(OP, "norm weight", &storage, layout)?;
+            let weight = tensors::values(op, "norm weight", &storage, layout)?;
             run(dense::Prologue::RmsNorm { weight, eps });
         }
         Prologue::LayerNorm { weight, bias, eps } => {
-            tensors::require_dims(OP, "norm weight", weight, &[w.input()])?;
+            tensors::require_dims(op, "norm weight", weight, &[input])?;
             let (storage, layout) = weight.storage_and_layout();
-            let weight = tensors::values(OP, "norm weight", &storage, layout)?;
+            let weight = tensors::values(op, "norm weight", &storage, layout)?;
             let Some(bias) = bias else {
                 run(dense::Prologue::LayerNorm { weight, bias: None, eps });
                 return Ok(());
             };
-            tensors::require_dims(OP, "norm bias", bias, &[w.input()])?;
+            tensors::require_dims(op, "norm bias", bias, &[input])?;
             let (storage, layout) = bias.storage_and_layout();
-            let bias = Some(tensors::values(OP, "norm bias", &storage, layout)?);
+            let bias = Some(tensors::values(op, "norm bias", &storage, layout)?);
             run(dense::Prologue::LayerNorm { weight, bias, eps });
         }
     }

@@ -104,14 +104,32 @@ impl Pages {
 
 /// Rotates x `[tokens, heads, head_dim]` by each token's position; elements from [`RopeTable::rotated`] on pass through.
 pub fn rope(x: &Tensor, positions: &[u32], table: &RopeTable, style: RopeStyle) -> Result<Tensor> {
+    norm_and_rope(x, None, positions, (table, style))
+}
+
+/// As [`rope`], behind an RMSNorm over each head where there is one: its weight `[head_dim]`, and epsilon.
+pub fn norm_and_rope(
+    x: &Tensor,
+    norm: Option<(&Tensor, f32)>,
+    positions: &[u32],
+    (table, style): (&RopeTable, RopeStyle),
+) -> Result<Tensor> {
     const OP: &str = "rope";
     tensors::require_cpu(OP, x.device())?;
     let (tokens, heads, head_dim) = tensors::dims3(OP, "x", x)?;
     table.check(OP, positions, tokens, head_dim)?;
     let (storage, layout) = x.storage_and_layout();
     let values = tensors::values(OP, "x", &storage, layout)?;
+    let guard = norm.map(|(weight, eps)| (weight.storage_and_layout(), weight, eps));
+    let norm = match &guard {
+        None => None,
+        Some(((storage, layout), weight, eps)) => {
+            tensors::require_dims(OP, "norm", weight, &[head_dim])?;
+            Some((tensors::values(OP, "norm", storage, layout)?, *eps))
+        }
+    };
     let angles = |token: usize| table.angles(positions[token]);
     let heads = Heads { x: values, stride: heads * head_dim, start: 0, heads, head_dim };
-    let out = heads::turned(Isa::best(), heads, Turned { norm: None, style, angles });
+    let out = heads::turned(Isa::best(), heads, Turned { norm, style, angles });
     Ok(Tensor::from_vec(out, x.shape(), x.device())?)
 }

@@ -141,6 +141,27 @@ impl Weight {
         Self::new(GgmlType::F32, out, input, Arc::new(bytes), 0)
     }
 
+    /// Some of the rows, as a matrix of their own. Panics when they do not exist.
+    pub fn rows(&self, first: usize, count: usize) -> Self {
+        assert!(count > 0 && first + count <= self.out, "rows {first} and {count} more of {}", self.out);
+        Self { out: count, offset: self.offset + first * self.row_bytes(), ..self.clone() }
+    }
+
+    /// The matrix with rows and columns changed: in its own type where elements are stored one by one, otherwise in F32.
+    pub fn transposed(&self) -> Result<Self> {
+        let (out, input) = (self.out, self.input);
+        let bytes = if self.ty.block_elements() == 1 {
+            transpose(self.bytes(), self.ty.block_bytes(), (out, input))
+        } else {
+            let mut values = vec![0.0; out * input];
+            values.chunks_exact_mut(input).enumerate().for_each(|(row, values)| self.row_f32(row, values));
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            transpose(&bytes, size_of::<f32>(), (out, input))
+        };
+        let ty = if self.ty.block_elements() == 1 { self.ty } else { GgmlType::F32 };
+        Self::new(ty, input, out, Arc::new(bytes), 0)
+    }
+
     /// Rows: features that come out of [`crate::matmul`].
     pub fn out(&self) -> usize {
         self.out
@@ -172,6 +193,18 @@ impl Weight {
         let row_bytes = self.row_bytes();
         dequant::row(self.ty, &self.bytes()[row * row_bytes..(row + 1) * row_bytes], out);
     }
+}
+
+/// Elements of so many bytes each, `(rows, columns)` to columns of rows.
+fn transpose(bytes: &[u8], element_bytes: usize, (rows, columns): (usize, usize)) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len());
+    for column in 0..columns {
+        for row in 0..rows {
+            let at = (row * columns + column) * element_bytes;
+            out.extend_from_slice(&bytes[at..at + element_bytes]);
+        }
+    }
+    out
 }
 
 impl std::fmt::Debug for Weight {

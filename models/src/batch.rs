@@ -1,5 +1,7 @@
 //! One ragged step as flat arrays: what the engine hands to a model, and what comes back.
 
+use crate::adapter::AdapterId;
+
 /// A ragged batch without padding: any mix of prefill chunks and single-token decodes, one row a sequence.
 ///
 /// Row `r` covers `tokens[row_ends[r-1]..row_ends[r]]` (from 0 for the first row); its tokens are consecutive
@@ -23,6 +25,8 @@ pub struct BatchInput {
     pub block_table_ends: Vec<u32>,
     /// Indices into `tokens` whose logits are wanted, ascending. `[samples]`
     pub sample_rows: Vec<u32>,
+    /// The adapter of each row. `[rows]`, or empty where no row has one.
+    pub adapters: Vec<Option<AdapterId>>,
 }
 
 impl BatchInput {
@@ -36,6 +40,7 @@ impl BatchInput {
         self.block_tables.clear();
         self.block_table_ends.clear();
         self.sample_rows.clear();
+        self.adapters.clear();
     }
 
     pub fn rows(&self) -> usize {

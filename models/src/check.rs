@@ -24,6 +24,9 @@ fn find_fault(batch: &BatchInput, spec: &Spec, kv: &KvCache) -> Option<String> {
         let (contexts, tables) = (batch.context_lens.len(), batch.block_table_ends.len());
         return Some(format!("{rows} rows with {contexts} context lengths and {tables} block tables"));
     }
+    if !batch.adapters.is_empty() && batch.adapters.len() != rows {
+        return Some(format!("{rows} rows with {} adapters", batch.adapters.len()));
+    }
     if batch.row_ends.last().map_or(0, |&end| end as usize) != tokens {
         return Some(format!("rows end at {:?}, but there are {tokens} tokens", batch.row_ends.last()));
     }

@@ -12,7 +12,7 @@ use sconce_kernels::{GgmlType, RopeStyle, Weight};
 use crate::error::{Error, Result, shown};
 use crate::family::Family;
 use crate::names::{LayerPart, Part};
-use crate::spec::{Activation, NormKind, Norms, QkNorm, RopeScaling, RopeSpec, Scales, Spec};
+use crate::spec::{Activation, NormKind, Norms, QkNorm, RopeScaling, RopeSpec, Scales, Spec, Uneven};
 
 /// Standard deviation of the weights.
 const SCALE: f32 = 0.02;
@@ -142,6 +142,8 @@ fn spec(shape: &Shape, format: GgmlType) -> Spec {
         sinks: false,
         sliding_window: None,
         experts: None,
+        latent: None,
+        uneven: Uneven::default(),
         notes: Vec::new(),
         weight_format: format.name().to_owned(),
         parameters: 0,

@@ -4,8 +4,8 @@ use sconce_kernels::RopeStyle;
 
 use crate::error::Result;
 use crate::families::{
-    cohere, ernie4_5, exaone4, gemma, glm4, gpt_oss, granite, llama, mixtral, olmo2, olmoe, phi3, qwen2, qwen3,
-    seed_oss, smollm3, stablelm, starcoder2,
+    cohere, deepseek, ernie4_5, exaone4, gemma, gemma4, glm4, gpt_oss, granite, lfm2, llama, mixtral, olmo2, olmoe,
+    phi3, qwen2, qwen3, seed_oss, smollm3, stablelm, starcoder2,
 };
 use crate::names::LayerPart;
 use crate::spec::fields::Fields;
@@ -16,16 +16,21 @@ use crate::spec::{Activation, NormKind, Norms, QkNorm, Spec};
 pub enum Family {
     Cohere,
     Cohere2,
+    DeepseekV2,
+    DeepseekV3,
     Ernie45,
     Exaone4,
     Gemma,
     Gemma2,
     Gemma3,
+    Gemma4,
     Glm,
     Glm4,
+    Glm4MoeLite,
     GptOss,
     Granite,
     GraniteMoe,
+    Lfm2,
     Llama,
     Ministral,
     Ministral3,
@@ -112,6 +117,12 @@ pub(crate) struct FamilyTraits {
     pub fused_gate_up: bool,
     /// Safetensors hold all experts of a layer in one tensor, the rows of gate and up in turn.
     pub interleaved_experts: bool,
+    /// Layers differ in their sizes: metadata may list them, and what a head is called says little.
+    pub is_uneven: bool,
+    /// Files may have layers behind the last, which are left out.
+    pub has_extra_layers: bool,
+    /// Tensors outside the layers that the family calls otherwise, and their usual names.
+    pub renamed: &'static [(&'static str, &'static str)],
     /// Sizes that Transformers takes where `config.json` is silent.
     pub sizes: &'static [(&'static str, usize)],
     /// Names in safetensors that differ from the usual ones.
@@ -151,6 +162,9 @@ pub(crate) const LLAMA_LIKE: FamilyTraits = FamilyTraits {
     fused_qkv: false,
     fused_gate_up: false,
     interleaved_experts: false,
+    is_uneven: false,
+    has_extra_layers: false,
+    renamed: &[],
     sizes: &[],
     names: &[],
     gguf_names: &[],
@@ -159,7 +173,7 @@ pub(crate) const LLAMA_LIKE: FamilyTraits = FamilyTraits {
     metadata: |_, _| Ok(()),
 };
 
-pub(crate) const FAMILIES: [&FamilyTraits; 29] = [
+pub(crate) const FAMILIES: [&FamilyTraits; 34] = [
     &llama::LLAMA,
     &llama::MISTRAL,
     &llama::MINISTRAL,
@@ -172,6 +186,11 @@ pub(crate) const FAMILIES: [&FamilyTraits; 29] = [
     &gemma::GEMMA,
     &gemma::GEMMA2,
     &gemma::GEMMA3,
+    &gemma4::GEMMA4,
+    &deepseek::DEEPSEEK_V2,
+    &deepseek::DEEPSEEK_V3,
+    &deepseek::GLM4_MOE_LITE,
+    &lfm2::LFM2,
     &phi3::PHI3,
     &smollm3::SMOLLM3,
     &granite::GRANITE,

@@ -4,7 +4,7 @@ use candle_core::Device;
 use sconce_kernels::{KvDtype, KvLayer};
 
 use crate::error::{Error, Result};
-use crate::spec::Spec;
+use crate::spec::{CacheKind, KvHeads, Spec, Uneven};
 
 /// `blocks` blocks of `block_size` tokens in every layer. Untouched blocks cost address space only.
 pub struct KvCache {
@@ -27,14 +27,28 @@ impl KvCache {
         if u32::try_from(tokens).is_err() || !memory_is_given(bytes) {
             return Err(refused(bytes));
         }
-        let sizes = [blocks as usize, spec.kv_heads, block_size as usize, spec.head_dim];
-        let layers = (0..spec.layers).map(|_| KvLayer::new(sizes, dtype, device)).collect::<Result<Vec<_>, _>>()?;
+        let mut layers: Vec<KvLayer> = Vec::with_capacity(spec.layers);
+        for layer in 0..spec.layers {
+            layers.push(match spec.cache_of(layer) {
+                CacheKind::KeysAndValues(KvHeads { kv_heads, head_dim }) => {
+                    KvLayer::new([blocks as usize, kv_heads, block_size as usize, head_dim], dtype, device)?
+                }
+                CacheKind::Vector(width) => {
+                    KvLayer::of_vectors([blocks as usize, block_size as usize, width], dtype, device)?
+                }
+                // A clone of a layer is the same memory.
+                CacheKind::Shared(earlier) => layers[earlier].clone(),
+            });
+        }
         Ok(Self { layers, blocks, block_size, bytes })
     }
 
     /// As [`Self::new`] with one layer's memory for all of them: for a step whose tokens are all of their sequences, so
     /// that no layer's K and V are read again once the layer is done.
     pub(crate) fn shared(spec: &Spec, blocks: u32, block_size: u32, dtype: KvDtype, device: &Device) -> Result<Self> {
+        if spec.uneven != Uneven::default() {
+            return Self::new(spec, blocks, block_size, dtype, device);
+        }
         let one = Self::new(&Spec { layers: 1, ..spec.clone() }, blocks, block_size, dtype, device)?;
         // A clone of a layer is the same memory.
         Ok(Self { layers: one.layers.into_iter().cycle().take(spec.layers).collect(), ..one })

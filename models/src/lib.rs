@@ -8,6 +8,9 @@
 //! cannot do is refused by name, never ignored; on the CPU a row of logits is the same bit for bit in
 //! whatever batch it is computed and however the prompt was cut. `unsafe` stands in `weights.rs` only (the memory map).
 
+use std::sync::Arc;
+
+mod adapter;
 mod assemble;
 mod check;
 mod decoder;
@@ -29,7 +32,9 @@ pub mod error;
 pub mod gguf;
 pub mod kv;
 pub mod spec;
+pub mod timing;
 
+pub use adapter::{Adapter, AdapterId, load_adapter};
 pub use batch::{BatchInput, Logits};
 pub use dummy::dummy_shapes;
 pub use embedder::{
@@ -41,7 +46,10 @@ pub use kv::KvCache;
 pub use load::{DeviceChoice, LoadOptions, OnProgress, Source, load, load_embedder, read_spec, read_spec_as};
 pub use quantise::{QuantFormat, Quantize};
 pub use sconce_kernels::{KvDtype, Precision};
-pub use spec::{Activation, Experts, NormKind, Norms, QkNorm, RopeScaling, RopeSpec, Scales, SlidingWindow, Spec};
+pub use spec::{
+    Activation, CacheKind, Convolution, Experts, GroupScore, Groups, KvHeads, Latent, NormKind, Norms, QkNorm,
+    RopeScaling, RopeSpec, Routing, Scales, Scoring, SlidingWindow, Spec, Uneven,
+};
 
 /// A loaded decoder-only language model.
 pub trait Model: Send {
@@ -49,6 +57,9 @@ pub trait Model: Send {
 
     /// K and V memory for `blocks` blocks of `block_size` tokens, on the model's device.
     fn new_kv_cache(&self, blocks: u32, block_size: u32, dtype: KvDtype) -> Result<KvCache>;
+
+    /// Puts an adapter at hand for batches that name it, or takes it away again.
+    fn set_adapter(&mut self, id: AdapterId, adapter: Option<Arc<Adapter>>) -> Result<()>;
 
     /// One ragged step: writes K and V of every token into their slots, and the logits of `sample_rows` into `logits`,
     /// which is resized to fit. A batch that contradicts itself is refused before anything is written.

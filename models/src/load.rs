@@ -179,8 +179,12 @@ pub(crate) fn open_source(source: &Source, headless: bool) -> Result<(Spec, Weig
 fn open_gguf(path: &Path) -> Result<(Spec, WeightSource)> {
     let file = Arc::new(MappedFile::open(path)?);
     let header = Header::parse((*file).as_ref(), path)?;
-    let tensors = TensorSet::from_gguf(&file, &header);
+    let mut tensors = TensorSet::from_gguf(&file, &header);
     let spec = from_gguf::spec(&header, &tensors)?;
+    if spec.family.traits().has_extra_layers {
+        tensors.drop_layers_from(spec.layers);
+        return Ok(with_totals(spec, tensors));
+    }
     Ok((spec, WeightSource::Files(tensors)))
 }
 
@@ -212,6 +216,10 @@ fn described(parsed: Parsed, folder: &Path) -> Result<(Spec, TensorSet)> {
     let mut tensors = safetensors::open(folder, Naming::HuggingFace(spec.family.traits().names))?;
     if is_text_part {
         tensors.keep_text_part();
+    }
+    tensors.rename(spec.family.traits().renamed);
+    if spec.family.traits().has_extra_layers {
+        tensors.drop_layers_from(spec.layers);
     }
     tensors.quantisation = quantisation;
     tensors.interleaved_experts = spec.family.traits().interleaved_experts;

@@ -18,6 +18,10 @@ pub(crate) enum Part {
     FinalNorm,
     FinalNormBias,
     Head,
+    /// What layers get of a token beside the hidden state: a table, a projection of the embedding, and its norm.
+    InputTable,
+    InputsProjection,
+    InputsNorm,
     Layer(usize, LayerPart),
 }
 
@@ -75,6 +79,35 @@ pub(crate) enum LayerPart {
     SharedDown,
     /// How much of the shared expert a token takes.
     SharedRouter,
+    /// Numbers that are added to the router's scores while experts are chosen.
+    RouterCorrection,
+    /// Latent attention: queries on their way through a narrow layer, its norm, and back.
+    QueryDown,
+    QueryDownBias,
+    QueryDownNorm,
+    QueryUp,
+    /// The latent above the key that all heads share, the latent's norm, and what heads make of it: each head's key
+    /// above its value.
+    Latent,
+    LatentBias,
+    LatentNorm,
+    LatentUp,
+    /// The halves of that, a head each; the first with rows and columns changed.
+    LatentKey(Expert),
+    LatentValue(Expert),
+    /// A short convolution: both factors and the gate, the taps, and the way out.
+    ConvolutionIn,
+    ConvolutionInBias,
+    Taps,
+    TapsBias,
+    ConvolutionOut,
+    ConvolutionOutBias,
+    /// What a layer does with its own input.
+    InputGate,
+    InputProjection,
+    InputNorm,
+    /// Factor on what the layer gives.
+    LayerScale,
 }
 
 /// Scaled rope frequencies of a GGUF; not a weight.
@@ -89,6 +122,9 @@ impl Part {
             (Naming::HuggingFace(_), Part::FinalNorm) => "model.norm.weight".to_owned(),
             (Naming::HuggingFace(_), Part::FinalNormBias) => "model.norm.bias".to_owned(),
             (Naming::HuggingFace(_), Part::Head) => "lm_head.weight".to_owned(),
+            (Naming::HuggingFace(_), Part::InputTable) => "model.embed_tokens_per_layer.weight".to_owned(),
+            (Naming::HuggingFace(_), Part::InputsProjection) => "model.per_layer_model_projection.weight".to_owned(),
+            (Naming::HuggingFace(_), Part::InputsNorm) => "model.per_layer_projection_norm.weight".to_owned(),
             (Naming::HuggingFace(others), Part::Layer(layer, part)) => {
                 format!("model.layers.{layer}.{}", part.name(others, part.names().0))
             }
@@ -96,6 +132,9 @@ impl Part {
             (Naming::Gguf(_), Part::FinalNorm) => "output_norm.weight".to_owned(),
             (Naming::Gguf(_), Part::FinalNormBias) => "output_norm.bias".to_owned(),
             (Naming::Gguf(_), Part::Head) => "output.weight".to_owned(),
+            (Naming::Gguf(_), Part::InputTable) => "per_layer_token_embd.weight".to_owned(),
+            (Naming::Gguf(_), Part::InputsProjection) => "per_layer_model_proj.weight".to_owned(),
+            (Naming::Gguf(_), Part::InputsNorm) => "per_layer_proj_norm.weight".to_owned(),
             (Naming::Gguf(others), Part::Layer(layer, part)) => {
                 format!("blk.{layer}.{}", part.name(others, part.names().1))
             }
@@ -113,6 +152,7 @@ impl LayerPart {
         match self {
             Self::ExpertGate(expert) | Self::ExpertUp(expert) | Self::ExpertDown(expert) => Some(expert),
             Self::ExpertGateBias(expert) | Self::ExpertUpBias(expert) | Self::ExpertDownBias(expert) => Some(expert),
+            Self::LatentKey(expert) | Self::LatentValue(expert) => Some(expert),
             _ => None,
         }
     }
@@ -126,6 +166,8 @@ impl LayerPart {
             Self::ExpertUpBias(_) => Self::ExpertUpBias(Expert::ANY),
             Self::ExpertDown(_) => Self::ExpertDown(Expert::ANY),
             Self::ExpertDownBias(_) => Self::ExpertDownBias(Expert::ANY),
+            Self::LatentKey(_) => Self::LatentKey(Expert::ANY),
+            Self::LatentValue(_) => Self::LatentValue(Expert::ANY),
             other => other,
         }
     }
@@ -180,6 +222,27 @@ impl LayerPart {
             Self::SharedUp => ("mlp.shared_expert.up_proj.weight", "ffn_up_shexp.weight"),
             Self::SharedDown => ("mlp.shared_expert.down_proj.weight", "ffn_down_shexp.weight"),
             Self::SharedRouter => ("mlp.shared_expert_gate.weight", "ffn_gate_inp_shexp.weight"),
+            Self::RouterCorrection => ("mlp.gate.e_score_correction_bias", "exp_probs_b.bias"),
+            Self::QueryDown => ("self_attn.q_a_proj.weight", "attn_q_a.weight"),
+            Self::QueryDownBias => ("self_attn.q_a_proj.bias", "attn_q_a.bias"),
+            Self::QueryDownNorm => ("self_attn.q_a_layernorm.weight", "attn_q_a_norm.weight"),
+            Self::QueryUp => ("self_attn.q_b_proj.weight", "attn_q_b.weight"),
+            Self::Latent => ("self_attn.kv_a_proj_with_mqa.weight", "attn_kv_a_mqa.weight"),
+            Self::LatentBias => ("self_attn.kv_a_proj_with_mqa.bias", "attn_kv_a_mqa.bias"),
+            Self::LatentNorm => ("self_attn.kv_a_layernorm.weight", "attn_kv_a_norm.weight"),
+            Self::LatentUp => ("self_attn.kv_b_proj.weight", "attn_kv_b.weight"),
+            Self::LatentKey(_) => ("self_attn.k_b_proj.weight", "attn_k_b.weight"),
+            Self::LatentValue(_) => ("self_attn.v_b_proj.weight", "attn_v_b.weight"),
+            Self::ConvolutionIn => ("conv.in_proj.weight", "shortconv.in_proj.weight"),
+            Self::ConvolutionInBias => ("conv.in_proj.bias", "shortconv.in_proj.bias"),
+            Self::Taps => ("conv.conv.weight", "shortconv.conv.weight"),
+            Self::TapsBias => ("conv.conv.bias", "shortconv.conv.bias"),
+            Self::ConvolutionOut => ("conv.out_proj.weight", "shortconv.out_proj.weight"),
+            Self::ConvolutionOutBias => ("conv.out_proj.bias", "shortconv.out_proj.bias"),
+            Self::InputGate => ("per_layer_input_gate.weight", "inp_gate.weight"),
+            Self::InputProjection => ("per_layer_projection.weight", "proj.weight"),
+            Self::InputNorm => ("post_per_layer_input_norm.weight", "post_norm.weight"),
+            Self::LayerScale => ("layer_scalar", "layer_output_scale.weight"),
         }
     }
 }

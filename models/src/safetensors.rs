@@ -49,6 +49,13 @@ pub(crate) fn open(folder: &Path, naming: Naming) -> Result<TensorSet> {
     Ok(set)
 }
 
+/// Opens one file whose name is known.
+pub(crate) fn open_file(path: &Path, naming: Naming) -> Result<TensorSet> {
+    let mut set = TensorSet::new(path, naming);
+    add_file(&mut set, path)?;
+    Ok(set)
+}
+
 /// Tensor name to shard file name.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let text = read_text(path, INDEX_BYTES_MAX)?;

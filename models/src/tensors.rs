@@ -99,6 +99,7 @@ impl TensorSet {
             };
             set.tensors.insert(tensor.name.clone(), stored);
         }
+        set.rename(family.map_or(&[], |family| family.renamed));
         set
     }
 
@@ -120,6 +121,25 @@ impl TensorSet {
         };
         let all = std::mem::take(&mut self.tensors).into_iter();
         self.tensors = all.filter_map(|(name, stored)| Some((own_name(&name)?, stored))).collect();
+    }
+
+    /// Gives tensors the names that most families have for them.
+    pub fn rename(&mut self, names: &[(&str, &str)]) {
+        for (from, to) in names {
+            if let Some(stored) = self.tensors.remove(*from) {
+                self.tensors.insert((*to).to_owned(), stored);
+            }
+        }
+    }
+
+    /// Leaves out the layers from the `first` on.
+    pub fn drop_layers_from(&mut self, first: usize) {
+        let is_kept = |name: &str| {
+            let rest = name.strip_prefix("model.layers.").or(name.strip_prefix("blk."));
+            let layer = rest.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+            layer.is_none_or(|layer| layer < first)
+        };
+        self.tensors.retain(|name, _| is_kept(name));
     }
 
     pub fn insert(&mut self, name: String, stored: Stored) -> Result<()> {

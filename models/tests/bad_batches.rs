@@ -33,6 +33,7 @@ fn batches_that_contradict_themselves_are_refused() {
         block_tables: vec![2, 1],
         block_table_ends: vec![1, 2],
         sample_rows: vec![1, 2],
+        adapters: Vec::new(),
     };
     model.forward(&sound, &mut kv, &mut logits).unwrap();
     assert_eq!(logits.values.len(), 2 * 256);

@@ -42,6 +42,7 @@ fn every_format_runs_and_reports_its_progress() {
         block_tables: vec![0],
         block_table_ends: vec![1],
         sample_rows: vec![2],
+        adapters: Vec::new(),
     };
     for format in ["bf16", "f16", "f32", "q8_0", "q4_0", "q4_1"] {
         let source = Source::Dummy(format!("tiny:{format}"));

@@ -106,7 +106,7 @@ impl Keys {
             stay: key.stay.clone(),
             members: (!key.members.is_empty()).then(|| key.members.clone().into()),
             budget: key.budget,
-            is_operator: false,
+            is_operator: key.admin,
         });
         Self { keys: plain.chain(limited).collect() }
     }
@@ -186,7 +186,8 @@ impl Caller {
         }
     }
 
-    /// May see what all keys use: a key without limits, or anyone where no keys are needed.
+    /// May see what all keys use and look after the server: a key without limits, one that is an admin's, or anyone
+    /// where no keys are needed.
     pub fn is_operator(&self) -> bool {
         self.key.as_ref().is_none_or(|key| key.is_operator)
     }
@@ -293,6 +294,7 @@ mod tests {
             stay: Stay::Local,
             members: vec!["home".to_owned()],
             budget: Budget::default(),
+            admin: false,
         };
         let mut headers = HeaderMap::new();
         headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer secret"));
@@ -306,6 +308,7 @@ mod tests {
             id: id.to_owned(),
             aliases: vec![alias.to_owned()],
             root: String::new(),
+            parent: None,
             max_model_len: 8,
             created_s: 0,
             chat: true,

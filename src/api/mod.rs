@@ -10,11 +10,14 @@ mod error;
 mod ids;
 mod image;
 mod json;
+mod lifecycle;
 mod limits;
 mod middleware;
 mod openai;
 mod openapi;
+mod openrouter;
 mod ops;
+mod orca;
 mod routing;
 mod schema;
 mod serve;
@@ -32,6 +35,8 @@ use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::config::keys::KeyConfig;
+use crate::config::listing::Listing;
+use crate::config::orca::LoadReports;
 use crate::pool::Pool;
 use crate::store::ResponseStore;
 use crate::store::files::FileStore;
@@ -87,6 +92,10 @@ pub struct ApiConfig {
     pub tokenize_parallel_max: usize,
     /// Serve the pages for people, at `/` and `/docs`.
     pub web: bool,
+    /// When answers carry a load report.
+    pub load_reports: LoadReports,
+    /// What is on offer at `/openrouter/v1/models`.
+    pub listings: Vec<Listing>,
 }
 
 impl Default for ApiConfig {
@@ -114,6 +123,8 @@ impl Default for ApiConfig {
             batches: BatchLimits::default(),
             tokenize_parallel_max: 4,
             web: true,
+            load_reports: LoadReports::default(),
+            listings: Vec::new(),
         }
     }
 }
@@ -195,8 +206,11 @@ pub fn router_with_keys(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfi
         turn: Turn::Live,
     };
     state.batches = state.config.files.clone().map(|store| batches(store, &state));
+    let reporter = orca::Reporter::new(state.config.load_reports, Arc::clone(&state.pool));
+    let generating = answering()
+        .route_layer(axum::middleware::from_fn(limits::enforce))
+        .route_layer(axum::middleware::from_fn_with_state(reporter, orca::report));
     let state = AppState(Arc::new(state));
-    let generating = answering().route_layer(axum::middleware::from_fn(limits::enforce));
     let guarded = Router::new()
         .route("/v1/responses/{id}", get(openai::responses::retrieve).delete(openai::responses::delete))
         .route("/v1/responses/{id}/cancel", post(openai::responses::cancel))
@@ -209,7 +223,14 @@ pub fn router_with_keys(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfi
         .route("/v1/batches/{id}", get(openai::batches::retrieve))
         .route("/v1/batches/{id}/cancel", post(openai::batches::cancel))
         .route("/v1/models", get(openai::models::list))
+        .route("/v1/models/status", get(lifecycle::status))
+        .route("/v1/models/load", post(lifecycle::load))
+        .route("/v1/models/unload", post(lifecycle::unload))
         .route("/v1/models/{*id}", get(openai::models::retrieve))
+        .route("/v1/load_lora_adapter", post(openai::lora::load))
+        .route("/v1/unload_lora_adapter", post(openai::lora::unload))
+        .route("/openrouter/v1/models", get(openrouter::list))
+        .route("/v1/log-level", get(ops::log_level).post(ops::set_log_level))
         .route("/v1/route/explain", post(routing::explain))
         .route("/v1/usage", get(routing::usage))
         .route("/tokenize", post(openai::tokenize::tokenize))

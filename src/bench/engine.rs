@@ -4,11 +4,13 @@
 use std::time::Instant;
 
 use sconce_kernels::{argmax, cpu};
+use sconce_models::timing;
 use sconce_models::{BatchInput, KvDtype, LoadOptions, Logits, Precision, Source, Spec};
 use serde::Serialize;
 
-use super::hardware::Hardware;
-use super::limit::{self, Shape};
+use super::breakdown::{self, OperationTime, StepTimes, StepWork, WeightBytes};
+use super::limit::{self, Needs, Shape};
+use crate::device::rates::Hardware;
 use crate::engine::{Executor, ModelExecutor};
 use crate::error::{Error, Result};
 
@@ -57,6 +59,11 @@ impl Case {
         self.prompt + self.depth + self.answer
     }
 
+    /// What a token of the answer sees on average.
+    fn decode_context(self) -> f64 {
+        (self.prompt + self.depth) as f64 + self.answer as f64 / 2.0
+    }
+
     fn blocks_each(self) -> usize {
         self.tokens_each().div_ceil(BLOCK_TOKENS)
     }
@@ -84,6 +91,21 @@ pub struct Measured {
     pub decode_tokens_per_s: Option<f64>,
     pub prefill_limit_tokens_per_s: Option<f64>,
     pub decode_limit_tokens_per_s: Option<f64>,
+    /// Where they stand in a roofline.
+    pub prefill_roofline: Option<RooflinePoint>,
+    pub decode_roofline: Option<RooflinePoint>,
+    /// Of one more run.
+    pub prefill_operations: Vec<OperationTime>,
+    pub decode_operations: Vec<OperationTime>,
+}
+
+/// Operations (a multiply-add is two) over bytes that must be read, and those done a second.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RooflinePoint {
+    pub operations_per_byte: f64,
+    pub operations_per_s: f64,
+    /// What the machine allows for products of this format, if memory did not bound it.
+    pub operations_limit_per_s: f64,
 }
 
 /// A loaded model, ready to be measured.
@@ -95,6 +117,8 @@ pub struct Bench {
     batch: BatchInput,
     logits: Logits,
     blocks_each: usize,
+    weights: WeightBytes,
+    times: StepTimes,
 }
 
 impl Bench {
@@ -116,7 +140,8 @@ impl Bench {
         let executor =
             ModelExecutor::new(model, blocks as u32, BLOCK_TOKENS as u32, KvDtype::F16).map_err(|why| broken(&why))?;
         let (batch, logits) = (BatchInput::default(), Logits::default());
-        Ok(Self { name: name.to_owned(), precision, spec, executor, batch, logits, blocks_each })
+        let (weights, times) = (WeightBytes::of(&spec, source), StepTimes::default());
+        Ok(Self { name: name.to_owned(), precision, spec, executor, batch, logits, blocks_each, weights, times })
     }
 
     /// One run to warm up, then `runs`. With the machine's rates the limits are given too.
@@ -131,8 +156,15 @@ impl Bench {
         }
         let median = |rates: &[f64]| (!rates.is_empty()).then(|| sconce_bench::stats::median(rates));
         let (prefill, decode) = (median(&rates.0), median(&rates.1));
-        let prefill_limit = hardware.filter(|_| prefill.is_some()).map(|hardware| self.prefill_limit(case, hardware));
-        let decode_limit = hardware.filter(|_| decode.is_some()).map(|hardware| self.decode_limit(case, hardware));
+        let (prefill_operations, decode_operations) = self.operations(case, hardware)?;
+        let sequences = case.sequences as f64;
+        let prefill_tokens = sequences * case.prompt as f64;
+        let prefill_bound = hardware
+            .zip(prefill)
+            .map(|(hardware, rate)| self.bound(&self.prefill_needs(case), prefill_tokens, rate, hardware));
+        let decode_bound = hardware
+            .zip(decode)
+            .map(|(hardware, rate)| self.bound(&self.decode_needs(case), sequences, rate, hardware));
         Ok(Measured {
             model: self.name.clone(),
             precision: if self.precision == Precision::High { "high" } else { "fast" },
@@ -142,25 +174,77 @@ impl Bench {
             runs,
             prefill_tokens_per_s: prefill,
             decode_tokens_per_s: decode,
-            prefill_limit_tokens_per_s: prefill_limit,
-            decode_limit_tokens_per_s: decode_limit,
+            prefill_limit_tokens_per_s: prefill_bound.map(|bound| bound.0),
+            decode_limit_tokens_per_s: decode_bound.map(|bound| bound.0),
+            prefill_roofline: prefill_bound.map(|bound| bound.1),
+            decode_roofline: decode_bound.map(|bound| bound.1),
+            prefill_operations,
+            decode_operations,
         })
     }
 
     /// All tokens in one step: what no way of cutting prompts can beat.
-    fn prefill_limit(&self, case: Case, hardware: &Hardware) -> f64 {
+    fn prefill_needs(&self, case: Case) -> Needs {
         let (sequences, tokens) = (case.sequences as f64, case.prompt as f64);
         let shape = Shape { sequences, context: tokens / 2.0, tokens_each: tokens, samples: sequences };
-        let needs = limit::needs(&self.spec, KvDtype::F16, shape);
-        sequences * tokens / limit::least_s(hardware, &self.spec.weight_format, needs)
+        limit::needs(&self.spec, KvDtype::F16, shape)
     }
 
-    fn decode_limit(&self, case: Case, hardware: &Hardware) -> f64 {
+    fn decode_needs(&self, case: Case) -> Needs {
         let sequences = case.sequences as f64;
-        let context = (case.prompt + case.depth) as f64 + case.answer as f64 / 2.0;
-        let shape = Shape { sequences, context, tokens_each: 1.0, samples: sequences };
-        let needs = limit::needs(&self.spec, KvDtype::F16, shape);
-        sequences / limit::least_s(hardware, &self.spec.weight_format, needs)
+        let shape = Shape { sequences, context: case.decode_context(), tokens_each: 1.0, samples: sequences };
+        limit::needs(&self.spec, KvDtype::F16, shape)
+    }
+
+    /// The most tokens a second of a step with these needs, and where it stands at `rate`.
+    fn bound(&self, needs: &Needs, tokens: f64, rate: f64, hardware: &Hardware) -> (f64, RooflinePoint) {
+        let format = &self.spec.weight_format;
+        let point = RooflinePoint {
+            operations_per_byte: needs.operations / needs.bytes.max(1.0),
+            operations_per_s: needs.operations / tokens * rate,
+            operations_limit_per_s: hardware.operations_per_s(format),
+        };
+        (tokens / limit::least_s(hardware, format, *needs), point)
+    }
+
+    /// One more run, with the model's operations timed: of the prompt, and of the answer.
+    fn operations(
+        &mut self,
+        case: Case,
+        hardware: Option<&Hardware>,
+    ) -> Result<(Vec<OperationTime>, Vec<OperationTime>)> {
+        let (sequences, prompt, answer) = (case.sequences as f64, case.prompt as f64, case.answer as f64);
+        let scheduling_s = breakdown::scheduling_s(case.sequences)
+            .map_err(|why| Error::internal(format!("{}: the scheduler cannot be measured: {why}", case.name())))?;
+        let (mut of_prompt, mut of_answer) = (Vec::new(), Vec::new());
+        let mut next = vec![1; case.sequences];
+        if case.prompt > 0 {
+            let (done, times) = self.timed(|bench| Ok(bench.prefill(case.sequences, case.prompt)?.1))?;
+            next = done;
+            let steps = f64::from(times.steps);
+            let kv_bytes = self.spec.kv_bytes_per_token(KvDtype::F16) as f64 * prompt / 2.0 * steps;
+            let work =
+                StepWork { steps, tokens: sequences * prompt, context: prompt / 2.0, samples: sequences, kv_bytes };
+            of_prompt = breakdown::breakdown(&times, &work, scheduling_s, (&self.spec, &self.weights), hardware);
+        }
+        if case.answer > 0 {
+            let ((), times) =
+                self.timed(|bench| bench.decode(next, case.prompt + case.depth, case.answer).map(|_| ()))?;
+            let (context, steps) = (case.decode_context(), f64::from(times.steps));
+            let kv_bytes = breakdown::decode_kv_bytes(&self.spec, sequences, context, steps);
+            let tokens = sequences * answer;
+            let work = StepWork { steps, tokens, context, samples: tokens, kv_bytes };
+            of_answer = breakdown::breakdown(&times, &work, scheduling_s, (&self.spec, &self.weights), hardware);
+        }
+        Ok((of_prompt, of_answer))
+    }
+
+    fn timed<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<(T, StepTimes)> {
+        self.times = StepTimes::default();
+        timing::start();
+        let done = work(self);
+        self.times.operations = timing::take();
+        Ok((done?, self.times))
     }
 
     fn run(&mut self, case: Case) -> Result<(Option<f64>, Option<f64>)> {
@@ -237,9 +321,15 @@ impl Bench {
                 self.batch.sample_rows.push(self.batch.tokens.len() as u32 - 1);
             }
         }
+        let started = Instant::now();
         let executed = self.executor.execute(&self.batch, &mut self.logits);
+        self.times.executing += started.elapsed();
         executed.map_err(|why| Error::internal(format!("{}: a step failed: {why}", self.name)))?;
-        Ok((0..self.batch.sample_rows.len()).map(|sample| argmax(self.logits.row(sample))).collect())
+        let started = Instant::now();
+        let sampled = (0..self.batch.sample_rows.len()).map(|sample| argmax(self.logits.row(sample))).collect();
+        self.times.sampling += started.elapsed();
+        self.times.steps += 1;
+        Ok(sampled)
     }
 }
 
@@ -274,7 +364,31 @@ pub fn render(measured: &[Measured]) -> String {
             share(one.decode_tokens_per_s, one.decode_limit_tokens_per_s),
         ]);
     }
-    sconce_bench::report::table::align(&rows)
+    let mut text = sconce_bench::report::table::align(&rows);
+    for one in measured {
+        text.push_str(&operations(&format!("prefill of {}", one.case), &one.prefill_operations));
+        text.push_str(&operations(&format!("decode of {}", one.case), &one.decode_operations));
+    }
+    text
+}
+
+/// One line an operation.
+fn operations(what: &str, lines: &[OperationTime]) -> String {
+    if lines.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![[what, "ms a step", "% of step", "% of limit"].map(str::to_owned).to_vec()];
+    for line in lines {
+        let limit = line.limit_share.map_or("-".to_owned(), |share| format!("{:.0}", share * 100.0));
+        let cells = [
+            line.operation.to_owned(),
+            format!("{:.3}", line.ms_per_step),
+            format!("{:.1}", line.share * 100.0),
+            limit,
+        ];
+        rows.push(cells.to_vec());
+    }
+    format!("\n{}", sconce_bench::report::table::align(&rows))
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 
 use sconce_models::{KvDtype, Spec};
 
-use super::hardware::Hardware;
+use crate::device::fit::roofline;
+use crate::device::rates::Hardware;
 
 /// What a step needs: weights read once, K and V of every context, and the products of both.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,21 +53,9 @@ fn with_experts(spec: &Spec, body: f64, tokens: f64) -> (f64, f64) {
     (rest + read * one, rest + chosen * one)
 }
 
-/// The rate of products by the weights' format: 8 bits where weights are quantised (activations are too then).
-pub fn operations_per_s(hardware: &Hardware, format: &str) -> f64 {
-    let fastest = match format {
-        "BF16" => hardware.bf16_per_s,
-        "F32" | "F16" => None,
-        _ => hardware.int8_per_s,
-    };
-    // Where products of a kind are slower than f32 ones (bf16 on some processors), converting first is the way.
-    fastest.unwrap_or(0.0).max(hardware.f32_per_s)
-}
-
 pub fn least_s(hardware: &Hardware, format: &str, needs: Needs) -> f64 {
-    let reading = needs.bytes / hardware.read_bytes_per_s.max(1.0);
-    let multiplying = needs.operations / operations_per_s(hardware, format).max(1.0);
-    reading.max(multiplying)
+    // A machine that was measured has both rates.
+    roofline::least_s(hardware.ceiling(format), needs.bytes, needs.operations).unwrap_or(f64::INFINITY)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Measurements that need the engine and the machine themselves; those that only need a server's address are in the
 //! package `sconce-bench`.
 
+pub mod breakdown;
 pub mod engine;
 pub mod hardware;
 pub mod limit;

@@ -90,8 +90,8 @@ pub fn run(args: BenchArgs) -> Result<()> {
         BenchCommand::Engine(args) => measure_engine(&args),
         BenchCommand::Hardware(args) => {
             set_threads(args.threads);
-            let found = hardware::measure()?;
-            let text = if args.json { json!(found).to_string() + "\n" } else { found.render() };
+            let found = hardware::measure_and_keep()?;
+            let text = if args.json { json!(found).to_string() + "\n" } else { hardware::render(&found) };
             let _ = output::print(&text);
             Ok(())
         }
@@ -117,7 +117,7 @@ fn measure_engine(args: &EngineArgs) -> Result<()> {
         all.push(measured);
     }
     if !args.json {
-        let machine = limits.as_ref().map_or(String::new(), |limits| limits.render() + "\n");
+        let machine = limits.as_ref().map_or(String::new(), |limits| hardware::render(limits) + "\n");
         let _ = output::print(&(machine + &engine::render(&all)));
     }
     let whole = json!({"kind": "engine", "hardware": limits, "engine": all});

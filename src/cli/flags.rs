@@ -2,16 +2,18 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::Args;
 use sconce_models::{QuantFormat, Quantize};
 
 use crate::config::env;
 use crate::config::file::ModelSection;
+use crate::config::lora::{LoraConfig, LoraModule, LoraWishes};
 use crate::config::speculation::SpeculativeSection;
 use crate::config::{
-    DeviceChoice, ItlTarget, KvCacheDtype, MatmulPrecision, ModelConfig, ModelLimits, ParserNames, TaskChoice,
-    parse_bytes,
+    DeviceChoice, ItlTarget, KvCacheDtype, LoadPolicy, MatmulPrecision, ModelConfig, ModelLimits, ParserNames,
+    TaskChoice, parse_bytes, parse_load,
 };
 use crate::error::{Error, Result};
 
@@ -79,6 +81,8 @@ pub struct ModelFlags {
     /// guesses do not pay none are made
     #[arg(long, value_name = "JSON", value_parser = SpeculativeSection::parse)]
     pub speculative_config: Option<SpeculativeSection>,
+    #[command(flatten)]
+    pub lora: LoraFlags,
     /// A Jinja chat template file that replaces the model's own
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
@@ -93,6 +97,41 @@ pub struct ModelFlags {
     /// shows]
     #[arg(long, value_name = "NAME")]
     pub reasoning_parser: Option<String>,
+}
+
+/// Adapters beside a model.
+#[derive(Args, Debug, Clone, Default)]
+pub struct LoraFlags {
+    /// Serve LoRA adapters beside the model, each under its name: name=path, or JSON {"name": ..., "path": ...}, path
+    /// being a folder with PEFT's files. Only with a single model
+    #[arg(long, value_name = "NAME=PATH", num_args = 1..)]
+    pub lora_modules: Vec<LoraModule>,
+    /// Serve LoRA adapters, as vllm's flag does (always on)
+    #[arg(long)]
+    pub enable_lora: bool,
+    /// Adapters that may be loaded at a time; all of them may be in one step [default: 8]
+    #[arg(long, value_name = "N")]
+    pub max_loras: Option<u32>,
+    /// Largest rank of an adapter [default: 64]
+    #[arg(long, value_name = "RANK")]
+    pub max_lora_rank: Option<u32>,
+    /// Adapters below this folder may be loaded and unloaded while the server runs, with /v1/load_lora_adapter and
+    /// /v1/unload_lora_adapter [default: none may]
+    #[arg(long, value_name = "FOLDER")]
+    pub lora_dir: Option<PathBuf>,
+}
+
+impl LoraFlags {
+    /// The file's section, overridden by whatever flag was given.
+    fn resolve(&self, section: &ModelSection) -> Result<LoraConfig> {
+        let modules = if self.lora_modules.is_empty() { &section.lora_modules } else { &self.lora_modules };
+        LoraConfig::checked(LoraWishes {
+            modules: modules.clone(),
+            max_loras: self.max_loras.or(section.max_loras),
+            max_lora_rank: self.max_lora_rank.or(section.max_lora_rank),
+            folder: self.lora_dir.clone().or_else(|| section.lora_dir.clone()),
+        })
+    }
 }
 
 impl ModelFlags {
@@ -134,10 +173,16 @@ impl ModelFlags {
             task: self.task.or(in_file_task).unwrap_or_default(),
             limits,
             chat_template: self.chat_template.clone().or_else(|| section.chat_template.clone()),
+            loading: LoadPolicy {
+                on_demand: section.load.as_deref().map(parse_load).transpose().map_err(wrong_load)?.unwrap_or(false),
+                idle_unload: section.idle_unload_s.filter(|seconds| *seconds > 0).map(Duration::from_secs),
+                pinned: section.pinned.unwrap_or(false),
+            },
             parsers: ParserNames {
                 tool_calls: self.tool_call_parser.clone().or_else(|| section.tool_call_parser.clone()),
                 reasoning: self.reasoning_parser.clone().or_else(|| section.reasoning_parser.clone()),
             },
+            lora: self.lora.resolve(section)?,
         })
     }
 
@@ -151,6 +196,10 @@ impl ModelFlags {
 /// A value of the file that is written as the flag takes it.
 fn in_file<T: FromStr<Err = String>>(field: &str, text: Option<&String>) -> Result<Option<T>> {
     text.map(|text| text.parse().map_err(|why| Error::invalid(field, why))).transpose()
+}
+
+fn wrong_load(why: String) -> Error {
+    Error::invalid("load", format!("load: {why}"))
 }
 
 fn quantized(format: QuantFormat, cache: Option<&PathBuf>) -> Result<Quantize> {

@@ -5,8 +5,10 @@
 mod bench;
 mod catalogue;
 mod check;
+mod doctor;
 mod flags;
 mod keys;
+mod lifecycle;
 mod models;
 mod outcomes;
 mod output;
@@ -17,6 +19,7 @@ mod route;
 mod run;
 mod serve;
 mod usage;
+mod worker_guard;
 
 use std::process::ExitCode;
 
@@ -51,8 +54,18 @@ enum Command {
     List(models::ListArgs),
     /// Remove a downloaded model
     Rm(models::RemoveArgs),
+    /// List the models of a running server: what is in memory, what is used
+    Ps(lifecycle::PsArgs),
+    /// Have a running server load models
+    Load(lifecycle::ModelArgs),
+    /// Have a running server unload models when they have finished what they have begun
+    #[command(visible_alias = "unload")]
+    Stop(lifecycle::ModelArgs),
     /// Measure servers, the engine and this machine
     Bench(bench::BenchArgs),
+    /// Say what hardware is here, what is missing and which models fit
+    // The model's flags make it large.
+    Doctor(Box<doctor::DoctorArgs>),
     /// Make API keys with limits, for the configuration file
     Keys(keys::KeysArgs),
     /// Check a configuration file without serving
@@ -61,11 +74,16 @@ enum Command {
     Route(route::RouteArgs),
     /// Show what was used and what it cost
     Usage(usage::UsageArgs),
+    #[command(hide = true)]
+    WorkerGuard(worker_guard::WorkerGuardArgs),
 }
 
 /// Parses the command line, runs one command and turns its outcome into an exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::WorkerGuard(args) = cli.command {
+        return worker_guard::run(args);
+    }
     let fallback = if matches!(cli.command, Command::Serve(_)) { "info,hf_hub=off" } else { "warn,hf_hub=off" };
     let filter = cli.log.unwrap_or_else(|| fallback.to_owned());
     if let Err(error) = telemetry::start_logging(LogOptions { json: cli.log_json, filter: Some(filter) }) {
@@ -81,12 +99,16 @@ pub fn main() -> ExitCode {
     };
     let outcome = runtime.block_on(async {
         match command {
-            Command::Bench(_) => unreachable!("it has run already"),
+            Command::Bench(_) | Command::WorkerGuard(_) => unreachable!("it has run already"),
             Command::Serve(args) => serve::serve(args).await,
             Command::Run(args) => run::run(args).await,
             Command::Pull(args) => pull::pull(args).await,
             Command::List(args) => models::list(&args),
             Command::Rm(args) => models::remove(&args),
+            Command::Doctor(args) => doctor::doctor(*args).await,
+            Command::Ps(args) => lifecycle::ps(&args).await,
+            Command::Load(args) => lifecycle::load(&args).await,
+            Command::Stop(args) => lifecycle::stop(&args).await,
             Command::Keys(args) => keys::run(&args),
             Command::Check(args) => check::check(&args),
             Command::Route(args) => route::route(args).await,

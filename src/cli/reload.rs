@@ -101,6 +101,9 @@ fn needs_restart(now: &ServeConfig, next: &ServeConfig) -> Vec<&'static str> {
         ("the store of responses", now.responses != next.responses),
         ("the folder of files", now.files != next.files),
         ("web", now.web != next.web),
+        ("orca_load_report", now.load_reports != next.load_reports),
+        ("[[listing]]", now.listings != next.listings),
+        ("drain_delay_s", now.drain_delay != next.drain_delay),
         ("shutdown_timeout_s", now.shutdown_timeout != next.shutdown_timeout),
         ("[ledger]", now.pool.ledger != next.pool.ledger),
     ];

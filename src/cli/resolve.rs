@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::serve::ServeArgs;
 use crate::config::file::{self, FileConfig, ModelSection, ServerSection};
 use crate::config::keys::{self, KeySection};
+use crate::config::listing;
 use crate::config::pool::PoolConfig;
 use crate::config::{self, FilesConfig, ModelConfig, ResponsesConfig, ServeConfig, StorePlace};
 use crate::error::{Error, Result};
@@ -24,6 +25,9 @@ pub fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
     if sections.is_empty() && file.member.is_empty() {
         sections = named(&[config::MODEL_DEFAULT.to_owned()]);
     }
+    for section in &mut sections {
+        with_defaults(section, args, &file.server);
+    }
     match (args.served_model_name.is_empty(), sections.as_mut_slice()) {
         (true, _) => {}
         (false, [only]) => only.served_model_names.clone_from(&args.served_model_name),
@@ -34,11 +38,20 @@ pub fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
             ));
         }
     }
+    if !args.model.lora.lora_modules.is_empty() && sections.len() != 1 {
+        let message = "--lora-modules works with a single model; name several in sconce.toml (lora_modules)";
+        return Err(Error::invalid("--lora-modules", message));
+    }
     let mut models = sections.iter().map(|section| args.model.resolve(section)).collect::<Result<Vec<_>>>()?;
     for model in &mut models {
         model.limits.max_queue = args.max_queue.unwrap_or(model.limits.max_queue);
     }
-    let pool = pool(&file, args, &mut models)?;
+    let mut pool = pool(&file, args, &mut models)?;
+    preload(&mut models, args, &file.server)?;
+    pool.models_memory_bytes = size(args.models_memory, file.server.models_memory.as_deref(), "models_memory")?;
+    let step_timeout_s = args.step_timeout.or(file.server.step_timeout_s).unwrap_or(config::STEP_TIMEOUT_DEFAULT_S);
+    pool.step_timeout = (step_timeout_s > 0).then(|| Duration::from_secs(step_timeout_s));
+    let listings = listing::checked(&file.listing, &served_names(&models)?)?;
     let (responses, files) = (responses(args, &file.server)?, files(args, &file.server)?);
     let api_keys = if args.api_key.is_empty() { file.server.api_keys } else { args.api_key.clone() };
     // Such a key can never be sent, so everyone would be locked out. The value itself is not repeated.
@@ -47,18 +60,54 @@ pub fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
         return Err(Error::invalid("--api-key", message));
     }
     let timeout_s = args.shutdown_timeout.or(file.server.shutdown_timeout_s);
+    let mut keys = keys::checked(&file.keys)?;
+    for key in &mut keys {
+        key.members = key.members.iter().flat_map(|name| pool.meant_by(name)).map(str::to_owned).collect();
+    }
     Ok(ServeConfig {
         host: args.host.clone().or(file.server.host).unwrap_or_else(|| config::HOST_DEFAULT.to_owned()),
         port: args.port.or(file.server.port).unwrap_or(config::PORT_DEFAULT),
         api_keys,
-        keys: keys::checked(&file.keys)?,
+        keys,
         responses,
         files,
         web: args.web.or(file.server.web).unwrap_or(true),
+        load_reports: args.orca_load_report.or(file.server.orca_load_report).unwrap_or_default(),
+        listings,
+        drain_delay: Duration::from_secs(args.drain_delay.or(file.server.drain_delay_s).unwrap_or(0)),
         shutdown_timeout: Duration::from_secs(timeout_s.unwrap_or(config::SHUTDOWN_TIMEOUT_DEFAULT_S)),
         models,
         pool,
     })
+}
+
+/// What the server says of models that say nothing else.
+fn with_defaults(section: &mut ModelSection, args: &ServeArgs, file: &ServerSection) {
+    if args.load_on_demand || file.load_on_demand == Some(true) {
+        section.load.get_or_insert_with(|| "demand".to_owned());
+    }
+    section.idle_unload_s = section.idle_unload_s.or(args.idle_unload).or(file.idle_unload_s);
+}
+
+/// Models that are loaded at the start whatever else was said.
+fn preload(models: &mut [ModelConfig], args: &ServeArgs, file: &ServerSection) -> Result<()> {
+    let names = if args.preload.is_empty() { &file.preload } else { &args.preload };
+    for name in names {
+        let mut is_known = false;
+        for model in models.iter_mut() {
+            if model.reference == *name || served_names(std::slice::from_ref(model))?.contains(name) {
+                model.loading.on_demand = false;
+                is_known = true;
+            }
+        }
+        if !is_known {
+            return Err(Error::invalid(
+                "--preload",
+                format!("--preload: '{name}' is no model of this server; name one"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Members and routes, and the models of local members that nothing else names.
@@ -70,14 +119,16 @@ fn pool(file: &FileConfig, args: &ServeArgs, models: &mut Vec<ModelConfig>) -> R
     for member in file.member.iter().map(toml::Spanned::get_ref).filter(|member| member.kind == "local") {
         let is_served = served_names(models)?.contains(&member.model);
         if !is_served && !models.iter().any(|model| model.reference == member.model) {
-            let mut model =
-                args.model.resolve(&ModelSection { model: member.model.clone(), ..ModelSection::default() })?;
+            let mut section = ModelSection { model: member.model.clone(), ..ModelSection::default() };
+            with_defaults(&mut section, args, &file.server);
+            let mut model = args.model.resolve(&section)?;
             model.limits.max_queue = args.max_queue.unwrap_or(model.limits.max_queue);
             models.push(model);
         }
     }
     let config = config::pool::checked(&file.pool(), &file.text, &served_names(models)?).map_err(in_file)?;
-    check_keys(&file.keys, &config, &served_names(models)?)?;
+    let adapters = models.iter().flat_map(|model| &model.lora.modules).map(|module| module.name.clone());
+    check_keys(&file.keys, &config, &served_names(models)?.into_iter().chain(adapters).collect::<Vec<_>>())?;
     Ok(config)
 }
 
@@ -90,8 +141,10 @@ fn check_keys(keys: &[KeySection], config: &PoolConfig, served: &[String]) -> Re
             let message = format!("the key '{}' may use the model '{name}', which is not served here", key.name);
             return Err(Error::invalid("keys.models", message));
         }
-        let is_member =
-            |name: &String| served.contains(name) || config.members.iter().any(|member| member.name == *name);
+        let is_member = |name: &String| {
+            served.contains(name)
+                || config.members.iter().any(|member| config.meant_by(name).contains(&member.name.as_str()))
+        };
         if let Some(name) = key.members.iter().find(|name| !is_member(name)) {
             let message = format!("the key '{}' may use the member '{name}', which does not exist", key.name);
             return Err(Error::invalid("keys.members", message));

@@ -15,11 +15,12 @@ use super::output;
 use super::reload::Reloader;
 use super::resolve::resolve;
 use crate::api::{self, ApiConfig, BatchLimits, KeyRing, ServeOptions};
+use crate::config::orca::LoadReports;
 use crate::config::{self, FilesConfig, ResponsesConfig, ServeConfig, StorePlace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::progress;
 use crate::launch::{self, Launch, LoadReport};
-use crate::pool::{self, Task};
+use crate::pool::{self, Pool, Task};
 use crate::store::files::{FileLimits, FileStore};
 use crate::store::{ResponseStore, Retention};
 
@@ -70,9 +71,34 @@ pub struct ServeArgs {
     /// The page to chat at / and the reference at /docs: on or off [default: on]
     #[arg(long, value_name = "on|off", value_parser = config::parse_switch)]
     pub(super) web: Option<bool>,
+    /// Load models when a request asks for them, not at the start
+    #[arg(long)]
+    pub(super) load_on_demand: bool,
+    /// Models to load at the start all the same, by name
+    #[arg(long, value_name = "MODEL", num_args = 1.., value_delimiter = ',')]
+    pub(super) preload: Vec<String>,
+    /// What all models may take together, e.g. 8GiB: weights, KV caches and steps. Where another is asked for, the one
+    /// that was not used for the longest time is unloaded [default: what the memory holds]
+    #[arg(long, value_name = "SIZE", value_parser = config::parse_bytes)]
+    pub(super) models_memory: Option<u64>,
+    /// Seconds after which a model that nobody uses is unloaded; 0: never [default: 0]
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) idle_unload: Option<u64>,
+    /// Seconds after which an engine that does not come back from a step is stuck: /health fails, and requests are
+    /// refused or go elsewhere; 0: never [default: 300]
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) step_timeout: Option<u64>,
     /// Requests that may wait beyond the running ones before clients get 429 [default: 256]
     #[arg(long, value_name = "N")]
     pub(super) max_queue: Option<u32>,
+    /// Load reports (ORCA) on answers, for balancers such as Envoy: asked (for requests with
+    /// endpoint-load-metrics-format), always or off [default: asked]
+    #[arg(long, value_name = "WHEN")]
+    pub(super) orca_load_report: Option<LoadReports>,
+    /// Seconds after SIGTERM during which requests are still taken while /ready says 503, so that balancers notice
+    /// before connections are refused [default: 0]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=3600))]
+    pub(super) drain_delay: Option<u64>,
     /// Seconds that running requests get to finish after SIGTERM [default: 30]
     #[arg(long, value_name = "SECONDS")]
     pub(super) shutdown_timeout: Option<u64>,
@@ -84,6 +110,11 @@ impl ServeArgs {
     /// As if only this flag were given.
     pub fn with_config(path: &Path) -> Self {
         Self { config: Some(path.to_owned()), ..Self::default() }
+    }
+
+    /// As if only models, their flags and a file were given.
+    pub fn with_models(models: Vec<String>, config: Option<PathBuf>, model: ModelFlags) -> Self {
+        Self { models, config, model, ..Self::default() }
     }
 }
 
@@ -105,6 +136,8 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         files: file_store(&config.files).await?,
         batches: BatchLimits { concurrency: config.files.batch_concurrency, ..BatchLimits::default() },
         web: config.web,
+        load_reports: config.load_reports,
+        listings: config.listings.clone(),
         ..ApiConfig::default()
     };
     let keys = KeyRing::new(&config.api_keys, &config.keys);
@@ -112,7 +145,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     let router = api::router_with_keys(pool, metrics, api_config, keys.clone());
     let options = ServeOptions { drain_timeout: config.shutdown_timeout, ..ServeOptions::default() };
     tokio::spawn(pool::keep(Arc::downgrade(&launch.pool)));
-    let drain = stopped(stopping.clone());
+    let drain = left(stopping.clone(), Arc::clone(&launch.pool), config.drain_delay);
     let server = tokio::spawn(api::serve(listener, router, Arc::clone(&launch.pool), drain, options));
     tokio::select! {
         loaded = launch.load(progress::for_stderr().into()) => {
@@ -164,6 +197,17 @@ async fn file_store(config: &FilesConfig) -> Result<Option<FileStore>> {
 async fn stopped(mut stopping: watch::Receiver<bool>) {
     // An error means that the sender is gone, which is a stop as well.
     let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// Told to stop, and balancers have had the time to notice.
+async fn left(stopping: watch::Receiver<bool>, pool: Arc<Pool>, delay: Duration) {
+    stopped(stopping).await;
+    // Nobody sends anything to a server that was not ready yet.
+    if !delay.is_zero() && pool.readiness().ready {
+        pool.leave();
+        tracing::info!(delay_s = delay.as_secs(), "no longer ready; requests are still taken for a while");
+        tokio::time::sleep(delay).await;
+    }
 }
 
 /// The first SIGTERM or Ctrl-C drains; the second ends the process at once.
@@ -226,7 +270,13 @@ fn banner(config: &ServeConfig, address: SocketAddr, reports: &[LoadReport], ela
         for choice in &report.choices {
             text += &format!("  chosen   {choice}\n");
         }
+        if let Some(predicted) = &report.predicted {
+            text += &format!("  expect   {predicted}\n");
+        }
         text += &format!("  loaded   in {:.2} s\n", report.load_time.as_secs_f64());
+    }
+    for name in asleep(config) {
+        text += &format!("\n{name}  is loaded when a request asks for it\n");
     }
     if let StorePlace::Default(path) | StorePlace::Named(path) = &config.responses.store {
         text += &format!("\n/v1/responses keeps answers in {} (--responses-store off: nowhere)\n", path.display());
@@ -247,15 +297,25 @@ fn banner(config: &ServeConfig, address: SocketAddr, reports: &[LoadReport], ela
         "\nready on {url} after {:.2} s (OpenAI and Anthropic APIs under {url}/v1). Try:\n\n",
         elapsed.as_secs_f64()
     );
-    let (path, body) = example(reports);
+    let (path, body) = example(config, reports);
     text += &format!("  curl {url}{path}{key} -H 'Content-Type: application/json' \\\n    -d '{body}'\n");
     // The server serves, whether or not anyone reads this.
     let _ = output::print(&text);
 }
 
+/// The names of the models that are loaded on demand.
+fn asleep(config: &ServeConfig) -> Vec<String> {
+    let asleep = config.models.iter().filter(|model| model.loading.on_demand);
+    // The names were checked when the pool was made.
+    asleep.filter_map(|model| launch::served_names(std::slice::from_ref(model)).ok()?.into_iter().next()).collect()
+}
+
 /// A request that the first model can answer: its path and its body.
-fn example(reports: &[LoadReport]) -> (&'static str, String) {
-    let Some(LoadReport { id, task, .. }) = reports.first() else { return ("/v1/models", String::new()) };
+fn example(config: &ServeConfig, reports: &[LoadReport]) -> (&'static str, String) {
+    let Some(LoadReport { id, task, .. }) = reports.first() else {
+        let Some(id) = asleep(config).into_iter().next() else { return ("/v1/models", String::new()) };
+        return ("/v1/completions", format!(r#"{{"model": "{id}", "prompt": "The sky is blue because"}}"#));
+    };
     match task {
         Task::Generate => (
             "/v1/chat/completions",

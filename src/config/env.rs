@@ -29,6 +29,13 @@ pub fn named(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
+/// Variables that are set and wanted, for a program that gets no others.
+pub fn matching(is_wanted: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+    let text =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    text.filter(|(name, _)| is_wanted(name)).collect()
+}
+
 pub const HF_HOME: Variable =
     Variable { name: "HF_HOME", help: "folder of the hub's token and cache (default ~/.cache/huggingface)" };
 pub const HF_HUB_CACHE: Variable =
@@ -55,6 +62,11 @@ pub const SCONCE_API_KEY: Variable =
 pub const OPENAI_API_KEY: Variable =
     Variable { name: "OPENAI_API_KEY", help: "key that sconce bench sends, as its --api-key" };
 
+pub const NEURON_LOGICAL_NC_CONFIG: Variable = Variable {
+    name: "NEURON_LOGICAL_NC_CONFIG",
+    help: "physical Neuron cores that make a logical one, as Neuron's runtime reads it (doctor counts cores by it)",
+};
+
 /// All of them, in the order of the reference page.
 pub const ALL: &[&Variable] = &[
     &HF_HOME,
@@ -71,4 +83,5 @@ pub const ALL: &[&Variable] = &[
     &SCONCE_LOG,
     &SCONCE_API_KEY,
     &OPENAI_API_KEY,
+    &NEURON_LOGICAL_NC_CONFIG,
 ];

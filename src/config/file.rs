@@ -7,6 +7,9 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::keys::KeySection;
+use super::listing::Listing;
+use super::lora::LoraModule;
+use super::orca::LoadReports;
 use super::pool::{LedgerSection, MemberSection, PoolSections, PricesSection, RouteSection, hint};
 use super::speculation::SpeculativeSection;
 use crate::error::{Error, ErrorKind, Result};
@@ -29,6 +32,9 @@ pub struct FileConfig {
     /// `[[route]]`, one table a name over several members.
     #[serde(default)]
     pub route: Vec<Spanned<RouteSection>>,
+    /// `[[listing]]`, one table a model that is offered through OpenRouter.
+    #[serde(default)]
+    pub listing: Vec<Listing>,
     #[serde(default)]
     pub prices: PricesSection,
     #[serde(default)]
@@ -58,6 +64,10 @@ pub struct ServerSection {
     #[serde(default)]
     pub api_keys: Vec<String>,
     pub shutdown_timeout_s: Option<u64>,
+    /// As `--drain-delay` takes it.
+    pub drain_delay_s: Option<u64>,
+    /// `asked`, `always` or `off`, as `--orca-load-report` takes it.
+    pub orca_load_report: Option<LoadReports>,
     /// A path or `off`, as `--responses-store` takes it.
     pub responses_store: Option<String>,
     pub responses_age_days: Option<u32>,
@@ -71,6 +81,16 @@ pub struct ServerSection {
     pub batch_concurrency: Option<u32>,
     /// The page at `/` and the reference at `/docs`.
     pub web: Option<bool>,
+    /// A size as `--models-memory` takes it.
+    pub models_memory: Option<String>,
+    /// Models that say nothing else are loaded when a request asks for them.
+    pub load_on_demand: Option<bool>,
+    /// Names of models that are loaded at the start all the same.
+    #[serde(default)]
+    pub preload: Vec<String>,
+    /// As `--idle-unload` takes it, for models that say nothing else.
+    pub idle_unload_s: Option<u64>,
+    pub step_timeout_s: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -105,6 +125,19 @@ pub struct ModelSection {
     pub chat_template: Option<PathBuf>,
     pub tool_call_parser: Option<String>,
     pub reasoning_parser: Option<String>,
+    /// `lora_modules = [{ name = "sql", path = "adapters/sql" }]`
+    #[serde(default)]
+    pub lora_modules: Vec<LoraModule>,
+    pub max_loras: Option<u32>,
+    pub max_lora_rank: Option<u32>,
+    /// As `--lora-dir`: adapters below it may be loaded while the server runs.
+    pub lora_dir: Option<PathBuf>,
+    /// `start` or `demand`.
+    pub load: Option<String>,
+    /// 0: never.
+    pub idle_unload_s: Option<u64>,
+    /// Never unloaded for want of room or use.
+    pub pinned: Option<bool>,
 }
 
 pub fn read(path: &Path) -> Result<FileConfig> {

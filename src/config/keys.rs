@@ -38,6 +38,9 @@ pub struct KeySection {
     #[serde(default)]
     pub members: Vec<String>,
     pub budget: Option<BudgetSection>,
+    /// May load and unload models, change what is logged, and see what all keys use.
+    #[serde(default)]
+    pub admin: bool,
 }
 
 /// A checked key.
@@ -51,6 +54,7 @@ pub struct KeyConfig {
     pub stay: Stay,
     pub members: Vec<String>,
     pub budget: Budget,
+    pub admin: bool,
 }
 
 /// `None` is no limit.
@@ -114,6 +118,7 @@ fn key(section: &KeySection) -> Result<KeyConfig> {
         priority: section.priority,
         stay: pool::stay(section.stay.as_ref()).map_err(|why| wrong("stay", &why))?,
         members: section.members.clone(),
+        admin: section.admin,
         budget: Budget::from_section(section.budget.as_ref()).map_err(|why| wrong("budget", &why))?,
     })
 }

@@ -3,6 +3,9 @@
 pub mod env;
 pub mod file;
 pub mod keys;
+pub mod listing;
+pub mod lora;
+pub mod orca;
 pub mod pool;
 pub mod secret;
 pub mod speculation;
@@ -27,6 +30,12 @@ pub struct ServeConfig {
     pub files: FilesConfig,
     /// The pages for people are served.
     pub web: bool,
+    /// Answers with a load report.
+    pub load_reports: orca::LoadReports,
+    /// What is on offer to others.
+    pub listings: Vec<listing::Listing>,
+    /// From SIGTERM on, as long as balancers need to notice that the server is leaving.
+    pub drain_delay: Duration,
     pub shutdown_timeout: Duration,
     pub models: Vec<ModelConfig>,
     pub pool: pool::PoolConfig,
@@ -87,6 +96,26 @@ pub struct ModelConfig {
     /// A template file that replaces the model's own.
     pub chat_template: Option<PathBuf>,
     pub parsers: ParserNames,
+    pub lora: lora::LoraConfig,
+    pub loading: LoadPolicy,
+}
+
+impl ModelConfig {
+    /// Whether what is loaded for one serves the other as well.
+    pub fn is_same_model(&self, other: &Self) -> bool {
+        Self { loading: other.loading, ..self.clone() } == *other
+    }
+}
+
+/// When a model comes into memory and goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LoadPolicy {
+    /// Loaded when a request asks for it, not at the start.
+    pub on_demand: bool,
+    /// Unloaded when nobody has used it for so long.
+    pub idle_unload: Option<Duration>,
+    /// Never unloaded for want of room or use.
+    pub pinned: bool,
 }
 
 /// What a model is to do (`--task`).
@@ -159,6 +188,8 @@ pub const FILE_BYTES_MAX_DEFAULT: u64 = 512 << 20;
 pub const FILES_BYTES_MAX_DEFAULT: u64 = 10 << 30;
 pub const BATCH_CONCURRENCY_DEFAULT: u32 = 8;
 pub const MEMORY_UTILIZATION_DEFAULT: f64 = 0.9;
+/// Far beyond any step that comes to an end.
+pub const STEP_TIMEOUT_DEFAULT_S: u64 = 300;
 
 impl Default for ModelLimits {
     fn default() -> Self {
@@ -281,6 +312,15 @@ impl std::str::FromStr for DeviceChoice {
                 .map(Self::Cuda)
                 .ok_or_else(|| format!("'{text}' is not a device; give auto, cpu, cuda or cuda:N")),
         }
+    }
+}
+
+/// `start` or `demand`: whether a model is loaded on demand.
+pub fn parse_load(text: &str) -> Result<bool, String> {
+    match text {
+        "start" => Ok(false),
+        "demand" => Ok(true),
+        _ => Err(format!("'{text}' is not a time to load; write start or demand")),
     }
 }
 

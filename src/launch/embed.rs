@@ -5,16 +5,19 @@ use std::time::Duration;
 
 use sconce_models::{EmbedderOptions, EmbedderSpec, LoadOptions, Output, Purpose, Source};
 
-use super::model::{LoadReport, LoadingBar, description, device_line, precision, unusable};
-use super::text;
+use super::fit::{Forecast, Needs, Refusal};
+use super::model::{Job, LoadReport, LoadingBar, description, device_line, precision, unusable};
+use super::{adapters, text};
 use crate::config::speculation::Speculation;
 use crate::config::{ModelConfig, TaskChoice};
 use crate::device::cpu;
 use crate::device::fit::human_bytes;
+use crate::device::fit::roofline::Share;
 use crate::engine::{EmbedConfig, EmbedHandle};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::Progress;
-use crate::pool::local::Embedding;
+use crate::pool::lifecycle::NO_MEMORY;
+use crate::pool::local::{Embedding, Memory};
 use crate::pool::{ModelCard, Task};
 
 /// A step's token budget when none is given: large enough that arithmetic and not memory is the limit, small enough
@@ -48,18 +51,18 @@ pub fn purpose(task: TaskChoice, source: Option<&Source>) -> Result<Purpose> {
 
 /// Loads on the calling thread and the engine's; takes seconds.
 pub fn load(
-    config: &ModelConfig,
+    job: &Job<'_>,
     source: Source,
     card: ModelCard,
     progress: Arc<dyn Progress>,
-) -> Result<(Embedding, LoadReport)> {
-    let options =
-        EmbedderOptions { usual_pooling: config.task == TaskChoice::Embed, tokens_max: config.limits.max_model_len };
-    let spec = sconce_models::read_embedder_spec(&source, options).map_err(|why| unusable(&why))?;
+) -> Result<(Embedding, Memory, LoadReport)> {
+    let config = job.config;
+    let options = options(config);
+    let spec = read_spec(config, &source)?;
     check_wishes(config, &spec)?;
     let machine = cpu::detect();
-    let budget = config.limits.max_num_batched_tokens.unwrap_or(BATCHED_TOKENS_DEFAULT).max(1);
-    check_room(config, &spec, budget, machine.memory_available_bytes)?;
+    let budget = step_budget(config);
+    let memory = check_room(config, &spec, job.available_bytes(&machine))?;
     let parts = text::read(&source, spec.vocab, None)?;
     let limits = &config.limits;
     let engine_config = EmbedConfig {
@@ -88,6 +91,7 @@ pub fn load(
         what: description((&spec.architecture, spec.layers), spec.parameters, (&spec.weight_format, spec.weight_bytes)),
         device: device_line(&machine),
         choices: choices(&spec, budget),
+        predicted: Some(format!("{} of memory in the largest step", human_bytes(memory.total_bytes()))),
         load_time: Duration::ZERO,
         task,
     };
@@ -101,7 +105,24 @@ pub fn load(
         has_types: spec.types > 1,
         vocab_size: spec.vocab,
     };
-    Ok((embedding, report))
+    Ok((embedding, memory, report))
+}
+
+/// What [`load`] would take if the machine had nothing else to do.
+pub fn need(job: &Job<'_>, source: &Source) -> Result<Memory> {
+    check_room(job.config, &read_spec(job.config, source)?, job.room_bytes)
+}
+
+fn step_budget(config: &ModelConfig) -> u32 {
+    config.limits.max_num_batched_tokens.unwrap_or(BATCHED_TOKENS_DEFAULT).max(1)
+}
+
+fn options(config: &ModelConfig) -> EmbedderOptions {
+    EmbedderOptions { usual_pooling: config.task == TaskChoice::Embed, tokens_max: config.limits.max_model_len }
+}
+
+fn read_spec(config: &ModelConfig, source: &Source) -> Result<EmbedderSpec> {
+    sconce_models::read_embedder_spec(source, options(config)).map_err(|why| unusable(&why))
 }
 
 /// Flags that would be ignored, or that the model cannot fulfil.
@@ -117,6 +138,7 @@ fn check_wishes(config: &ModelConfig, spec: &EmbedderSpec) -> Result<()> {
         let message = "a model that makes vectors or scores has nothing to guess; leave the draft model out";
         return Err(Error::invalid("--speculative-config", message));
     }
+    adapters::refuse(&config.lora, "a model that makes vectors or scores")?;
     if config.chat_template.is_some() {
         let message = format!("{} makes vectors or scores and has no chat template; leave it out", spec.architecture);
         return Err(Error::invalid("--chat-template", message));
@@ -125,22 +147,53 @@ fn check_wishes(config: &ModelConfig, spec: &EmbedderSpec) -> Result<()> {
 }
 
 /// Weights, and the activations of the largest step.
-fn check_room(config: &ModelConfig, spec: &EmbedderSpec, budget: u32, available_bytes: Option<u64>) -> Result<()> {
-    let step = spec.step_bytes_per_token.saturating_mul(u64::from(budget.max(spec.tokens_max)));
-    let wanted = spec.weight_bytes.saturating_add(step);
-    let Some(available) = available_bytes else { return Ok(()) };
+fn memory(spec: &EmbedderSpec, budget: u32) -> Memory {
+    let step_bytes = spec.step_bytes_per_token.saturating_mul(u64::from(budget.max(spec.tokens_max)));
+    Memory { weights_bytes: spec.weight_bytes, kv_bytes: 0, step_bytes }
+}
+
+fn check_room(config: &ModelConfig, spec: &EmbedderSpec, available_bytes: Option<u64>) -> Result<Memory> {
+    let memory = memory(spec, step_budget(config));
+    let Some(available) = available_bytes else { return Ok(memory) };
     let room = (available / 1000).saturating_mul(u64::from(config.limits.memory_share_permille));
-    if wanted <= room {
-        return Ok(());
+    if memory.total_bytes() <= room {
+        return Ok(memory);
     }
     let message = format!(
         "the weights need {} and a step of the longest text {}, and {} of memory may be used; lower --max-model-len or \
          --max-num-batched-tokens, or use a smaller model",
         human_bytes(spec.weight_bytes),
-        human_bytes(step),
+        human_bytes(memory.step_bytes),
         human_bytes(room)
     );
-    Err(Error::new(ErrorKind::Unavailable, message))
+    Err(Error::new(ErrorKind::Unavailable, message).with_code(NO_MEMORY))
+}
+
+/// What it would take, before it is loaded.
+pub(super) fn forecast(
+    config: &ModelConfig,
+    source: Option<&Source>,
+    available_bytes: Option<u64>,
+) -> Result<Forecast> {
+    let source = source.ok_or_else(|| Error::internal("a model without files makes no vectors"))?;
+    let spec = read_spec(config, source)?;
+    check_wishes(config, &spec)?;
+    let budget = step_budget(config);
+    let memory_bytes = memory(&spec, budget).total_bytes();
+    let needs = Needs {
+        memory_bytes,
+        least_bytes: memory_bytes,
+        max_model_len: spec.tokens_max,
+        choices: choices(&spec, budget),
+    };
+    let checked = check_room(config, &spec, available_bytes);
+    Ok(Forecast {
+        what: description((&spec.architecture, spec.layers), spec.parameters, (&spec.weight_format, spec.weight_bytes)),
+        outcome: checked.map(|_| needs).map_err(|error| Refusal { why: error.message, advice: Vec::new() }),
+        rates: None,
+        share: Share::WHOLE,
+        asks: None,
+    })
 }
 
 fn choices(spec: &EmbedderSpec, budget: u32) -> Vec<String> {

@@ -1,12 +1,18 @@
 //! Assembly: from a checked configuration to a running pool (hub, models, engine, text and providers meet only here).
 
+mod adapters;
 mod draft;
 mod embed;
+pub mod fit;
+mod loader;
 mod model;
 mod pool;
 mod reload;
 mod synthetic;
+#[cfg(test)]
+mod tests;
 mod text;
+mod workers;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -17,10 +23,12 @@ use crate::config::pool::PoolConfig;
 use crate::config::speculation::Speculation;
 use crate::config::{DeviceChoice, ModelConfig, check_limits};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hub::{HubOptions, ModelRef, Progress};
-use crate::pool::local::LocalMember;
+use crate::hub::{ModelRef, Progress};
+use crate::pool::lifecycle::{Lifecycle, NO_MEMORY};
+use crate::pool::local::{Held, LocalMember, Memory};
 use crate::pool::{Model, ModelCard, Pool, Shared, Task};
 use crate::telemetry::Metrics;
+use workers::Workers;
 
 pub use model::LoadReport;
 pub use pool::shared;
@@ -33,6 +41,8 @@ pub struct Launch {
     client: HttpClient,
     // Taken at the start, at a reload and at the end.
     planned: Mutex<Vec<Planned>>,
+    // As above.
+    workers: Mutex<Workers>,
 }
 
 /// A model that this process runs.
@@ -43,6 +53,18 @@ struct Planned {
     /// Of the model that guesses ahead.
     draft: Option<ModelRef>,
     member: Arc<LocalMember>,
+}
+
+impl Planned {
+    /// A model that was loaded before keeps the context that it had then: clients were told of it.
+    fn config_now(&self) -> ModelConfig {
+        let mut config = self.config.clone();
+        let known = self.member.card().max_model_len;
+        if known > 0 {
+            config.limits.max_model_len.get_or_insert(known);
+        }
+        config
+    }
 }
 
 impl Launch {
@@ -56,17 +78,25 @@ impl Launch {
         let metrics = Arc::new(Metrics::new());
         let client = HttpClient::new();
         let planned = plan_models(models, &metrics)?;
-        let parts = pool::Parts { client: &client, metrics: &metrics, planned: &planned, known: &[] };
+        let workers = workers::plan(config, &[]);
+        let parts =
+            pool::Parts { client: &client, metrics: &metrics, planned: &planned, workers: &workers, known: &[] };
         let table = pool::table(config, &parts)?;
-        Ok(Self { pool: Arc::new(Pool::with(table, shared)), metrics, client, planned: Mutex::new(planned) })
+        let pool = Arc::new(Pool::with(table, shared));
+        watch_steps(&planned, config);
+        pool.lifecycle().set(loader::managed(&planned), config.models_memory_bytes);
+        let workers = Mutex::new(Workers::new(workers));
+        Ok(Self { pool, metrics, client, planned: Mutex::new(planned), workers })
     }
 
-    /// Fetches and loads one model after the other. The first failure ends it and is also the member's state.
+    /// Starts the workers, then fetches and loads one model after the other, but for those that wait for a request. The
+    /// first failure ends it and is also the member's state.
     pub async fn load(&self, progress: Arc<dyn Progress>) -> Result<Vec<LoadReport>> {
+        self.workers().start(&self.metrics)?;
         let planned = self.planned().clone();
         let mut reports = Vec::with_capacity(planned.len());
-        for planned in &planned {
-            match load_one(planned, Arc::clone(&progress)).await {
+        for planned in planned.iter().filter(|planned| !planned.config.loading.on_demand) {
+            match load_at_start(planned, self.pool.lifecycle(), Arc::clone(&progress)).await {
                 Ok(report) => reports.push(report),
                 Err(error) => {
                     planned.member.set_failed(error.message.clone());
@@ -77,12 +107,21 @@ impl Launch {
         Ok(reports)
     }
 
-    /// Stops every engine: what still runs is cancelled after `grace`.
+    /// Stops every engine and worker: what still runs is cancelled after `grace`.
     pub async fn stop(&self, grace: std::time::Duration) {
+        let workers = std::mem::take(&mut *self.workers());
+        let stopping = tokio::spawn(workers::stop(workers));
         let planned = self.planned().clone();
         for planned in planned {
             stop_one(planned.member, grace).await;
         }
+        if let Err(panic) = stopping.await {
+            tracing::error!(%panic, "stopping the workers failed");
+        }
+    }
+
+    fn workers(&self) -> MutexGuard<'_, Workers> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn planned(&self) -> MutexGuard<'_, Vec<Planned>> {
@@ -104,7 +143,8 @@ fn plan_models(models: &[ModelConfig], metrics: &Metrics) -> Result<Vec<Planned>
     for config in models {
         let model = plan_model(config, metrics)?;
         let card = model.member.card();
-        for name in std::iter::once(&card.id).chain(&card.aliases) {
+        let adapters = config.lora.modules.iter().map(|module| &module.name);
+        for name in std::iter::once(&card.id).chain(&card.aliases).chain(adapters) {
             if taken.contains(name) {
                 return Err(Error::new(
                     ErrorKind::InvalidRequest,
@@ -128,27 +168,57 @@ fn plan_model(config: &ModelConfig, metrics: &Metrics) -> Result<Planned> {
         Speculation::Off | Speculation::Ngram(_) => None,
     };
     let card = provisional_card(config, &reference);
-    let member = Arc::new(LocalMember::loading(card.clone(), metrics.model(&card.id)));
+    let member = LocalMember::loading(card.clone(), metrics.model(&card.id));
+    let member = Arc::new(adapters::announced(member, &config.lora, &card));
     Ok(Planned { config: config.clone(), reference, draft, member })
 }
 
-async fn load_one(planned: &Planned, progress: Arc<dyn Progress>) -> Result<LoadReport> {
-    let options = HubOptions::from_env()?;
-    let files = crate::hub::fetch(&planned.reference, &options, progress.as_ref()).await?;
-    let draft = match &planned.draft {
-        Some(draft) => Some(crate::hub::fetch(draft, &options, progress.as_ref()).await?),
-        None => None,
-    };
-    let card = planned.member.card().clone();
-    let config = planned.config.clone();
-    let loading = tokio::task::spawn_blocking(move || model::load(&config, &files, draft.as_ref(), card, progress));
-    let (loaded, report) =
-        loading.await.map_err(|panic| Error::internal(format!("loading the model failed: {panic}")))??;
-    match loaded {
-        model::Ready::Generating(loaded) => planned.member.set_loaded(*loaded),
-        model::Ready::Embedding(embedding) => planned.member.set_embedding(*embedding),
-    }
+/// Within what models may take together: at the start nothing is unloaded for another.
+async fn load_at_start(planned: &Planned, lifecycle: &Lifecycle, progress: Arc<dyn Progress>) -> Result<LoadReport> {
+    let left_bytes = lifecycle.left_bytes();
+    let begun = planned.member.begin();
+    debug_assert!(begun.is_some(), "nobody else loads a model that the start loads");
+    let loaded = load_one(planned, progress, left_bytes).await;
+    let (held, memory, report) = loaded.map_err(|error| match left_bytes {
+        Some(bytes) if error.code == Some(NO_MEMORY) => {
+            let message = format!(
+                "{}; models that were loaded before leave {bytes} bytes of --models-memory: let some be loaded on demand \
+                 (load = \"demand\", --load-on-demand), or give the models a --kv-cache-memory-bytes",
+                error.message
+            );
+            Error { message, ..error }
+        }
+        _ => error,
+    })?;
+    planned.member.hold(held, memory);
     Ok(report)
+}
+
+async fn load_one(
+    planned: &Planned,
+    progress: Arc<dyn Progress>,
+    room_bytes: Option<u64>,
+) -> Result<(Held, Memory, LoadReport)> {
+    let files = loader::fetched(planned, progress.as_ref()).await?;
+    let card = planned.member.card().clone();
+    let config = planned.config_now();
+    let loading = tokio::task::spawn_blocking(move || {
+        let job = model::Job { config: &config, files: &files, room_bytes };
+        model::load(&job, card, progress)
+    });
+    let (loaded, memory, report) =
+        loading.await.map_err(|panic| Error::internal(format!("loading the model failed: {panic}")))??;
+    let held = match loaded {
+        model::Ready::Generating(loaded) => Held::Generating(Arc::new(*loaded)),
+        model::Ready::Embedding(embedding) => Held::Embedding(Arc::new(*embedding)),
+    };
+    Ok((held, memory, report))
+}
+
+fn watch_steps(planned: &[Planned], config: &PoolConfig) {
+    if let Some(limit) = config.step_timeout {
+        planned.iter().for_each(|planned| planned.member.set_step_timeout(limit));
+    }
 }
 
 fn provisional_card(config: &ModelConfig, reference: &ModelRef) -> ModelCard {
@@ -157,6 +227,7 @@ fn provisional_card(config: &ModelConfig, reference: &ModelRef) -> ModelCard {
         id: names.next().unwrap_or_else(|| reference.short_name()),
         aliases: names.collect(),
         root: config.reference.clone(),
+        parent: None,
         max_model_len: config.limits.max_model_len.unwrap_or(0),
         created_s: unix_time_s(),
         chat: false,

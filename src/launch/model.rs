@@ -4,21 +4,20 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sconce_models::{KvDtype, LoadOptions, Precision, Purpose, Source, Spec};
+use sconce_models::{LoadOptions, Precision, Purpose, Source, Spec};
 
 use super::draft::{Draft, source_of};
-use super::{embed, synthetic, text};
+use super::{adapters, embed, fit, synthetic, text};
 use crate::config::speculation::Speculation;
-use crate::config::{self, KvCacheDtype, MatmulPrecision, ModelConfig, ModelLimits};
-use crate::device::{cpu, fit};
-use crate::engine::scheduler::SCORED_PER_STEP_MAX;
-use crate::engine::speculation::DRAFTS_PER_STEP_MAX;
+use crate::config::{self, MatmulPrecision, ModelConfig, ModelLimits};
+use crate::device::cpu;
+use crate::device::fit::{ModelSize, Plan, human_bytes, plan as plan_memory};
 use crate::engine::{
     self, EngineConfig, EngineHandle, Executor, ItlTarget, ModelExecutor, NgramConfig, SimExecutor, SimOptions,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{LocalModel, Progress};
-use crate::pool::local::{Embedding, Loaded};
+use crate::pool::local::{Compiler, Embedding, Loaded, Memory};
 use crate::pool::{ModelCard, Task};
 use crate::request::CHOICES_MAX;
 use crate::text::AnswerFormat;
@@ -33,12 +32,14 @@ pub struct LoadReport {
     pub device: String,
     /// One line a choice, with its reason.
     pub choices: Vec<String>,
+    /// Rates and memory to expect, where that can be said.
+    pub predicted: Option<String>,
     pub load_time: Duration,
     pub task: Task,
 }
 
 /// `--model sim`: context, vocabulary and time a step of a model that does not exist.
-const SIM_CONTEXT_TOKENS: u32 = 32_768;
+pub(super) const SIM_CONTEXT_TOKENS: u32 = 32_768;
 const SIM_STEP_TIME: Duration = Duration::from_millis(10);
 const SIM_TOKEN_TIME: Duration = Duration::from_micros(20);
 /// A sim token's "KV" is its id and position.
@@ -50,53 +51,85 @@ pub enum Ready {
     Embedding(Box<Embedding>),
 }
 
-/// Loads on the calling thread; takes seconds. `draft` is what `Speculation::DraftModel` names.
-pub fn load(
-    config: &ModelConfig,
-    model: &LocalModel,
-    draft: Option<&LocalModel>,
-    card: ModelCard,
-    progress: Arc<dyn Progress>,
-) -> Result<(Ready, LoadReport)> {
+/// Where a model lies, and the one that `Speculation::DraftModel` names.
+pub struct Files {
+    pub model: LocalModel,
+    pub draft: Option<LocalModel>,
+}
+
+/// What to load, and how much it may take beside what the machine has.
+pub struct Job<'a> {
+    pub config: &'a ModelConfig,
+    pub files: &'a Files,
+    pub room_bytes: Option<u64>,
+}
+
+impl Job<'_> {
+    pub(super) fn available_bytes(&self, machine: &cpu::Cpu) -> Option<u64> {
+        self.room_bytes.into_iter().chain(machine.memory_available_bytes).min()
+    }
+}
+
+/// Loads on the calling thread; takes seconds.
+pub fn load(job: &Job<'_>, card: ModelCard, progress: Arc<dyn Progress>) -> Result<(Ready, Memory, LoadReport)> {
     let started = Instant::now();
-    let source = source_of(&model.files);
-    let purpose = embed::purpose(config.task, source.as_ref())?;
-    let (ready, mut report) = match (source, purpose) {
+    let source = source_of(&job.files.model.files);
+    let purpose = embed::purpose(job.config.task, source.as_ref())?;
+    let (ready, memory, mut report) = match (source, purpose) {
         (Some(source), Purpose::Embed | Purpose::Score) => {
-            let (embedding, report) = embed::load(config, source, card, progress)?;
-            (Ready::Embedding(Box::new(embedding)), report)
+            let (embedding, memory, report) = embed::load(job, source, card, progress)?;
+            (Ready::Embedding(Box::new(embedding)), memory, report)
         }
         (source, _) => {
-            let (mut loaded, report) = match source {
-                Some(source) => load_weights(config, source, draft, card, progress)?,
-                None => load_sim(config, card)?,
+            let (mut loaded, memory, report) = match source {
+                Some(source) => load_weights(job, source, card, progress)?,
+                None => load_sim(job.config, card)?,
             };
             loaded.card.chat = loaded.template.is_some();
-            (Ready::Generating(Box::new(loaded)), report)
+            (Ready::Generating(Box::new(loaded)), memory, report)
         }
     };
     report.load_time = started.elapsed();
-    Ok((ready, report))
+    Ok((ready, memory, report))
+}
+
+/// What [`load`] would take if the machine had nothing else to do.
+pub fn need(job: &Job<'_>) -> Result<Memory> {
+    let config = job.config;
+    let Some(source) = source_of(&job.files.model.files) else {
+        return sim_plan(config).map(|(_, size, plan)| memory(&size, &plan));
+    };
+    if embed::purpose(config.task, Some(&source))? != Purpose::Generate {
+        return embed::need(job, &source);
+    }
+    let spec = fit::read_spec(config, &source)?;
+    let draft = job.files.draft.as_ref().and_then(|draft| source_of(&draft.files));
+    let draft = draft.map(|draft| sconce_models::read_spec(&draft).map_err(|why| unusable(&why))).transpose()?;
+    let specs: Vec<&Spec> = std::iter::once(&spec).chain(&draft).collect();
+    let (size, plan) = fit::plan(&specs, &source, &config.limits, job.room_bytes)?;
+    Ok(memory(&size, &plan))
+}
+
+fn memory(size: &ModelSize, plan: &Plan) -> Memory {
+    Memory { weights_bytes: size.weight_bytes, kv_bytes: plan.kv_bytes, step_bytes: plan.step_bytes }
 }
 
 fn load_weights(
-    config: &ModelConfig,
+    job: &Job<'_>,
     source: Source,
-    draft: Option<&LocalModel>,
     card: ModelCard,
     progress: Arc<dyn Progress>,
-) -> Result<(Loaded, LoadReport)> {
-    let spec = match &config.limits.quantize {
-        None => sconce_models::read_spec(&source),
-        Some(quantize) => sconce_models::read_spec_as(&source, quantize.format),
-    };
-    let spec = spec.map_err(|why| unusable(&why))?;
+) -> Result<(Loaded, Memory, LoadReport)> {
+    let config = job.config;
+    let spec = fit::read_spec(config, &source)?;
     let machine = cpu::detect();
-    let kv_dtype = kv_dtype(config.limits.kv_cache_dtype);
+    let kv_dtype = fit::kv_dtype(config.limits.kv_cache_dtype);
     let parts = text::read(&source, spec.vocab, config.chat_template.as_deref())?;
-    let draft = draft.map(|model| Draft::read(model, &spec, &parts.tokenizer)).transpose()?;
+    let draft = job.files.draft.as_ref().map(|model| Draft::read(model, &spec, &parts.tokenizer)).transpose()?;
     let specs: Vec<&Spec> = std::iter::once(&spec).chain(draft.as_ref().map(|draft| &draft.spec)).collect();
-    let plan = plan(&specs, kv_dtype, &config.limits, machine.memory_available_bytes)?;
+    let adapter_bytes = adapters::check(&config.lora, &spec)?;
+    let room = job.available_bytes(&machine).map(|bytes| bytes.saturating_sub(adapter_bytes));
+    let (size, plan) = fit::plan(&specs, &source, &config.limits, room)?;
     if let Some(draft) = &draft {
         draft.check_context(plan.max_model_len)?;
     }
@@ -136,15 +169,42 @@ fn load_weights(
             .chain(plan.reasons.clone())
             .chain(spec.notes.clone())
             .collect(),
+        predicted: Some(fit::predicted(&spec, kv_dtype, &plan)),
         load_time: Duration::ZERO,
         task: Task::Generate,
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
-    let loaded = loaded(config, parts, Running { card, engine, block_size: plan.block_size, vocab_size: spec.vocab });
-    Ok((loaded, report))
+    let (block_size, vocab_size) = (plan.block_size, spec.vocab);
+    let loader = config.lora.is_wanted().then(|| adapters::loader(spec, &config.lora, engine.clone()));
+    let loaded = loaded(config, parts, Running { card, engine, block_size, vocab_size });
+    Ok((Loaded { adapters: loader, ..loaded }, memory(&size, &plan), report))
 }
 
-fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport)> {
+/// What the simulated model reads and takes.
+fn sim_plan(config: &ModelConfig) -> Result<(text::Parts, ModelSize, Plan)> {
+    let vocab = synthetic::vocabulary(synthetic::SMALLEST_VOCABULARY)?;
+    let size = ModelSize {
+        weight_bytes: 0,
+        kv_bytes_per_token: SIM_KV_BYTES_PER_TOKEN,
+        context_max: SIM_CONTEXT_TOKENS,
+        step_bytes_per_token: 0,
+        logits_row_bytes: 0,
+    };
+    let plan = plan_memory(&size, &fit::wishes(&config.limits), None).map_err(fit::does_not_fit)?;
+    Ok((vocab, size, plan))
+}
+
+fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, Memory, LoadReport)> {
+    load_sim_on(config, card, |options| Box::new(SimExecutor::new(options)))
+}
+
+/// The simulated model on an executor made by `make`.
+pub(super) fn load_sim_on(
+    config: &ModelConfig,
+    card: ModelCard,
+    make: impl FnOnce(SimOptions) -> Box<dyn Executor> + Send + 'static,
+) -> Result<(Loaded, Memory, LoadReport)> {
+    adapters::refuse(&config.lora, "sim")?;
     if config.limits.quantize.is_some() {
         return Err(Error::invalid("--quantization", "--quantization: sim has no weights; leave it out"));
     }
@@ -152,15 +212,8 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport
         let why = "--speculative-config: sim has no draft model; use method ngram or off";
         return Err(Error::invalid("--speculative-config", why));
     }
-    let vocab = synthetic::vocabulary(synthetic::SMALLEST_VOCABULARY)?;
-    let size = fit::ModelSize {
-        weight_bytes: 0,
-        kv_bytes_per_token: SIM_KV_BYTES_PER_TOKEN,
-        context_max: SIM_CONTEXT_TOKENS,
-        step_bytes_per_token: 0,
-        logits_row_bytes: 0,
-    };
-    let plan = fit::plan(&size, &wishes(&config.limits), None).map_err(does_not_fit)?;
+    let (vocab, size, plan) = sim_plan(config)?;
+    let memory = memory(&size, &plan);
     let (blocks, block_size, vocab_size) = (plan.blocks, plan.block_size, vocab.tokenizer.vocab_size());
     let engine = EngineHandle::start(&card.id, engine_config(&plan, &config.limits), move || {
         let options = SimOptions {
@@ -169,8 +222,7 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport
             favoured: (u32::from(b'a')..=u32::from(b'z')).chain([u32::from(b' ')]).collect(),
             ..SimOptions::new(vocab_size as u32, blocks, block_size)
         };
-        let executor = SimExecutor::new(options);
-        Ok(Box::new(executor) as Box<dyn Executor>)
+        Ok(make(options))
     })
     .map_err(|why| Error::new(ErrorKind::Unavailable, why))?;
     let report = LoadReport {
@@ -178,11 +230,12 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, LoadReport
         what: "simulated: no model, deterministic nonsense".to_owned(),
         device: format!("timer ({} ms a step)", SIM_STEP_TIME.as_millis()),
         choices: plan.reasons.clone(),
+        predicted: None,
         load_time: Duration::ZERO,
         task: Task::Generate,
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
-    Ok((loaded(config, vocab, Running { card, engine, block_size, vocab_size }), report))
+    Ok((loaded(config, vocab, Running { card, engine, block_size, vocab_size }), memory, report))
 }
 
 /// The half of a loaded model that is not text.
@@ -210,6 +263,8 @@ fn loaded(config: &ModelConfig, parts: text::Parts, running: Running) -> Loaded 
         block_size,
         drafts_max: drafts_max(&config.limits),
         vocab_size,
+        compiler: Compiler::default(),
+        adapters: None,
     }
 }
 
@@ -225,48 +280,6 @@ pub(super) fn precision(limits: &ModelLimits) -> Precision {
     }
 }
 
-fn kv_dtype(wanted: KvCacheDtype) -> KvDtype {
-    match wanted {
-        // As llama.cpp: half the memory of f32, and far more precise than bf16.
-        KvCacheDtype::Auto | KvCacheDtype::F16 => KvDtype::F16,
-        KvCacheDtype::Bf16 => KvDtype::Bf16,
-        KvCacheDtype::F32 => KvDtype::F32,
-        KvCacheDtype::Fp8 => KvDtype::Fp8,
-    }
-}
-
-/// For a model, and then its draft model if it has one.
-fn plan(specs: &[&Spec], kv_dtype: KvDtype, limits: &ModelLimits, available_bytes: Option<u64>) -> Result<fit::Plan> {
-    let size = fit::ModelSize {
-        weight_bytes: specs.iter().map(|spec| spec.weight_bytes).sum(),
-        kv_bytes_per_token: specs.iter().map(|spec| spec.kv_bytes_per_token(kv_dtype)).sum(),
-        context_max: specs[0].context_max,
-        step_bytes_per_token: specs.iter().map(|spec| step_bytes_per_token(spec)).max().unwrap_or(0),
-        // In f32, as the head's matmul leaves them and as the sampler reads them.
-        logits_row_bytes: 2 * 4 * specs.iter().map(|spec| spec.vocab as u64).sum::<u64>(),
-    };
-    fit::plan(&size, &wishes(limits), available_bytes).map_err(does_not_fit)
-}
-
-/// Activations of one token: residual, normed, q, k, v, attention output, gate, up and their product, in f32.
-fn step_bytes_per_token(spec: &Spec) -> u64 {
-    let heads = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
-    let widest = spec.experts.as_ref().map_or(0, |experts| experts.ffn.max(experts.shared_ffn)).max(spec.ffn);
-    4 * (4 * spec.hidden + 2 * heads + 3 * widest) as u64
-}
-
-fn wishes(limits: &ModelLimits) -> fit::Wishes {
-    fit::Wishes {
-        block_size: limits.block_size,
-        max_model_len: limits.max_model_len,
-        max_num_seqs: limits.max_num_seqs,
-        max_num_batched_tokens: limits.max_num_batched_tokens,
-        kv_cache_bytes: limits.kv_cache_memory_bytes,
-        further_rows_max: further_rows_max(limits),
-        memory_share_permille: limits.memory_share_permille,
-    }
-}
-
 /// Most tokens drafted at once.
 fn drafts_max(limits: &ModelLimits) -> usize {
     match &limits.speculation {
@@ -276,13 +289,7 @@ fn drafts_max(limits: &ModelLimits) -> usize {
     }
 }
 
-/// Rows of logits that a step may need beyond one a sequence: for prompt scores and for drafts.
-fn further_rows_max(limits: &ModelLimits) -> u64 {
-    let drafts = if limits.speculation == Speculation::Off { 0 } else { DRAFTS_PER_STEP_MAX };
-    (SCORED_PER_STEP_MAX + drafts) as u64
-}
-
-fn engine_config(plan: &fit::Plan, limits: &ModelLimits) -> EngineConfig {
+fn engine_config(plan: &Plan, limits: &ModelLimits) -> EngineConfig {
     EngineConfig {
         block_size: plan.block_size,
         blocks: plan.blocks,
@@ -312,7 +319,7 @@ fn engine_config(plan: &fit::Plan, limits: &ModelLimits) -> EngineConfig {
     }
 }
 
-fn describe(spec: &Spec) -> String {
+pub(super) fn describe(spec: &Spec) -> String {
     description((&spec.architecture, spec.layers), spec.parameters, (&spec.weight_format, spec.weight_bytes))
 }
 
@@ -325,7 +332,7 @@ pub(super) fn description(
     let parameters = parameters as f64;
     let size =
         if parameters < 1e9 { format!("{:.0} M", parameters / 1e6) } else { format!("{:.1} B", parameters / 1e9) };
-    format!("{architecture}, {layers} layers, {size} parameters, {format} ({})", fit::human_bytes(bytes))
+    format!("{architecture}, {layers} layers, {size} parameters, {format} ({})", human_bytes(bytes))
 }
 
 /// Shows the loading of weights once it has taken long enough to be asked about.
@@ -366,8 +373,4 @@ impl LoadingBar {
 
 pub(super) fn unusable(why: &sconce_models::Error) -> Error {
     Error::new(ErrorKind::InvalidRequest, why.to_string())
-}
-
-fn does_not_fit(why: String) -> Error {
-    Error::new(ErrorKind::Unavailable, why)
 }

@@ -9,9 +9,10 @@ use sconce_route::price::PriceTable;
 use super::{Planned, unix_time_s};
 use crate::calendar::month_start;
 use crate::config::StorePlace;
-use crate::config::pool::{MemberConfig, MemberKind, PoolConfig, RemoteConfig};
+use crate::config::pool::{MemberConfig, MemberKind, PoolConfig, RemoteConfig, WorkerConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::remote::{self, RemoteMember};
+use crate::pool::worker::{self, WorkerMember};
 use crate::pool::{
     AdmissionLimits, Budgets, DecisionLog, Declared, Member, MemberState, Model, Node, Route, Shared, Table, today,
 };
@@ -23,6 +24,7 @@ pub struct Parts<'a> {
     pub client: &'a HttpClient,
     pub metrics: &'a Metrics,
     pub planned: &'a [Planned],
+    pub workers: &'a [Arc<WorkerMember>],
     /// Nodes of the table before: those of unchanged members are taken over.
     pub known: &'a [Arc<Node>],
 }
@@ -53,8 +55,10 @@ pub fn table(config: &PoolConfig, parts: &Parts<'_>) -> Result<Table> {
     }
     let served = nodes.clone();
     for member in &config.members {
-        if let MemberKind::Remote(remote) = &member.kind {
-            nodes.push(hosted(member, remote, &prices, parts)?);
+        match &member.kind {
+            MemberKind::Local { .. } => {}
+            MemberKind::Remote(remote) => nodes.push(hosted(member, remote, &prices, parts)?),
+            MemberKind::Worker(config) => nodes.push(supervised(member, config, parts)?),
         }
     }
     let route = |route| Route::configured(route, &nodes, unix_time_s());
@@ -74,7 +78,7 @@ fn local(config: &PoolConfig, planned: &Planned, parts: &Parts<'_>) -> Result<Ar
     let card = planned.member.card().clone();
     let mut naming = config.members.iter().filter(|member| match &member.kind {
         MemberKind::Local { model, .. } => card.answers_to(model) || *model == planned.config.reference,
-        MemberKind::Remote(_) => false,
+        MemberKind::Remote(_) | MemberKind::Worker(_) => false,
     });
     let member = naming.next();
     if let (Some(one), Some(other)) = (member, naming.next()) {
@@ -98,7 +102,7 @@ fn local(config: &PoolConfig, planned: &Planned, parts: &Parts<'_>) -> Result<Ar
 fn declared_local(member: &MemberConfig, root: &str) -> Declared {
     let hourly = match &member.kind {
         MemberKind::Local { hourly, .. } => *hourly,
-        MemberKind::Remote(_) => None,
+        MemberKind::Remote(_) | MemberKind::Worker(_) => None,
     };
     Declared {
         hourly,
@@ -124,6 +128,23 @@ fn hosted(member: &MemberConfig, remote: &RemoteConfig, prices: &PriceTable, par
     let mut node = Node::new(&member.name, Arc::new(made), limits, declared, metrics);
     node.secrets_tag = tag;
     Ok(Arc::new(node))
+}
+
+fn supervised(member: &MemberConfig, config: &WorkerConfig, parts: &Parts<'_>) -> Result<Arc<Node>> {
+    let planned = parts.workers.iter().find(|worker| worker.config() == config);
+    let planned = planned.ok_or_else(|| Error::internal(format!("the worker '{}' was not planned", member.name)))?;
+    let declared = worker::declared(member, config);
+    // In whatever state it is: its process goes on.
+    let known = parts.known.iter().find(|node| {
+        let is_it = std::ptr::addr_eq(Arc::as_ptr(&node.member), Arc::as_ptr(planned));
+        is_it && node.name == member.name && node.declares(&declared)
+    });
+    if let Some(node) = known {
+        return Ok(Arc::clone(node));
+    }
+    let limits = AdmissionLimits { running_max: config.max_concurrent, waiting_max: 0 };
+    let metrics = parts.metrics.member(&member.name);
+    Ok(Arc::new(Node::new(&member.name, Arc::clone(planned) as Arc<dyn Member>, limits, declared, metrics)))
 }
 
 /// The node of the table before, when nothing was declared otherwise.

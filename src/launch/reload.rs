@@ -7,14 +7,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Launch, Planned, load_one, plan_model, pool, stop_one};
+use super::workers::{self, Fresh};
+use super::{Launch, Planned, loader, plan_model, pool, stop_one, watch_steps};
 use crate::config::ModelConfig;
 use crate::config::pool::PoolConfig;
 use crate::error::Result;
 use crate::hub::Progress;
-use crate::pool::{Model, Node, Table};
+use crate::pool::{MemberState, Model, Node, Pool, Table};
 
-/// How often it is looked whether a model that is not needed has ended its requests.
+/// How often it is looked whether anything still may ask a model that is not needed.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
 /// What a reload changed, by name.
@@ -84,8 +85,8 @@ impl Launch {
         let mut planned: Vec<Planned> = Vec::with_capacity(models.len());
         let mut fresh: Vec<Planned> = Vec::new();
         for model in models {
-            match before.iter().find(|known| known.config == *model) {
-                Some(known) => planned.push(known.clone()),
+            match before.iter().find(|known| known.config.is_same_model(model)) {
+                Some(known) => planned.push(Planned { config: model.clone(), ..known.clone() }),
                 None => {
                     let made = plan_model(model, &self.metrics)?;
                     fresh.push(made.clone());
@@ -93,13 +94,17 @@ impl Launch {
                 }
             }
         }
-        let loaded = self.prepared(config, &planned, &fresh, progress).await;
+        let memory_before = self.pool.lifecycle().memory_max_bytes();
+        let workers = workers::plan(config, &self.workers().members);
+        let made = Fresh { models: &fresh, workers: &workers };
+        let loaded = self.prepared(config, &planned, (&before, made), progress).await;
         let table = match loaded {
             Ok(table) => table,
             Err(error) => {
                 for made in fresh {
                     stop_one(made.member, Duration::ZERO).await;
                 }
+                self.pool.lifecycle().set(loader::managed(&before), memory_before);
                 return Err(error);
             }
         };
@@ -107,13 +112,16 @@ impl Launch {
         let change = Change::between(&old, &table);
         self.pool.replace(table);
         *self.planned() = planned.clone();
-        for gone in
-            before.into_iter().filter(|gone| !planned.iter().any(|kept| Arc::ptr_eq(&kept.member, &gone.member)))
-        {
-            let name = gone.member.card().id.clone();
+        self.workers().exchange(workers, &old.nodes, &self.metrics);
+        let is_gone = |gone: &Planned| !planned.iter().any(|kept| Arc::ptr_eq(&kept.member, &gone.member));
+        let gone: Vec<_> = before.into_iter().filter(is_gone).collect();
+        // What is let finish takes memory until then.
+        let all = loader::managed(&planned).into_iter().chain(loader::managed(&gone)).collect();
+        self.pool.lifecycle().set(all, config.models_memory_bytes);
+        for gone in gone {
             let node =
                 old.nodes.iter().find(|node| std::ptr::addr_eq(Arc::as_ptr(&node.member), Arc::as_ptr(&gone.member)));
-            tokio::spawn(unload(name, node.cloned(), gone));
+            tokio::spawn(unload(Arc::clone(&self.pool), node.cloned(), gone));
         }
         Ok(change)
     }
@@ -122,24 +130,45 @@ impl Launch {
         &self,
         config: &PoolConfig,
         planned: &[Planned],
-        fresh: &[Planned],
+        (before, fresh): (&[Planned], Fresh<'_>),
         progress: Arc<dyn Progress>,
     ) -> Result<Table> {
         let known = self.pool.table().nodes.clone();
-        let parts = pool::Parts { client: &self.client, metrics: &self.metrics, planned, known: &known };
+        let Fresh { models: fresh, workers } = fresh;
+        workers.iter().try_for_each(|worker| workers::check_user(&worker.config().spec))?;
+        let parts = pool::Parts { client: &self.client, metrics: &self.metrics, planned, workers, known: &known };
         let table = pool::table(config, &parts)?;
+        watch_steps(planned, config);
+        let same_name = |made: &Planned| {
+            let names = made.member.card();
+            before.iter().find(|known| known.member.card().id == names.id)
+        };
+        // Whoever is asked now must be there until the new one is.
+        let mut all = loader::managed(before);
+        for one in &mut all {
+            one.policy.pinned |= fresh.iter().filter_map(same_name).any(|old| Arc::ptr_eq(&old.member, &one.member));
+        }
+        let lifecycle = self.pool.lifecycle();
+        lifecycle.set(loader::managed(fresh).into_iter().chain(all).collect(), config.models_memory_bytes);
         for made in fresh {
-            load_one(made, Arc::clone(&progress)).await?;
+            let was_loaded = same_name(made).is_some_and(|old| old.member.state() == MemberState::Ready);
+            if !made.config.loading.on_demand || was_loaded {
+                progress.note(&format!("loading {}", made.member.card().id));
+                made.member.managed_by(Arc::downgrade(lifecycle), true);
+                lifecycle.bring(loader::managed_one(made)).await?;
+            }
         }
         Ok(table)
     }
 }
 
-/// Ends what runs, then gives memory back.
-async fn unload(name: String, node: Option<Arc<Node>>, gone: Planned) {
-    while node.as_ref().is_some_and(|node| node.admission.is_busy()) {
+/// Ends what runs, then gives memory back. A request that began with the table before may still be about to ask it.
+async fn unload(pool: Arc<Pool>, node: Option<Arc<Node>>, gone: Planned) {
+    while node.as_ref().is_some_and(|node| Arc::strong_count(node) > 1) {
         tokio::time::sleep(DRAIN_LOOK).await;
     }
-    stop_one(gone.member, Duration::ZERO).await;
+    let name = gone.member.card().id.clone();
+    stop_one(Arc::clone(&gone.member), Duration::ZERO).await;
+    pool.lifecycle().forget(&gone.member);
     tracing::info!(model = %name, "a model that is not served any more was unloaded");
 }

@@ -27,6 +27,9 @@ pub async fn keep(pool: Weak<Pool>) {
                 node.measure(node.now_ms());
             }
         }
+        if let Some(lifecycle) = pool.upgrade().map(|pool| Arc::clone(pool.lifecycle())) {
+            lifecycle.tick().await;
+        }
         join_all(table.nodes.iter().filter(|node| !node.is_local()).map(probe)).await;
         drop(table);
         ticks += 1;

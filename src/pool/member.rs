@@ -1,6 +1,7 @@
 //! What the pool asks of whoever can answer: a local engine or a hosted provider.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures_util::Stream;
 use futures_util::future::BoxFuture;
@@ -17,6 +18,10 @@ pub trait Model: Send + Sync {
     fn state(&self) -> MemberState;
     fn tokenize(&self, input: TokenizeInput) -> Result<Tokenized>;
     fn detokenize(&self, tokens: &[u32]) -> Result<String>;
+    /// Waits until it is in memory, for what cannot wait itself. Dropping the future gives up.
+    fn awake(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 /// One model at one place that can answer.
@@ -37,8 +42,51 @@ pub trait Member: Model {
     fn probe(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(std::future::ready(Ok(())))
     }
+    /// How it is with its process, where this server supervises one.
+    fn worker(&self) -> Option<sconce_worker::Status> {
+        None
+    }
+    /// Has a model that is not in memory loaded, without waiting for it.
+    fn wake(&self) {}
+    /// How long a request would wait for the model to be loaded.
+    fn wake_ms(&self) -> u64 {
+        0
+    }
+    /// Adapters beside it, each a model of its own.
+    fn adapters(self: Arc<Self>) -> Vec<Arc<dyn Member>> {
+        Vec::new()
+    }
+    /// Reads an adapter from a folder. Takes a moment: not for the event loop.
+    fn load_adapter(&self, _new: &NewAdapter) -> Result<()> {
+        let message = format!("model '{}' runs elsewhere and takes no adapters", self.card().id);
+        Err(Error::invalid("base_model_name", message))
+    }
+    /// Its requests go on, new ones do not find it. False when there is none of that name.
+    fn unload_adapter(&self, _name: &str) -> Result<bool> {
+        Ok(false)
+    }
     /// Figures for `/metrics`; taking them must not lock or wait for the engine.
     fn snapshot(&self) -> EngineSnapshot;
+}
+
+/// An adapter to be loaded beside a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewAdapter {
+    pub name: String,
+    /// Its folder, in the operator's folder for adapters.
+    pub path: String,
+    /// One of that name may be there already, and is replaced.
+    pub replaces: bool,
+    /// Unix time.
+    pub created_s: u64,
+}
+
+/// Adapters of a model in use.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AdapterFigures {
+    pub max: u32,
+    pub running: Vec<String>,
+    pub waiting: Vec<String>,
 }
 
 /// What `/v1/models` says of a member.
@@ -50,6 +98,8 @@ pub struct ModelCard {
     pub aliases: Vec<String>,
     /// The model reference it was loaded from.
     pub root: String,
+    /// Of an adapter: the model that it is added to.
+    pub parent: Option<String>,
     pub max_model_len: u32,
     /// Unix time when it was loaded.
     pub created_s: u64,
@@ -103,8 +153,10 @@ impl ModelCard {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MemberState {
-    /// What is being done, for a person.
+    /// For the first time: it cannot be asked yet. What is being done, for a person.
     Loading(String),
+    /// Not in memory, or on its way in or out: requests wait for it.
+    Asleep(String),
     Ready,
     Failed(String),
 }
@@ -152,4 +204,73 @@ pub struct EngineSnapshot {
     pub embedded_texts: u64,
     /// Of the confirmed ones, how many stood at each place of their draft; empty where nothing is drafted.
     pub accepted_per_position: Vec<u64>,
+    /// Of a model that has adapters or may be given some.
+    pub adapters: Option<AdapterFigures>,
+}
+
+impl EngineSnapshot {
+    /// Takes over the counters of `other`, whose engine is gone.
+    pub fn add_counters(&mut self, other: &Self) {
+        let counters = Self { running: 0, waiting: 0, kv_usage: 0.0, blocks: 0, block_size: 0, ..other.clone() };
+        self.add(counters);
+    }
+
+    /// The sum of what was counted; gauges are those of `other`.
+    pub fn add(&mut self, other: Self) {
+        let before = std::mem::replace(self, other);
+        for (counter, before) in [
+            (&mut self.prompt_tokens, before.prompt_tokens),
+            (&mut self.generation_tokens, before.generation_tokens),
+            (&mut self.cached_prompt_tokens, before.cached_prompt_tokens),
+            (&mut self.recomputed_prompt_tokens, before.recomputed_prompt_tokens),
+            (&mut self.prefix_queries, before.prefix_queries),
+            (&mut self.prefix_hits, before.prefix_hits),
+            (&mut self.preemptions, before.preemptions),
+            (&mut self.steps, before.steps),
+            (&mut self.drafts, before.drafts),
+            (&mut self.draft_tokens, before.draft_tokens),
+            (&mut self.accepted_tokens, before.accepted_tokens),
+            (&mut self.embedded_texts, before.embedded_texts),
+        ] {
+            *counter += before;
+        }
+        self.step_tokens_sum += before.step_tokens_sum;
+        if self.step_tokens_buckets.is_empty() {
+            self.step_tokens_buckets = before.step_tokens_buckets;
+        } else {
+            for ((_, count), (_, before)) in self.step_tokens_buckets.iter_mut().zip(before.step_tokens_buckets) {
+                *count += before;
+            }
+        }
+        if self.accepted_per_position.len() < before.accepted_per_position.len() {
+            self.accepted_per_position.resize(before.accepted_per_position.len(), 0);
+        }
+        for (count, before) in self.accepted_per_position.iter_mut().zip(before.accepted_per_position) {
+            *count += before;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_go_on_when_an_engine_is_replaced() {
+        let engine = EngineSnapshot {
+            running: 2,
+            prompt_tokens: 10,
+            steps: 3,
+            step_tokens_buckets: vec![(1.0, 1), (f64::INFINITY, 3)],
+            accepted_per_position: vec![4, 1],
+            ..EngineSnapshot::default()
+        };
+        let mut all = EngineSnapshot::default();
+        all.add_counters(&engine);
+        assert_eq!((all.running, all.prompt_tokens, all.steps), (0, 10, 3));
+        all.add(EngineSnapshot { accepted_per_position: vec![1], ..engine });
+        assert_eq!((all.running, all.prompt_tokens, all.steps), (2, 20, 6));
+        assert_eq!(all.step_tokens_buckets, [(1.0, 2), (f64::INFINITY, 6)]);
+        assert_eq!(all.accepted_per_position, [5, 1]);
+    }
 }

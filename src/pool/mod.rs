@@ -7,6 +7,7 @@
 //! 3. What may not leave does not: residency is checked for every attempt, hedges and shadows included.
 //! 4. Every attempt is settled exactly once: health, ledger, budget, metrics.
 
+mod adapters;
 mod admission;
 mod budget;
 mod decisions;
@@ -15,6 +16,8 @@ pub mod dispatch;
 pub mod errand;
 pub mod explain;
 mod keeper;
+pub mod lifecycle;
+mod load;
 pub mod local;
 pub mod member;
 pub mod node;
@@ -26,6 +29,7 @@ mod table;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod worker;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -35,6 +39,7 @@ use futures_util::StreamExt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::{EmbedRequest, Embedded, Request};
 use crate::telemetry::MemberMetrics;
+use lifecycle::Lifecycle;
 
 pub use admission::{Admission, AdmissionLimits};
 pub use budget::Budgets;
@@ -42,7 +47,11 @@ pub use decisions::DecisionLog;
 pub use dispatch::today;
 pub use errand::{Errand, Trace, Traced};
 pub use keeper::keep;
-pub use member::{EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, Task, TokenizeInput, Tokenized};
+pub use load::Load;
+pub use member::{
+    AdapterFigures, EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, NewAdapter, Task,
+    TokenizeInput, Tokenized,
+};
 pub use node::{Declared, Node};
 pub use route::Route;
 pub use shared::Shared;
@@ -59,7 +68,12 @@ pub struct Pool {
     // Read once a request, written at a reload.
     table: RwLock<Arc<Table>>,
     shared: Arc<Shared>,
+    /// Still takes requests, and asks balancers for no more.
+    leaving: AtomicBool,
+    lifecycle: Arc<Lifecycle>,
     draining: AtomicBool,
+    /// Adapters are loaded and unloaded one at a time.
+    adapting: tokio::sync::Mutex<()>,
 }
 
 /// Whether the server may be sent traffic, and if not, why.
@@ -82,7 +96,14 @@ impl Pool {
     }
 
     pub fn with(table: Table, shared: Shared) -> Self {
-        Self { table: RwLock::new(Arc::new(table)), shared: Arc::new(shared), draining: AtomicBool::new(false) }
+        Self {
+            table: RwLock::new(Arc::new(table.with_adapters())),
+            shared: Arc::new(shared),
+            leaving: AtomicBool::new(false),
+            lifecycle: Arc::default(),
+            draining: AtomicBool::new(false),
+            adapting: tokio::sync::Mutex::default(),
+        }
     }
 
     /// The table as it is now. Requests that have begun keep the one that they began with.
@@ -92,11 +113,22 @@ impl Pool {
 
     /// From now on requests find this table.
     pub fn replace(&self, table: Table) {
-        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table.with_adapters());
+    }
+
+    /// Looks which adapters there are now.
+    pub fn find_adapters(&self) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        *table = Arc::new(table.with_adapters());
     }
 
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// The models of this process, which come and go.
+    pub fn lifecycle(&self) -> &Arc<Lifecycle> {
+        &self.lifecycle
     }
 
     /// Admits the request or says why nobody takes it; the returned stream ends with `Done` or `Failed`.
@@ -209,12 +241,31 @@ impl Pool {
     }
 
     pub fn readiness(&self) -> Readiness {
-        let mut reasons = Vec::new();
-        if self.draining.load(Ordering::Relaxed) {
-            reasons.push("draining".to_owned());
-        }
+        let mut reasons = self.departure();
         reasons.extend(self.table().faults());
         Readiness { ready: reasons.is_empty(), reasons }
+    }
+
+    /// Whether one model can answer now, without a wait for it to be loaded.
+    pub fn readiness_of(&self, model: &str) -> Result<Readiness> {
+        let mut reasons = self.departure();
+        let route = self.table().route(model).map(Arc::clone)?;
+        match route.state() {
+            MemberState::Ready => {}
+            MemberState::Loading(why) | MemberState::Asleep(why) => reasons.push(format!("{}: {why}", route.name)),
+            MemberState::Failed(why) => reasons.push(format!("{}: failed: {why}", route.name)),
+        }
+        Ok(Readiness { ready: reasons.is_empty(), reasons })
+    }
+
+    fn departure(&self) -> Vec<String> {
+        let leaves = self.leaving.load(Ordering::Relaxed) || self.draining.load(Ordering::Relaxed);
+        leaves.then(|| "draining".to_owned()).into_iter().collect()
+    }
+
+    /// From now on it is not ready, so that balancers look elsewhere; requests are still taken.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     /// From now on every new request is refused; running ones go on.

@@ -61,7 +61,8 @@ pub struct Node {
     /// What routes, logs and the ledger call it.
     pub name: String,
     pub member: Arc<dyn Member>,
-    pub admission: Admission,
+    /// Shared with the adapters beside it.
+    pub admission: Arc<Admission>,
     pub metrics: Arc<MemberMetrics>,
     /// Of a hosted member: changes with its secrets, and tells nothing of them.
     pub secrets_tag: [u8; 32],
@@ -93,7 +94,7 @@ impl Node {
         Self {
             name: name.to_owned(),
             member,
-            admission: Admission::new(limits),
+            admission: Arc::new(Admission::new(limits)),
             metrics,
             secrets_tag: [0; 32],
             declared,
@@ -104,6 +105,13 @@ impl Node {
             measurements: AtomicU64::new(0),
             started: Instant::now(),
         }
+    }
+
+    /// An adapter beside this node's model: it takes its turn in the same queue and is accounted to the same member.
+    pub fn beside(&self, adapter: Arc<dyn Member>) -> Self {
+        let limits = AdmissionLimits { running_max: self.running_max, waiting_max: 0 };
+        let node = Self::new(&self.name, adapter, limits, self.declared.clone(), Arc::clone(&self.metrics));
+        Self { admission: Arc::clone(&self.admission), ..node }
     }
 
     pub fn declares(&self, declared: &Declared) -> bool {
@@ -127,7 +135,13 @@ impl Node {
     }
 
     pub fn view(&self) -> HealthView {
-        self.health().view(self.now_ms(), self.load())
+        let mut view = self.health().view(self.now_ms(), self.load());
+        let wake_ms = self.member.wake_ms();
+        if wake_ms > 0 {
+            // Whatever the queue is, its model must be loaded first.
+            view.wait_ms = Some(view.wait_ms.unwrap_or(0).saturating_add(wake_ms));
+        }
+        view
     }
 
     /// Of an own engine all is known; a hosted one tells nobody what it takes.
@@ -138,6 +152,11 @@ impl Node {
         let live = self.admission.live();
         let running = live.min(self.running_max);
         LoadFigures { running, waiting: live - running, capacity: Some(self.running_max) }
+    }
+
+    /// Of an own engine: sequences that hold a place, and how many are computed at once.
+    pub fn places(&self) -> (u32, u32) {
+        (self.admission.live(), self.running_max)
     }
 
     /// Changes when its facts do.

@@ -41,6 +41,7 @@ impl RemoteMember {
             id: config.name.clone(),
             aliases: Vec::new(),
             root: format!("{}:{}", remote.provider.name(), remote.model),
+            parent: None,
             max_model_len: config.capabilities.context_tokens.unwrap_or(0),
             created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             chat: config.task == MemberTask::Generate,

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use sconce_route::{Facts, Nanos, Policy, Rule, Stay};
 
 use super::difficulty::Scorer;
@@ -110,6 +111,7 @@ impl Route {
             id: config.name.clone(),
             aliases: config.aliases.clone(),
             root: format!("route:{}", config.policy.rule.word()),
+            parent: None,
             max_model_len: 0,
             created_s,
             chat: true,
@@ -170,7 +172,12 @@ impl Model for Route {
         if self.is_plain {
             return self.seats[0].node.member.card();
         }
-        if self.nodes().any(|node| matches!(node.member.state(), MemberState::Loading(_))) {
+        let is_unknown = |node: &Arc<Node>| match node.member.state() {
+            MemberState::Loading(_) => true,
+            MemberState::Asleep(_) => node.member.card().max_model_len == 0,
+            MemberState::Ready | MemberState::Failed(_) => false,
+        };
+        if self.nodes().any(is_unknown) {
             return &self.provisional;
         }
         self.card.get_or_init(|| {
@@ -191,15 +198,22 @@ impl Model for Route {
         for node in self.nodes() {
             match node.member.state() {
                 MemberState::Ready => return MemberState::Ready,
-                loading @ MemberState::Loading(_) => worst = loading,
-                failed @ MemberState::Failed(_) => {
-                    if !matches!(worst, MemberState::Loading(_)) {
-                        worst = failed;
-                    }
-                }
+                better @ MemberState::Asleep(_) => worst = better,
+                loading @ MemberState::Loading(_) if !matches!(worst, MemberState::Asleep(_)) => worst = loading,
+                failed @ MemberState::Failed(_) if matches!(worst, MemberState::Failed(_)) => worst = failed,
+                MemberState::Loading(_) | MemberState::Failed(_) => {}
             }
         }
         worst
+    }
+
+    fn awake(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            match self.nodes().find(|node| node.is_local()) {
+                Some(node) => node.member.awake().await,
+                None => Ok(()),
+            }
+        })
     }
 
     fn tokenize(&self, input: TokenizeInput) -> Result<Tokenized> {

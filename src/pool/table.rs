@@ -24,9 +24,25 @@ impl Table {
         Self { nodes, routes: routes.into_iter().chain(configured).map(Arc::new).collect() }
     }
 
+    /// The same with a route for each adapter that its members have now. Names that are taken stay what they are.
+    #[must_use]
+    pub fn with_adapters(&self) -> Self {
+        let of_models = self.routes.iter().filter(|route| route.card().parent.is_none());
+        let mut routes: Vec<Arc<Route>> = of_models.cloned().collect();
+        for node in self.nodes.iter().filter(|node| node.is_local()) {
+            for adapter in Arc::clone(&node.member).adapters() {
+                if !routes.iter().any(|route| route.card().answers_to(&adapter.card().id)) {
+                    routes.push(Arc::new(Route::plain(&Arc::new(node.beside(adapter)))));
+                }
+            }
+        }
+        Self { nodes: self.nodes.clone(), routes }
+    }
+
     /// The route for `model`: by name or alias; a table of one also answers for an empty name.
     pub fn route(&self, model: &str) -> Result<&Arc<Route>> {
-        if let (true, [only]) = (model.is_empty(), self.routes.as_slice()) {
+        let mut models = self.routes.iter().filter(|route| route.card().parent.is_none());
+        if let (true, Some(only), None) = (model.is_empty(), models.next(), models.next()) {
             return Ok(only);
         }
         // A configured route has the first word about its names.
@@ -53,7 +69,8 @@ impl Table {
 
 fn fault(name: &str, state: &MemberState) -> Option<String> {
     match state {
-        MemberState::Ready => None,
+        // Requests wait for it.
+        MemberState::Ready | MemberState::Asleep(_) => None,
         MemberState::Loading(what) => Some(format!("{name}: {what}")),
         MemberState::Failed(why) => Some(format!("{name}: failed: {why}")),
     }

@@ -38,6 +38,7 @@ impl Scripted {
             id: name.to_owned(),
             aliases: Vec::new(),
             root: format!("scripted:{name}"),
+            parent: None,
             max_model_len: 0,
             created_s: 0,
             chat: true,

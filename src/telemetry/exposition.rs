@@ -1,8 +1,10 @@
 //! Prometheus' text format for figures that are read at scrape time instead of being registered.
 
 use std::fmt::Write;
+use std::time::SystemTime;
 
 use crate::pool::EngineSnapshot;
+use crate::pool::lifecycle::{ModelStatus, State};
 
 /// A `/metrics` page in the making.
 #[derive(Default)]
@@ -45,6 +47,8 @@ const FIGURES: &[Figure] = &[
     gauge("vllm:num_requests_running", "sequences in the running batch", |engine| engine.running as f64),
     gauge("vllm:num_requests_waiting", "sequences waiting for a place in the batch", |engine| engine.waiting as f64),
     gauge("vllm:kv_cache_usage_perc", "share of KV blocks in use, 1 is all", |engine| engine.kv_usage),
+    // For endpoint pickers that do not know the new one.
+    gauge("vllm:gpu_cache_usage_perc", "the same under its older name", |engine| engine.kv_usage),
     counter("vllm:prompt_tokens_total", "prompt tokens of admitted requests", |engine| engine.prompt_tokens as f64),
     counter("vllm:generation_tokens_total", "tokens generated", |engine| engine.generation_tokens as f64),
     counter("vllm:prompt_tokens_cached_total", "prompt tokens taken from the prefix cache", |engine| {
@@ -96,6 +100,39 @@ impl Exposition {
         }
     }
 
+    /// A figure with several labels.
+    pub(super) fn labelled<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: &str,
+        values: impl Iterator<Item = (Vec<(&'a str, &'a str)>, f64)>,
+    ) {
+        self.head(name, help, kind);
+        for (labels, value) in values {
+            let labels: Vec<_> = labels.iter().map(|(key, text)| format!("{key}=\"{}\"", escaped(text))).collect();
+            self.sample(name, &labels.join(","), value);
+        }
+    }
+
+    pub(super) fn model_figure(&mut self, (name, help): (&str, &str), is_counter: bool, values: &[(&str, f64)]) {
+        let kind = if is_counter { Kind::Counter } else { Kind::Gauge };
+        self.head(name, help, kind.as_str());
+        for (model, value) in values {
+            self.sample(name, &format!("model_name=\"{}\"", escaped(model)), *value);
+        }
+    }
+
+    pub(super) fn model_states(&mut self, name: &str, help: &str, models: &[ModelStatus], states: &[State]) {
+        self.head(name, help, Kind::Gauge.as_str());
+        for model in models {
+            for state in states {
+                let labels = format!("model_name=\"{}\",state=\"{}\"", escaped(&model.id), state.word());
+                self.sample(name, &labels, f64::from(u8::from(model.state == *state)));
+            }
+        }
+    }
+
     /// Everything that engines count themselves, model by model.
     pub(super) fn engines(&mut self, engines: &[(String, EngineSnapshot)]) {
         let labels: Vec<_> =
@@ -111,8 +148,34 @@ impl Exposition {
             let labels = format!("{labels},block_size=\"{}\",num_gpu_blocks=\"{}\"", engine.block_size, engine.blocks);
             self.sample("vllm:cache_config_info", &labels, 1.0);
         }
+        self.adapters(engines, &labels);
         self.step_tokens(engines, &labels);
         self.accepted_per_position(engines, &labels);
+    }
+
+    /// As vLLM has it: the names are labels, the value is the time. Endpoint pickers complain at every scrape where this is
+    /// missing, so without adapters it is there, too.
+    fn adapters(&mut self, engines: &[(String, EngineSnapshot)], labels: &[String]) {
+        const NAME: &str = "vllm:lora_requests_info";
+        self.head(
+            NAME,
+            "LoRA adapters in use; its value is the time, and max_lora 0 means that there are none",
+            "gauge",
+        );
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        if engines.iter().all(|(_, engine)| engine.adapters.is_none()) {
+            let labels = "max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"";
+            return self.sample(NAME, labels, now);
+        }
+        for ((_, engine), labels) in engines.iter().zip(labels) {
+            let Some(adapters) = &engine.adapters else { continue };
+            let (running, waiting) = (escaped(&adapters.running.join(",")), escaped(&adapters.waiting.join(",")));
+            let most = adapters.max;
+            let labels = format!(
+                "{labels},max_lora=\"{most}\",running_lora_adapters=\"{running}\",waiting_lora_adapters=\"{waiting}\""
+            );
+            self.sample(NAME, &labels, now);
+        }
     }
 
     fn accepted_per_position(&mut self, engines: &[(String, EngineSnapshot)], labels: &[String]) {

@@ -12,8 +12,10 @@ use prometheus::{
 
 use super::batches::BatchMetrics;
 use super::exposition::Exposition;
+use super::lifecycle;
 use super::members::{self, MemberFamilies, MemberMetrics};
 use super::process;
+use super::workers::{self, NeuronFamilies};
 use crate::pool::Pool;
 
 /// Bucket bounds as vLLM declares them, so that existing dashboards draw the same lines.
@@ -83,6 +85,7 @@ pub struct Metrics {
     http_requests: IntCounterVec,
     batches: BatchMetrics,
     members: MemberFamilies,
+    neuron: NeuronFamilies,
     // Taken once a model at start-up and once a scrape, never while serving tokens.
     models: Mutex<BTreeMap<String, Arc<ModelMetrics>>>,
 }
@@ -138,7 +141,8 @@ impl Metrics {
         );
         let batches = BatchMetrics::register(&registry);
         let members = MemberFamilies::register(&registry);
-        Self { registry, families, http_requests, batches, members, models: Mutex::default() }
+        let neuron = NeuronFamilies::register(&registry);
+        Self { registry, families, http_requests, batches, members, neuron, models: Mutex::default() }
     }
 
     /// The handles for one model, made on first use; `name` is the id of its model card.
@@ -155,6 +159,11 @@ impl Metrics {
     /// The handles of one member of the pool, made on first use.
     pub fn member(&self, name: &str) -> Arc<MemberMetrics> {
         self.members.member(name)
+    }
+
+    /// A report of neuron-monitor.
+    pub fn neuron(&self, report: &sconce_worker::neuron::Report) {
+        self.neuron.report(report);
     }
 
     pub fn batches(&self) -> &BatchMetrics {
@@ -177,6 +186,8 @@ impl Metrics {
         let ready = pool.readiness().ready;
         page.gauge("sconce_ready", "1 while every model can serve", if ready { 1.0 } else { 0.0 });
         members::write(&mut page, pool);
+        workers::write(&mut page, pool);
+        lifecycle::write(&mut page, pool);
         process::write(&mut page);
         let mut registered = Vec::with_capacity(16 * 1024);
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut registered) {

@@ -3,12 +3,14 @@
 pub mod access;
 mod batches;
 mod exposition;
+mod lifecycle;
 mod logging;
-pub mod members;
+mod members;
 mod metrics;
 mod process;
+mod workers;
 
 pub use batches::BatchMetrics;
-pub use logging::{LogOptions, start_logging};
+pub use logging::{LogOptions, filter as log_filter, set_filter as set_log_filter, start_logging};
 pub use members::MemberMetrics;
 pub use metrics::{FinishLabel, Metrics, ModelMetrics, RequestTimes};

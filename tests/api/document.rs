@@ -85,8 +85,9 @@ async fn examples_work() {
         else {
             continue;
         };
-        // These need a model of another kind, or a file.
-        if ["/embeddings", "/rerank", "/score", "/batches"].iter().any(|end| path.ends_with(end)) {
+        // These need a model of another kind, one that comes and goes, a file, or the process to themselves.
+        let others = ["/embeddings", "/rerank", "/score", "/batches", "/load", "/unload", "/log-level"];
+        if others.iter().any(|end| path.ends_with(end)) {
             continue;
         }
         for (name, example) in examples {

@@ -206,6 +206,7 @@ pub fn card() -> ModelCard {
         id: "org/tiny:q4".into(),
         aliases: vec!["tiny".into()],
         root: "tiny.gguf".into(),
+        parent: None,
         max_model_len: 2048,
         created_s: 1_700_000_000,
         chat: true,

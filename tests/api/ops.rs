@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
-use sconce::api::router;
-use sconce::pool::{MemberState, ModelCard};
+use sconce::api::{ApiConfig, router};
+use sconce::config::orca::LoadReports;
+use sconce::pool::{MemberState, ModelCard, Task};
 use sconce::telemetry::{FinishLabel, Metrics, RequestTimes};
 use serde_json::json;
 
@@ -22,6 +23,7 @@ async fn models_are_listed_with_their_aliases() {
         json!({
             "id": "org/tiny:q4", "object": "model", "created": 1_700_000_000, "owned_by": "sconce",
             "root": "tiny.gguf", "parent": null, "max_model_len": 2048, "task": "generate",
+            "status": {"value": "loaded"},
         })
     );
     for path in ["/v1/models/org/tiny:q4", "/v1/models/org%2Ftiny%3Aq4", "/v1/models/tiny"] {
@@ -165,6 +167,7 @@ async fn metrics_carry_the_known_names() {
         format!("vllm:num_requests_running{{{labels}}} 2"),
         format!("vllm:num_requests_waiting{{{labels}}} 3"),
         format!("vllm:kv_cache_usage_perc{{{labels}}} 0.25"),
+        format!("vllm:gpu_cache_usage_perc{{{labels}}} 0.25"),
         format!("vllm:generation_tokens_total{{{labels}}} 42"),
         format!("vllm:iteration_tokens_total_bucket{{{labels},le=\"+Inf\"}} 7"),
         format!("vllm:spec_decode_num_drafts_total{{{labels}}} 4"),
@@ -215,4 +218,105 @@ async fn a_scrape_is_cheap() {
     let started = Instant::now();
     (0..20).for_each(|_| assert!(!metrics.render(&pool).is_empty()));
     println!("a scrape of {bytes} bytes takes {:?}", started.elapsed() / 20);
+}
+
+/// (when the server reports, what the client asks for, how the answer's report begins)
+#[tokio::test]
+async fn load_reports_come_when_wanted() {
+    let asks = async |when: LoadReports, path: &'static str, asked: Option<&'static str>| {
+        let app = app_with(&Fake::hello(), ApiConfig { load_reports: when, ..ApiConfig::default() });
+        let mut request = Request::post(path).header("content-type", "application/json");
+        if let Some(format) = asked {
+            request = request.header("endpoint-load-metrics-format", format);
+        }
+        let body = r#"{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 4}"#;
+        let answer = ask(&app, request.body(Body::from(body)).unwrap()).await;
+        answer.header("endpoint-load-metrics").to_owned()
+    };
+    let (chat, messages) = ("/v1/chat/completions", "/v1/messages");
+    for (when, path, asked, begins) in [
+        (LoadReports::Asked, chat, None, ""),
+        (LoadReports::Asked, chat, Some("bin"), ""),
+        (LoadReports::Asked, chat, Some("text"), "TEXT application_utilization:0.25,rps_fractional:1,eps:0,"),
+        (LoadReports::Asked, messages, Some("JSON"), "JSON {\"application_utilization\":0.25,\"rps_fractional\":1.0,"),
+        (LoadReports::Always, chat, None, "JSON {\"application_utilization\":0.25,"),
+        (LoadReports::Always, chat, Some("TEXT"), "TEXT "),
+        (LoadReports::Off, chat, Some("TEXT"), ""),
+    ] {
+        let report = asks(when, path, asked).await;
+        assert!(report.starts_with(begins) && report.is_empty() == begins.is_empty(), "{when:?} {asked:?}: {report}");
+    }
+    let app = app_with(&Fake::hello(), ApiConfig { load_reports: LoadReports::Always, ..ApiConfig::default() });
+    let refused = post(&app, chat, r#"{"messages": 1}"#).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert!(refused.header("endpoint-load-metrics").contains("num_requests_waiting"), "errors carry one as well");
+    assert_eq!(get(&app, "/v1/models").await.header("endpoint-load-metrics"), "", "nothing was computed");
+}
+
+#[tokio::test]
+async fn a_server_that_leaves_is_not_ready_and_still_answers() {
+    let pool = pool(&Fake::hello());
+    let app = router(pool.clone(), std::sync::Arc::new(Metrics::new()), Default::default());
+    pool.leave();
+    let answer = get(&app, "/ready").await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["reasons"]), (503, &json!(["draining"])));
+    assert_eq!(get(&app, "/health").await.status, StatusCode::OK);
+    assert_eq!(post(&app, "/v1/completions", r#"{"prompt": "a"}"#).await.status, StatusCode::OK);
+    pool.drain();
+    assert_eq!(post(&app, "/v1/completions", r#"{"prompt": "a"}"#).await.status.as_u16(), 503);
+}
+
+#[tokio::test]
+async fn what_is_on_offer_is_listed_as_openrouter_reads_it() {
+    let written = r#"
+        [[listing]]
+        model = "tiny"
+        name = "Tiny"
+        hugging_face_id = "org/tiny"
+        quantization = "int4"
+        price = { input = 0.02, output = 0.08, cached_input = 0.01 }
+        output_tokens_max = 512
+        slug = "org/tiny"
+        datacenters = [{ country_code = "DE" }]
+        [[listing]]
+        model = "gone"
+        name = "Gone"
+        price = { input = 1 }
+    "#;
+    let listings = toml::from_str::<sconce::config::file::FileConfig>(written).expect("a file").listing;
+    let list = async |task: Task| {
+        let fake = Fake::with_card(ModelCard { task, ..card() }, |_| Ok(vec![]));
+        let app = app_with(&fake, ApiConfig { listings: listings.clone(), ..ApiConfig::default() });
+        get(&app, "/openrouter/v1/models").await.json()["data"].clone()
+    };
+    let offers = list(Task::Generate).await;
+    assert_eq!(offers.as_array().map(Vec::len), Some(1), "there is nothing to sell of what is gone: {offers}");
+    let (offer, output) = (&offers[0], &offers[0]["output_modalities"][0]);
+    for (pointer, value) in [
+        ("/schema_version", json!("2.4")),
+        ("/id", json!("tiny")),
+        ("/quantization", json!("int4")),
+        ("/openrouter/slug", json!("org/tiny")),
+        ("/datacenters", json!([{"country_code": "DE"}])),
+        ("/input_modalities/0/supported_inputs/max_context_length", json!({"value": 2048, "unit": "token"})),
+        (
+            "/input_modalities/0/pricing",
+            json!([
+                {"type": "prompt", "unit": "token", "cost_usd": "0.00000002"},
+                {"type": "cached_prompt", "unit": "token", "cost_usd": "0.00000001", "implicit": true},
+            ]),
+        ),
+    ] {
+        assert_eq!(offer.pointer(pointer), Some(&value), "{pointer}: {offer}");
+    }
+    assert_eq!(output["pricing"], json!([{"type": "completion", "unit": "token", "cost_usd": "0.00000008"}]));
+    assert_eq!(output["max_length"], json!({"value": 512, "unit": "token"}));
+    assert!(
+        output["supported_parameters"]["tools"].is_object() && output["supported_parameters"]["reasoning"].is_null()
+    );
+    assert!(offer["is_ready"].is_null(), "a directory hides what says no, so nothing is said unasked");
+    assert_eq!(list(Task::Embed { dimensions: 8 }).await[0]["output_modalities"][0]["type"], "embeddings");
+    assert_eq!(list(Task::Score).await[0]["output_modalities"][0]["type"], "rerank");
+    let none = get(&app(&Fake::hello()), "/openrouter/v1/models").await;
+    assert_eq!(none.json(), json!({"data": []}));
 }

@@ -85,3 +85,50 @@ fn a_file_is_checked_without_serving() {
     let nothing = sconce(&["usage", "--ledger", "/nowhere/ledger.db"]).stdin(Stdio::null()).output().expect("it runs");
     fails_with(&nothing, &["there is no ledger"]);
 }
+
+/// Processes that have this word on their command line.
+fn with_word(word: &str) -> usize {
+    let listed = std::fs::read_dir("/proc").expect("a /proc").flatten();
+    let lines = listed.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines.filter(|line| String::from_utf8_lossy(line).split('\0').any(|part| part == word)).count()
+}
+
+#[test]
+fn no_worker_outlives_its_server() {
+    for (round, signal) in ["-KILL", "-TERM"].into_iter().enumerate() {
+        let folder = tempfile::tempdir().expect("a folder");
+        // A child in a session of its own, whose command line nobody else has.
+        let word = format!("{}.{round}", 100_000 + std::process::id());
+        let script = format!(
+            "setsid sleep {word} & exec {} serve sim --port $0 --responses-store off --files-dir off",
+            env!("CARGO_BIN_EXE_sconce")
+        );
+        let text = format!(
+            "[[member]]\nname = \"w\"\nkind = \"worker\"\nmodel = \"sim\"\ncache = \"{0}/cache\"\n\
+             command = [\"/bin/sh\", \"-c\", \"{script}\", \"{{port}}\"]\n\n[[route]]\nname = \"r\"\nmembers = [\"w\"]\n\n\
+             [ledger]\nfile = \"off\"\n",
+            folder.path().display()
+        );
+        let file = folder.path().join("sconce.toml");
+        std::fs::write(&file, text).expect("written");
+        let mut server = Server::begin(&["serve", "--config", &file.display().to_string(), "--port", "0"]);
+        let started = Instant::now();
+        let wait = |what: &str, is_so: &dyn Fn() -> bool| {
+            while !is_so() {
+                assert!(started.elapsed() < Duration::from_secs(120), "{signal}: {what}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        wait("the worker is ready", &|| server.get("/ready").contains("200 OK"));
+        assert!(super::answer(server.chat_with("r", 3, false)).contains("200 OK"));
+        let page = server.get("/metrics");
+        assert!(page.contains("sconce_worker_state{member=\"w\",state=\"ready\"} 1"), "{page}");
+        assert_eq!(with_word(&word), 1, "{signal}");
+        let status = Command::new("kill").args([signal, &server.child.id().to_string()]).status().expect("kill runs");
+        assert!(status.success());
+        let ended = server.child.wait().expect("it ends");
+        assert_eq!(ended.success(), signal == "-TERM", "{ended}");
+        wait("a child of the worker is still there", &|| with_word(&word) == 0);
+        wait("a guard is still there", &|| with_word(&script) == 0);
+    }
+}

@@ -38,6 +38,8 @@ fn config(name: &str, reference: &Path, task: TaskChoice, limits: ModelLimits) -
         limits,
         chat_template: None,
         parsers: Default::default(),
+        lora: Default::default(),
+        loading: Default::default(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! A whole local member without HTTP: launch, pool, engine thread and text, on the simulated model.
 
 mod embed;
+mod lora;
 mod structured;
 mod tools;
 
@@ -22,6 +23,8 @@ async fn launch(limits: ModelLimits) -> Launch {
         limits,
         chat_template: None,
         parsers: Default::default(),
+        lora: Default::default(),
+        loading: Default::default(),
     };
     let launch = Launch::plan(&[model]).expect("sim is a model");
     launch.load(Arc::new(Silent)).await.expect("it loads");

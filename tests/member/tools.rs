@@ -22,6 +22,8 @@ async fn launch(tool_calls: Option<&str>, reasoning: Option<&str>) -> Launch {
         limits: ModelLimits { max_model_len: Some(8192), ..ModelLimits::default() },
         chat_template: None,
         parsers,
+        lora: Default::default(),
+        loading: Default::default(),
     };
     let launch = Launch::plan(&[model]).expect("sim is a model");
     launch.load(std::sync::Arc::new(Silent)).await.expect("it loads");
@@ -238,6 +240,8 @@ async fn unknown_parsers_and_efforts_are_refused() {
         limits: ModelLimits::default(),
         chat_template: None,
         parsers: ParserNames { tool_calls: Some("hermse".to_owned()), reasoning: None },
+        lora: Default::default(),
+        loading: Default::default(),
     };
     let error = Launch::plan(&[model.clone()]).err().expect("no such parser");
     assert_eq!(error.param.as_deref(), Some("--tool-call-parser"));

@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use sconce::api::{ApiConfig, router};
 use sconce::config::file;
 use sconce::config::keys;
-use sconce::config::pool::{PoolConfig, checked};
+use sconce::config::pool::{MemberKind, PoolConfig, checked};
 use sconce::launch::{Launch, shared};
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -51,7 +51,14 @@ pub fn read(folder: &Path, text: &str) -> (PoolConfig, Vec<keys::KeyConfig>) {
     let path = folder.join("sconce.toml");
     std::fs::write(&path, &text).expect("written");
     let file = file::read(&path).expect("a good file");
-    (checked(&file.pool(), &file.text, &[]).expect("a good pool"), keys::checked(&file.keys).expect("good keys"))
+    let mut pool = checked(&file.pool(), &file.text, &[]).expect("a good pool");
+    for member in &mut pool.members {
+        // This program has no guard in it.
+        if let MemberKind::Worker(worker) = &mut member.kind {
+            worker.spec.guard = env!("CARGO_BIN_EXE_sconce").into();
+        }
+    }
+    (pool, keys::checked(&file.keys).expect("good keys"))
 }
 
 impl World {

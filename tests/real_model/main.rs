@@ -25,6 +25,8 @@ async fn launch() -> Option<Launch> {
         limits: ModelLimits { kv_cache_memory_bytes: Some(1 << 30), ..ModelLimits::default() },
         chat_template: None,
         parsers: Default::default(),
+        lora: Default::default(),
+        loading: Default::default(),
     };
     let launch = Launch::plan(&[config]).expect("a plan");
     launch.load(Arc::new(Silent)).await.expect("the model loads");

@@ -19,6 +19,9 @@ const PROMPTS_DEFAULT: u32 = 100;
 const OUTPUT_TOKENS_DEFAULT: u32 = 128;
 const PREFIX_TOKENS_DEFAULT: u32 = 512;
 const WARMUPS_MAX: usize = 16;
+const STREAMS_A_WORKER: usize = 250;
+/// More threads than that read millions of tokens a second.
+const WORKERS_MAX: usize = 8;
 
 /// How fast requests come.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -175,11 +178,22 @@ impl Prepared {
             endpoint: self.endpoint.clone(),
             shape: self.shape.clone(),
             conversations: Arc::clone(conversations),
-            arrivals,
             duration: self.args.duration.map(|seconds| Duration::from_secs_f64(seconds.min(1e9))),
             cycle: self.args.duration.is_some() && self.dataset.offsets_s.is_none(),
             keep_text: self.output.save_detailed,
+            workers: self.workers(&arrivals),
+            arrivals,
         }
+    }
+
+    /// As asked for, else one for some hundred streams, up to the machine's cores.
+    fn workers(&self, arrivals: &Arrivals) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
+        let streams = match arrivals {
+            Arrivals::Closed { concurrency, .. } => *concurrency,
+            Arrivals::Open { offsets_s, in_flight_max } => in_flight_max.unwrap_or(offsets_s.len()),
+        };
+        self.args.workers.map_or(streams.div_ceil(STREAMS_A_WORKER).clamp(1, cores), |count| count as usize)
     }
 
     /// Requests that are not counted: caches, connections and clocks of processors come up. One that fails ends it all.
@@ -232,6 +246,7 @@ impl Prepared {
         let dataset = clap::ValueEnum::to_possible_value(&self.args.dataset);
         for (key, value) in [
             ("date", json!(now())),
+            ("machine", json!(machine())),
             ("backend", json!(backend)),
             ("label", json!(self.output.label)),
             ("model_id", json!(self.shape.model)),
@@ -256,4 +271,13 @@ impl Prepared {
 /// The time of day, for the result.
 fn now() -> String {
     rfc3339(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+}
+
+/// Where the load generator ran, so that results are compared with those of the same machine only.
+fn machine() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name =
+        text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{}, {cores} cores", name.unwrap_or(std::env::consts::ARCH))
 }

@@ -9,13 +9,13 @@ use serde_json::json;
 use super::{Said, write};
 use crate::args::positive;
 use crate::metrics::Run;
-use crate::report::{csv, html, index, table};
+use crate::report::{csv, html, index, regression, table};
 
 /// Show results side by side, as a table, a page with plots, or CSV; results of `vllm bench serve` too.
 #[derive(Args, Debug, Clone)]
 pub struct ReportArgs {
     /// Results, as --output-json wrote them
-    #[arg(value_name = "FILE", required_unless_present = "index")]
+    #[arg(value_name = "FILE", required_unless_present_any = ["index", "check"])]
     pub files: Vec<PathBuf>,
     /// Names for the results, in their order
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
@@ -30,10 +30,17 @@ pub struct ReportArgs {
     /// intervals, only if these do not overlap)
     #[arg(long, value_name = "PERCENT", value_parser = positive)]
     pub fail_above: Option<f64>,
+    /// Hold the newest result of each name in a folder (YYYY-MM-DD-NAME.json) against the one before it, of the same machine;
+    /// exit with 1 when one is worse by more than --fail-above percent, or 15
+    #[arg(long, value_name = "FOLDER", conflicts_with = "files")]
+    pub check: Option<PathBuf>,
     /// Write index.html over a folder of results
     #[arg(long, value_name = "FOLDER")]
     pub index: Option<PathBuf>,
 }
+
+/// What separate runs on shared machines differ by without a reason.
+const CHECK_PERCENT: f64 = 15.0;
 
 pub fn run(args: &ReportArgs) -> Result<Said> {
     let mut text = String::new();
@@ -42,9 +49,14 @@ pub fn run(args: &ReportArgs) -> Result<Said> {
         write(&path, &index::index(folder)?)?;
         text.push_str(&format!("wrote {}\n", path.display()));
     }
-    let by_file = args.files.iter().map(|path| Run::read_all(path)).collect::<Result<Vec<_>>>()?;
     let mut failed = false;
-    if let Some(percent) = args.fail_above {
+    if let Some(folder) = &args.check {
+        let (lines, is_worse) = regression::check(folder, args.fail_above.unwrap_or(CHECK_PERCENT))?;
+        text.push_str(&lines);
+        failed |= is_worse;
+    }
+    let by_file = args.files.iter().map(|path| Run::read_all(path)).collect::<Result<Vec<_>>>()?;
+    if let Some(percent) = args.fail_above.filter(|_| args.check.is_none()) {
         let [old, new] = by_file.as_slice() else {
             return Err(Error::invalid("--fail-above", "--fail-above: give two files, the older first"));
         };
@@ -58,7 +70,7 @@ pub fn run(args: &ReportArgs) -> Result<Said> {
                 let why = format!("--fail-above: '{}' and '{}' are different loads", old.load(), new.load());
                 return Err(Error::invalid("--fail-above", why));
             }
-            for line in index::regressions(old, new, percent) {
+            for line in regression::regressions(old, new, percent) {
                 failed = true;
                 text.push_str(&format!("regression, {}: {line}\n", new.load()));
             }

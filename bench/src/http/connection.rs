@@ -2,15 +2,15 @@
 //! A connection: sends a request, reads the head of the answer, then hands out its body with the time of each read.
 
 use std::io;
-use std::time::Instant;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use super::body::{Body, Framing};
 use super::endpoint::{Endpoint, Security};
+use super::stamped::{Stamp, StampedStream};
 
-const READ_BYTES: usize = 16 * 1024;
+/// Many events of a stream; thousands of connections have it each.
+const READ_BYTES: usize = 4 * 1024;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const HEADERS_MAX: usize = 100;
 
@@ -28,9 +28,9 @@ pub enum Fault {
 }
 
 enum Stream {
-    Plain(TcpStream),
+    Plain(StampedStream),
     #[cfg(feature = "tls")]
-    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    Tls(Box<tokio_rustls::client::TlsStream<StampedStream>>),
 }
 
 /// Of an answer.
@@ -41,29 +41,29 @@ pub struct Head {
 
 pub struct Connection {
     stream: Stream,
-    /// Bytes that were read; those before `from` are used up.
+    /// Bytes that were read stand from `from` to `to`; all of it is initialised, so that reads need not do it.
     buffer: Vec<u8>,
     from: usize,
-    /// When the latest bytes came.
-    pub read_at: Instant,
+    to: usize,
     /// An answer was read to its end before: the server may have closed it since.
     pub reused: bool,
 }
 
 impl Connection {
-    pub async fn open(endpoint: &Endpoint) -> Result<Self, Fault> {
+    /// Connects; `request` goes out with the connection as far as it can. How many of its bytes did.
+    pub async fn open(endpoint: &Endpoint, request: &[u8]) -> Result<(Self, usize), Fault> {
+        let first = if endpoint.is_secure() { &[] } else { request };
         let mut last = io::Error::other("no address");
         for address in &endpoint.addresses {
-            match TcpStream::connect(address).await {
-                Ok(stream) => return Self::over(stream, endpoint).await,
+            match StampedStream::connect(*address, first).await {
+                Ok((stream, sent)) => return Ok((Self::over(stream, endpoint).await?, sent)),
                 Err(why) => last = why,
             }
         }
         Err(Fault::Connect(last))
     }
 
-    async fn over(stream: TcpStream, endpoint: &Endpoint) -> Result<Self, Fault> {
-        stream.set_nodelay(true).map_err(Fault::Connect)?;
+    async fn over(stream: StampedStream, endpoint: &Endpoint) -> Result<Self, Fault> {
         let stream = match &endpoint.security {
             Security::None => Stream::Plain(stream),
             #[cfg(feature = "tls")]
@@ -71,8 +71,16 @@ impl Connection {
                 Stream::Tls(Box::new(connector.connect(name.clone(), stream).await.map_err(Fault::Connect)?))
             }
         };
-        let buffer = Vec::with_capacity(READ_BYTES);
-        Ok(Self { stream, buffer, from: 0, read_at: Instant::now(), reused: false })
+        Ok(Self { stream, buffer: vec![0; READ_BYTES], from: 0, to: 0, reused: false })
+    }
+
+    /// Of the latest bytes.
+    pub fn stamp(&self) -> Stamp {
+        match &self.stream {
+            Stream::Plain(stream) => stream.stamp,
+            #[cfg(feature = "tls")]
+            Stream::Tls(stream) => stream.get_ref().0.stamp,
+        }
     }
 
     /// Sends a whole request.
@@ -92,9 +100,9 @@ impl Connection {
     pub async fn head(&mut self) -> Result<Head, Fault> {
         let mut unanswered = true;
         loop {
-            if self.from < self.buffer.len() {
+            if self.from < self.to {
                 unanswered = false;
-                if let Some((used, head)) = parse_head(&self.buffer[self.from..])? {
+                if let Some((used, head)) = parse_head(&self.buffer[self.from..self.to])? {
                     self.from += used;
                     // 1xx says nothing yet.
                     if head.status >= 200 {
@@ -102,7 +110,7 @@ impl Connection {
                     }
                     continue;
                 }
-                if self.buffer.len() - self.from > HEAD_BYTES_MAX {
+                if self.to - self.from > HEAD_BYTES_MAX {
                     return Err(Fault::Protocol("the head of the answer is over 64 KiB"));
                 }
             }
@@ -116,7 +124,7 @@ impl Connection {
     pub async fn next(&mut self, body: &mut Body, out: &mut Vec<u8>) -> Result<bool, Fault> {
         let before = out.len();
         loop {
-            let used = body.decode(&self.buffer[self.from..], out).map_err(Fault::Protocol)?;
+            let used = body.decode(&self.buffer[self.from..self.to], out).map_err(Fault::Protocol)?;
             self.from += used;
             if out.len() > before || body.is_done() {
                 return Ok(out.len() > before);
@@ -131,20 +139,23 @@ impl Connection {
     }
 
     async fn fill(&mut self) -> io::Result<usize> {
-        if self.from == self.buffer.len() {
-            self.buffer.clear();
-            self.from = 0;
-        } else if self.from > READ_BYTES {
-            self.buffer.drain(..self.from);
-            self.from = 0;
+        if self.from == self.to {
+            (self.from, self.to) = (0, 0);
+        } else if self.to == self.buffer.len() {
+            if self.from > 0 {
+                self.buffer.copy_within(self.from..self.to, 0);
+                (self.from, self.to) = (0, self.to - self.from);
+            } else {
+                self.buffer.resize(2 * self.buffer.len(), 0);
+            }
         }
-        self.buffer.reserve(READ_BYTES);
+        let room = &mut self.buffer[self.to..];
         let count = match &mut self.stream {
-            Stream::Plain(stream) => stream.read_buf(&mut self.buffer).await,
+            Stream::Plain(stream) => stream.read(room).await,
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) => stream.read_buf(&mut self.buffer).await,
+            Stream::Tls(stream) => stream.read(room).await,
         }?;
-        self.read_at = Instant::now();
+        self.to += count;
         Ok(count)
     }
 }

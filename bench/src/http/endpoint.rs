@@ -59,6 +59,14 @@ impl Endpoint {
         Ok(Self { authority: parts.authority, base: parts.base, addresses, security, headers: lines })
     }
 
+    pub fn is_secure(&self) -> bool {
+        match self.security {
+            Security::None => false,
+            #[cfg(feature = "tls")]
+            Security::Tls { .. } => true,
+        }
+    }
+
     /// A whole request.
     pub fn request(&self, method: &str, path: &str, body: &[u8]) -> Vec<u8> {
         let mut bytes = format!(

@@ -4,8 +4,10 @@ mod body;
 mod connection;
 mod endpoint;
 mod sse;
+mod stamped;
 
 pub use body::Body;
 pub use connection::{Connection, Fault, Head};
 pub use endpoint::Endpoint;
 pub use sse::Events;
+pub use stamped::{Stamp, StampedStream};

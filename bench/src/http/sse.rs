@@ -15,6 +15,10 @@ pub struct Events {
 }
 
 impl Events {
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self { bytes: Vec::with_capacity(bytes), data: Vec::with_capacity(bytes), ..Self::default() }
+    }
+
     /// The data of the next whole event, once it is there.
     pub fn next_data(&mut self) -> Option<&[u8]> {
         if std::mem::take(&mut self.has_data) {

@@ -2,13 +2,16 @@
 //!
 //! Invariants: arrival times of an open loop are fixed before it starts and never wait for an answer; every latency can
 //! be counted from the intended time as well as from the sending, so that a stalled server cannot hide (coordinated
-//! omission). Everything runs on one thread; its lag and its use of the processor are part of the outcome.
+//! omission). Each worker is one thread with its own connections; their lag and their use of processors are part of the
+//! outcome.
 
 mod pace;
+mod reads;
 mod request;
 mod runner;
 
 pub use pace::{Arrivals, offsets};
+pub use reads::Reads;
 pub use request::{ApiKind, Client, RequestShape, Turn};
 pub use runner::{Live, Load, LoadOutcome, control, run};
 

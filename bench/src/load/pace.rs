@@ -39,8 +39,9 @@ pub fn offsets(count: usize, rate: f64, burstiness: f64, seed: u64) -> Vec<f64> 
     times
 }
 
-/// Sends `0, 1, ...` at their times. On a thread of its own: the runtime's timers are good to a millisecond only.
-pub(super) fn pace(start: Instant, offsets_s: &[f64], due: &mpsc::Sender<usize>) {
+/// Sends `0, 1, ...` at their times, to each of the workers in turn. On a thread of its own: the runtime's timers are good
+/// to a millisecond only.
+pub(super) fn pace(start: Instant, offsets_s: &[f64], due: &[mpsc::Sender<usize>]) {
     for (at, offset) in offsets_s.iter().enumerate() {
         let time = start + Duration::from_secs_f64(*offset);
         let wait = time.saturating_duration_since(Instant::now());
@@ -48,7 +49,7 @@ pub(super) fn pace(start: Instant, offsets_s: &[f64], due: &mpsc::Sender<usize>)
             std::thread::sleep(wait);
         }
         // Nobody listens any more: the load was stopped.
-        if due.blocking_send(at).is_err() {
+        if due[at % due.len()].blocking_send(at).is_err() {
             return;
         }
     }

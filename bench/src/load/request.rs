@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use super::{Failure, Record};
+use super::{Failure, Reads, Record};
 use crate::answer::{Answer, Seen};
 use crate::http::{Connection, Endpoint, Events, Fault};
 
@@ -80,11 +80,22 @@ impl RequestShape {
 pub struct Client {
     pub endpoint: Endpoint,
     free: RefCell<Vec<Connection>>,
+    reads: RefCell<Reads>,
 }
+
+/// Many events, so that streams do not grow their buffers while they are measured.
+const EVENT_BYTES: usize = 4 * 1024;
+/// Gaps to make room for before an answer comes; one that is longer grows its list.
+const GAPS_MAX: u32 = 16 * 1024;
 
 impl Client {
     pub fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, free: RefCell::default() }
+        Self { endpoint, free: RefCell::default(), reads: RefCell::default() }
+    }
+
+    /// Of all streams so far.
+    pub fn reads(&self) -> Reads {
+        self.reads.borrow().clone()
     }
 
     fn keep(&self, mut connection: Connection) {
@@ -109,11 +120,11 @@ impl Client {
     async fn ask(&self, request: &[u8]) -> Result<(Connection, crate::http::Head), Fault> {
         loop {
             let kept = self.free.borrow_mut().pop();
-            let mut connection = match kept {
-                Some(connection) => connection,
-                None => Connection::open(&self.endpoint).await?,
+            let (mut connection, sent) = match kept {
+                Some(connection) => (connection, 0),
+                None => Connection::open(&self.endpoint, request).await?,
             };
-            let answered = match connection.send(request).await {
+            let answered = match connection.send(&request[sent..]).await {
                 Ok(()) => connection.head().await,
                 Err(fault) => Err(fault),
             };
@@ -134,6 +145,7 @@ impl Client {
         keep_text: bool,
         record: &mut Record,
     ) {
+        record.gaps_s.reserve_exact(record.output_wanted.unwrap_or(0).min(GAPS_MAX) as usize);
         record.sent_s = clock.elapsed().as_secs_f64();
         let mut answer = Answer::default();
         let outcome = match tokio::time::timeout(
@@ -164,7 +176,7 @@ impl Client {
         (record, answer): (&mut Record, &mut Answer),
     ) -> Result<(), Failure> {
         let (mut connection, mut head) = self.ask(request).await.map_err(failure)?;
-        let mut events = Events::default();
+        let mut events = Events::with_capacity(EVENT_BYTES);
         if head.status != 200 {
             while connection.next(&mut head.body, &mut events.bytes).await.map_err(failure)? {}
             let text: String = String::from_utf8_lossy(&events.bytes).chars().take(300).collect();
@@ -176,7 +188,9 @@ impl Client {
         let mut ended = false;
         let mut last_text_s = 0.0;
         while connection.next(&mut head.body, &mut events.bytes).await.map_err(failure)? {
-            let now_s = (connection.read_at - clock).as_secs_f64();
+            let stamp = connection.stamp();
+            let now_s = (stamp.came_at - clock).as_secs_f64();
+            let chunks_before = answer.chunks;
             while let Some(data) = events.next_data() {
                 let seen =
                     answer.take(data, keep_text).map_err(|message| Failure { kind: "stream_error".into(), message })?;
@@ -192,6 +206,7 @@ impl Client {
                     record.last_s = Some(now_s);
                 }
             }
+            self.reads.borrow_mut().count(stamp, answer.chunks - chunks_before);
         }
         if head.body.keeps_connection() {
             self.keep(connection);

@@ -1,9 +1,10 @@
-//! Runs a load on a thread of its own and gives back one record a request.
+//! Runs a load on threads of its own and gives back one record a request.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sconce_vocabulary::error::{Error, Result};
@@ -12,7 +13,7 @@ use tokio::task::LocalSet;
 
 use super::pace::{self, Arrivals};
 use super::request::{Client, RequestShape, Turn};
-use super::{Record, request};
+use super::{Reads, Record, request};
 use crate::http::Endpoint;
 
 /// A load, ready to run.
@@ -28,6 +29,8 @@ pub struct Load {
     /// A closed loop with a duration begins again when the conversations are used up.
     pub cycle: bool,
     pub keep_text: bool,
+    /// Threads that send and read; at least one.
+    pub workers: usize,
 }
 
 /// Counters that a display may read while the load runs.
@@ -47,72 +50,136 @@ pub struct LoadOutcome {
     /// Until the last answer ended.
     pub duration_s: f64,
     pub in_flight_max: usize,
-    /// Seconds of processor that the generator used, over the duration: near 1 its own speed is what was measured.
+    pub workers: usize,
+    /// Seconds of processor that the generator used, over the duration: of all its threads, and of the busiest. Where
+    /// that is near 1, the generator's own speed is what was measured.
     pub processor_share: f64,
-    /// How late the generator's own loop was now and then.
+    pub processor_share_busiest: f64,
+    /// How late the generator's own loops were now and then.
     pub lags_s: Vec<f64>,
+    pub reads: Reads,
 }
 
-struct Shared {
-    client: Client,
+/// What the workers share.
+struct Common {
     load: Load,
     live: Arc<Live>,
     clock: Instant,
-    records: RefCell<Vec<Record>>,
-    next: Cell<usize>,
-    in_flight: Cell<usize>,
-    in_flight_max: Cell<usize>,
+    next: AtomicUsize,
+    in_flight: AtomicUsize,
+    in_flight_max: AtomicUsize,
     permits: Option<Semaphore>,
 }
 
-/// Runs it to its end, or until `live.stop`.
-pub fn run(load: Load, live: &Arc<Live>) -> Result<LoadOutcome> {
-    let live = Arc::clone(live);
-    let worker = std::thread::Builder::new().name("load".into()).spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|why| Error::internal(format!("cannot start the load: {why}")))?;
-        Ok(LocalSet::new().block_on(&runtime, drive(load, live)))
-    });
-    let worker = worker.map_err(|why| Error::internal(format!("cannot start the load: {why}")))?;
-    worker.join().map_err(|_| Error::internal("the load generator failed"))?
+/// One thread of the load.
+struct Worker {
+    common: Arc<Common>,
+    client: Client,
+    records: RefCell<Vec<Record>>,
 }
 
-async fn drive(load: Load, live: Arc<Live>) -> LoadOutcome {
-    let (arrivals, duration) = (load.arrivals.clone(), load.duration);
-    let permits = match &arrivals {
-        Arrivals::Open { in_flight_max, .. } => in_flight_max.map(Semaphore::new),
+/// What a worker has to do.
+enum Work {
+    /// So many clients, each beginning after its time.
+    Clients(Vec<Duration>),
+    /// What the pacer says, when it says it.
+    Due(mpsc::Receiver<usize>),
+}
+
+struct WorkerOutcome {
+    records: Vec<Record>,
+    processor_s: f64,
+    lags_s: Vec<f64>,
+    reads: Reads,
+}
+
+/// Arrivals that a worker may be behind before the pacer waits for it.
+const DUE_MAX: usize = 1024;
+
+/// Runs it to its end, or until `live.stop`.
+pub fn run(mut load: Load, live: &Arc<Live>) -> Result<LoadOutcome> {
+    let workers = load.workers.max(1);
+    let permits = match &mut load.arrivals {
+        Arrivals::Open { in_flight_max, offsets_s } => {
+            if let Some(duration) = load.duration {
+                offsets_s.retain(|offset| *offset < duration.as_secs_f64());
+            }
+            in_flight_max.map(Semaphore::new)
+        }
         Arrivals::Closed { .. } => None,
     };
-    let cpu_before = processor_time_s();
-    let shared = Rc::new(Shared {
-        client: Client::new(load.endpoint.clone()),
-        live,
+    let common = Arc::new(Common {
+        live: Arc::clone(live),
         clock: Instant::now(),
-        records: RefCell::default(),
-        next: Cell::new(0),
-        in_flight: Cell::new(0),
-        in_flight_max: Cell::new(0),
+        next: AtomicUsize::new(0),
+        in_flight: AtomicUsize::new(0),
+        in_flight_max: AtomicUsize::new(0),
         permits,
         load,
     });
-    let lags = Rc::new(RefCell::new(Vec::new()));
-    let watch = tokio::task::spawn_local(watch_lag(Rc::clone(&lags)));
-    match arrivals {
-        Arrivals::Closed { concurrency, ramp } => closed(&shared, concurrency, ramp).await,
-        Arrivals::Open { mut offsets_s, .. } => {
-            if let Some(duration) = duration {
-                offsets_s.retain(|offset| *offset < duration.as_secs_f64());
-            }
-            open(&shared, offsets_s).await;
+    let (works, pacer) = works(&common, workers);
+    let threads = works.into_iter().map(|work| Worker::start(Arc::clone(&common), work)).collect::<Result<Vec<_>>>()?;
+    let mut done = Vec::with_capacity(workers);
+    for thread in threads {
+        done.push(thread.join().map_err(|_| Error::internal("the load generator failed"))??);
+    }
+    if let Some(pacer) = pacer {
+        // It ends with its last time, or when it finds nobody listening.
+        let _ = pacer.join();
+    }
+    Ok(outcome(&common, done))
+}
+
+/// Each worker's part, and the thread that paces an open loop.
+fn works(common: &Arc<Common>, workers: usize) -> (Vec<Work>, Option<JoinHandle<()>>) {
+    match &common.load.arrivals {
+        Arrivals::Closed { concurrency, ramp } => {
+            let begin = |number: usize| ramp.mul_f64(number as f64 / *concurrency as f64);
+            let of = |worker| Work::Clients((worker..*concurrency).step_by(workers).map(begin).collect());
+            ((0..workers).map(of).collect(), None)
+        }
+        Arrivals::Open { .. } => {
+            let (due, dues): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::channel(DUE_MAX)).unzip();
+            let common = Arc::clone(common);
+            let pacer = std::thread::spawn(move || pace::pace(common.clock, common.load.offsets_s(), &due));
+            (dues.into_iter().map(Work::Due).collect(), Some(pacer))
         }
     }
-    let records = shared.records.take();
-    let duration_s = records.iter().fold(0.0_f64, |end, record| end.max(record.end_s));
-    let processor_share = (processor_time_s() - cpu_before) / duration_s.max(1e-9);
-    watch.abort();
-    LoadOutcome { records, duration_s, in_flight_max: shared.in_flight_max.get(), processor_share, lags_s: lags.take() }
+}
+
+fn outcome(common: &Common, done: Vec<WorkerOutcome>) -> LoadOutcome {
+    let workers = done.len();
+    let (mut records, mut lags_s, mut reads) = (Vec::new(), Vec::new(), Reads::default());
+    let (mut processor_s, mut busiest_s) = (0.0, 0.0_f64);
+    for worker in done {
+        records.extend(worker.records);
+        lags_s.extend(worker.lags_s);
+        reads.add(&worker.reads);
+        processor_s += worker.processor_s;
+        busiest_s = busiest_s.max(worker.processor_s);
+    }
+    // As they ended, whoever read them.
+    records.sort_by(|left: &Record, right: &Record| left.end_s.total_cmp(&right.end_s));
+    let duration_s = records.last().map_or(0.0, |record| record.end_s);
+    LoadOutcome {
+        records,
+        duration_s,
+        in_flight_max: common.in_flight_max.load(Ordering::Relaxed),
+        workers,
+        processor_share: processor_s / duration_s.max(1e-9),
+        processor_share_busiest: busiest_s / duration_s.max(1e-9),
+        lags_s,
+        reads,
+    }
+}
+
+impl Load {
+    fn offsets_s(&self) -> &[f64] {
+        match &self.arrivals {
+            Arrivals::Open { offsets_s, .. } => offsets_s,
+            Arrivals::Closed { .. } => &[],
+        }
+    }
 }
 
 /// Yields to everything that is ready now and then, and notes how long that took.
@@ -130,66 +197,73 @@ fn processor_time_s() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-async fn closed(shared: &Rc<Shared>, concurrency: usize, ramp: Duration) {
-    let clients: Vec<_> = (0..concurrency)
-        .map(|number| {
-            let shared = Rc::clone(shared);
-            tokio::task::spawn_local(async move {
-                tokio::time::sleep(ramp.mul_f64(number as f64 / concurrency as f64)).await;
-                while let Some(at) = shared.take_next() {
-                    shared.converse(at, None).await;
-                }
+impl Worker {
+    fn start(common: Arc<Common>, work: Work) -> Result<JoinHandle<Result<WorkerOutcome>>> {
+        let failed = |why: std::io::Error| Error::internal(format!("cannot start the load: {why}"));
+        let run = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+            Ok(LocalSet::new().block_on(&runtime, Self::drive(common, work)))
+        };
+        std::thread::Builder::new().name("load".into()).spawn(run).map_err(failed)
+    }
+
+    async fn drive(common: Arc<Common>, work: Work) -> WorkerOutcome {
+        let cpu_before = processor_time_s();
+        let client = Client::new(common.load.endpoint.clone());
+        let worker = Rc::new(Self { common, client, records: RefCell::default() });
+        let lags = Rc::new(RefCell::new(Vec::new()));
+        let watch = tokio::task::spawn_local(watch_lag(Rc::clone(&lags)));
+        match work {
+            Work::Clients(begins) => worker.closed(begins).await,
+            Work::Due(dues) => worker.open(dues).await,
+        }
+        watch.abort();
+        WorkerOutcome {
+            records: worker.records.take(),
+            processor_s: processor_time_s() - cpu_before,
+            lags_s: lags.take(),
+            reads: worker.client.reads(),
+        }
+    }
+
+    async fn closed(self: &Rc<Self>, begins: Vec<Duration>) {
+        let clients: Vec<_> = begins
+            .into_iter()
+            .map(|begin| {
+                let worker = Rc::clone(self);
+                tokio::task::spawn_local(async move {
+                    tokio::time::sleep(begin).await;
+                    while let Some(at) = worker.common.take_next() {
+                        worker.converse(at, None).await;
+                    }
+                })
             })
-        })
-        .collect();
-    for client in clients {
-        // A panic of one client would otherwise look like a short run.
-        client.await.expect("a client does not panic");
-    }
-}
-
-async fn open(shared: &Rc<Shared>, offsets_s: Vec<f64>) {
-    const DUE_MAX: usize = 1024;
-    let (due, mut dues) = mpsc::channel(DUE_MAX);
-    let clock = shared.clock;
-    let times = offsets_s.clone();
-    let pacer = std::thread::spawn(move || pace::pace(clock, &times, &due));
-    let mut running = Vec::with_capacity(offsets_s.len());
-    while let Some(at) = dues.recv().await {
-        if shared.live.stop.load(Ordering::Relaxed) {
-            break;
+            .collect();
+        for client in clients {
+            // A panic of one client would otherwise look like a short run.
+            client.await.expect("a client does not panic");
         }
-        let shared = Rc::clone(shared);
-        let intended = offsets_s[at];
-        running.push(tokio::task::spawn_local(async move { shared.converse(at, Some(intended)).await }));
-    }
-    drop(dues);
-    for conversation in running {
-        conversation.await.expect("a conversation does not panic");
-    }
-    // It ends with its last time, or when it finds nobody listening.
-    let _ = pacer.join();
-}
-
-impl Shared {
-    fn over(&self) -> bool {
-        self.live.stop.load(Ordering::Relaxed)
-            || self.load.duration.is_some_and(|duration| self.clock.elapsed() >= duration)
     }
 
-    fn take_next(&self) -> Option<usize> {
-        let at = self.next.get();
-        let count = self.load.conversations.len();
-        if self.over() || (at >= count && !self.load.cycle) {
-            return None;
+    async fn open(self: &Rc<Self>, mut dues: mpsc::Receiver<usize>) {
+        let mut running = Vec::new();
+        while let Some(at) = dues.recv().await {
+            if self.common.live.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let worker = Rc::clone(self);
+            let intended = self.common.load.offsets_s()[at];
+            running.push(tokio::task::spawn_local(async move { worker.converse(at, Some(intended)).await }));
         }
-        self.next.set(at + 1);
-        Some(at % count)
+        drop(dues);
+        for conversation in running {
+            conversation.await.expect("a conversation does not panic");
+        }
     }
 
     /// All requests of one conversation, each after the answer before it.
     async fn converse(&self, at: usize, intended_s: Option<f64>) {
-        let turns = &self.load.conversations[at];
+        let turns = &self.common.load.conversations[at];
         let mut messages: Vec<(String, String)> = Vec::new();
         let mut due_s = intended_s;
         for (number, turn) in turns.iter().enumerate() {
@@ -197,19 +271,19 @@ impl Shared {
                 if turn.think_s > 0.0 {
                     tokio::time::sleep(Duration::from_secs_f64(turn.think_s)).await;
                 }
-                if self.over() {
+                if self.common.over() {
                     return;
                 }
                 due_s = None;
             }
             messages.extend(turn.messages.iter().cloned());
-            let body = self.load.shape.body(&messages, turn.output_tokens);
-            let bytes = self.load.endpoint.request("POST", &self.load.shape.path, &body);
+            let body = self.common.load.shape.body(&messages, turn.output_tokens);
+            let bytes = self.common.load.endpoint.request("POST", &self.common.load.shape.path, &body);
             let more = number + 1 < turns.len();
             let mut record = Record {
                 conversation: at as u32,
                 turn: number as u32,
-                intended_s: due_s.unwrap_or_else(|| self.clock.elapsed().as_secs_f64()),
+                intended_s: due_s.unwrap_or_else(|| self.common.clock.elapsed().as_secs_f64()),
                 input_wanted: turn.input_tokens,
                 output_wanted: turn.output_tokens,
                 ..Record::default()
@@ -219,7 +293,7 @@ impl Shared {
             if more {
                 messages.push(("assistant".to_owned(), record.text.clone()));
             }
-            if !self.load.keep_text {
+            if !self.common.load.keep_text {
                 record.text = String::new();
             }
             self.records.borrow_mut().push(record);
@@ -231,25 +305,43 @@ impl Shared {
     }
 
     async fn ask(&self, bytes: &[u8], more: bool, record: &mut Record) {
-        let permit = match &self.permits {
+        let permit = match &self.common.permits {
             Some(permits) => Some(permits.acquire().await.expect("the semaphore is never closed")),
             None => None,
         };
-        self.live.started.fetch_add(1, Ordering::Relaxed);
-        self.in_flight.set(self.in_flight.get() + 1);
-        self.in_flight_max.set(self.in_flight_max.get().max(self.in_flight.get()));
-        self.client.stream(&self.load.shape, bytes, self.clock, more || self.load.keep_text, record).await;
-        self.in_flight.set(self.in_flight.get() - 1);
+        self.common.live.started.fetch_add(1, Ordering::Relaxed);
+        let in_flight = self.common.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
+        self.common.in_flight_max.fetch_max(in_flight, Ordering::Relaxed);
+        self.client
+            .stream(&self.common.load.shape, bytes, self.common.clock, more || self.common.load.keep_text, record)
+            .await;
+        self.common.in_flight.fetch_sub(1, Ordering::Relaxed);
         drop(permit);
-        self.live.done.fetch_add(1, Ordering::Relaxed);
+        self.common.live.done.fetch_add(1, Ordering::Relaxed);
         match &record.failure {
-            Some(_) => self.live.failed.fetch_add(1, Ordering::Relaxed),
+            Some(_) => self.common.live.failed.fetch_add(1, Ordering::Relaxed),
             None => {
                 let ttft_us = record.ttft_s().unwrap_or_default() * 1e6;
-                self.live.ttft_us.fetch_add(ttft_us as u64, Ordering::Relaxed);
-                self.live.output_tokens.fetch_add(u64::from(record.tokens_out()), Ordering::Relaxed)
+                self.common.live.ttft_us.fetch_add(ttft_us as u64, Ordering::Relaxed);
+                self.common.live.output_tokens.fetch_add(u64::from(record.tokens_out()), Ordering::Relaxed)
             }
         };
+    }
+}
+
+impl Common {
+    fn over(&self) -> bool {
+        self.live.stop.load(Ordering::Relaxed)
+            || self.load.duration.is_some_and(|duration| self.clock.elapsed() >= duration)
+    }
+
+    fn take_next(&self) -> Option<usize> {
+        let count = self.load.conversations.len();
+        if self.over() {
+            return None;
+        }
+        let at = self.next.fetch_add(1, Ordering::Relaxed);
+        (at < count || self.load.cycle).then(|| at % count)
     }
 }
 

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 pub use goodput::{Goal, parse_goals};
 pub use run::Run;
 
-use crate::load::{LoadOutcome, Record};
+use crate::load::{LoadOutcome, Reads, Record};
 use crate::stats::{self, Figure, Interval, Summary};
 
 /// What to report beside what is always reported.
@@ -34,6 +34,8 @@ pub struct MeasureOptions {
 /// Above it the generator's own speed may be what was measured.
 const PROCESSOR_SHARE_MAX: f64 = 0.8;
 const LAG_MAX_S: f64 = 0.005;
+/// Share of chunks without a time of their own that a p99 may have in it.
+const TOGETHER_MAX: f64 = 0.001;
 
 /// The figures of one load, run once or several times.
 pub fn measure(outcomes: &[LoadOutcome], options: &MeasureOptions) -> Map<String, Value> {
@@ -139,7 +141,17 @@ fn totals(outcomes: &[LoadOutcome], records: &[&Record], out: &mut Map<String, V
     out.insert("max_output_tokens_per_s".into(), json!(peak));
     let share = outcomes.iter().map(|outcome| outcome.processor_share).fold(0.0, f64::max);
     out.insert("client_processor_share".into(), json!(share));
+    out.insert("client_workers".into(), json!(outcomes.iter().map(|outcome| outcome.workers).max().unwrap_or(0)));
     out.insert("client_lag_p99_ms".into(), json!(lag_p99_s(outcomes) * 1000.0));
+    let reads = reads(outcomes);
+    out.insert("client_read_lag_p99_ms".into(), json!(reads.lain_s(0.99) * 1000.0));
+    out.insert("client_times_from".into(), json!(if reads.are_stamped() { "kernel" } else { "reads" }));
+}
+
+fn reads(outcomes: &[LoadOutcome]) -> Reads {
+    let mut all = Reads::default();
+    outcomes.iter().for_each(|outcome| all.add(&outcome.reads));
+    all
 }
 
 fn lag_p99_s(outcomes: &[LoadOutcome]) -> f64 {
@@ -182,22 +194,45 @@ fn rates(
     out.insert("goodput_share".into(), json!(met as f64 / all.len().max(1) as f64));
 }
 
+/// Where the generator itself may be in the figures.
+fn generator_warnings(outcomes: &[LoadOutcome], found: &mut Vec<String>) {
+    let share = outcomes.iter().map(|outcome| outcome.processor_share_busiest).fold(0.0, f64::max);
+    if share > PROCESSOR_SHARE_MAX {
+        let percent = share * 100.0;
+        found.push(format!(
+            "a thread of the load generator used {percent:.0} % of a core: it may be what was measured; raise --workers"
+        ));
+    }
+    let lag_s = lag_p99_s(outcomes);
+    if lag_s <= LAG_MAX_S {
+        return;
+    }
+    let (lag_ms, reads) = (lag_s * 1000.0, reads(outcomes));
+    if !reads.are_stamped() {
+        found.push(format!(
+            "the load generator was {lag_ms:.1} ms late at times (p99): latencies are too high by up to that"
+        ));
+        return;
+    }
+    found.push(format!(
+        "the load generator was {lag_ms:.1} ms late at times (p99): latencies are right, by the kernel's times, but requests \
+         went out later by up to that"
+    ));
+    let together = reads.together as f64 / reads.chunks.max(1) as f64;
+    if together > TOGETHER_MAX {
+        let percent = together * 100.0;
+        found.push(format!(
+            "{percent:.1} % of the chunks were read together with one before, and have its time: that tail of ITL is the \
+             generator's or the server writes several at once; compare with fewer streams or more --workers"
+        ));
+    }
+}
+
 /// What a reader must know before believing the figures.
 fn warnings(outcomes: &[LoadOutcome], records: &[&Record]) -> Vec<String> {
     let mut found = Vec::new();
     let good: Vec<&&Record> = records.iter().filter(|record| record.is_good()).collect();
-    let share = outcomes.iter().map(|outcome| outcome.processor_share).fold(0.0, f64::max);
-    if share > PROCESSOR_SHARE_MAX {
-        let percent = share * 100.0;
-        found.push(format!("the load generator used {percent:.0} % of its core: it may be what was measured"));
-    }
-    let lag_s = lag_p99_s(outcomes);
-    if lag_s > LAG_MAX_S {
-        let lag_ms = lag_s * 1000.0;
-        found.push(format!(
-            "the load generator was {lag_ms:.1} ms late at times (p99): latencies are too high by up to that"
-        ));
-    }
+    generator_warnings(outcomes, &mut found);
     let estimated = good.iter().filter(|record| record.output_tokens.is_none()).count();
     if estimated > 0 {
         found.push(format!("{estimated} answers came without usage: their chunks were counted as tokens"));

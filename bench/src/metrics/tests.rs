@@ -20,7 +20,16 @@ fn record(intended: f64, delay: f64, ttft: f64, gap: f64) -> Record {
 }
 
 fn outcome(records: Vec<Record>, duration_s: f64) -> LoadOutcome {
-    LoadOutcome { records, duration_s, in_flight_max: 3, processor_share: 0.1, lags_s: vec![0.0001; 100] }
+    LoadOutcome {
+        records,
+        duration_s,
+        in_flight_max: 3,
+        workers: 1,
+        processor_share: 0.1,
+        processor_share_busiest: 0.1,
+        lags_s: vec![0.0001; 100],
+        reads: Reads::default(),
+    }
 }
 
 fn run(outcomes: &[LoadOutcome], goals: &[&str]) -> Run {
@@ -98,11 +107,28 @@ fn doubts_are_named() {
     let mut silent = record(0.0, 0.0, 0.1, 0.01);
     silent.output_tokens = None;
     let mut slow = outcome(vec![lumpy, silent], 1.0);
-    slow.processor_share = 0.95;
+    slow.processor_share_busiest = 0.95;
     slow.lags_s = vec![0.02; 10];
     let warnings = run(&[slow], &[]).strings("warnings").join("\n");
-    for words in ["95 % of its core", "20.0 ms late", "without usage", "tokens on average", "not as long"] {
+    for words in ["95 % of a core", "20.0 ms late", "without usage", "tokens on average", "not as long"] {
         assert!(warnings.contains(words), "{words} is missing in {warnings}");
+    }
+}
+
+/// Where the kernel dates chunks a late generator changes no latency, unless it read several chunks at once.
+#[test]
+fn late_generators_are_judged_by_whose_times_stand() {
+    let cases =
+        [(None, 1, "too high by up to that"), (Some(0.02), 1, "latencies are right"), (Some(0.02), 2, "50.0 %")];
+    for (lain_s, chunks, words) in cases {
+        let mut late = outcome(vec![record(0.0, 0.0, 0.1, 0.01)], 1.0);
+        late.lags_s = vec![0.02; 10];
+        let lain = lain_s.map(std::time::Duration::from_secs_f64);
+        late.reads.count(crate::http::Stamp { came_at: std::time::Instant::now(), lain }, chunks);
+        let run = run(&[late], &[]);
+        let warnings = run.strings("warnings").join("\n");
+        assert!(warnings.contains(words), "{words} is missing in {warnings}");
+        assert_eq!(run.text("client_times_from"), Some(if lain_s.is_some() { "kernel" } else { "reads" }));
     }
 }
 

@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::engine;
 use super::table::{self, short};
 use crate::metrics::Run;
 
@@ -13,11 +14,11 @@ const SCRIPT: &str = include_str!("page.js");
 
 /// Of any number of results; `source` is what was written as JSON, for what belongs to all of them together.
 pub fn page(runs: &[Run], source: &Value) -> String {
-    let data = json!({"runs": runs.iter().map(drawn).collect::<Vec<_>>(), "engine": source.get("engine")});
+    let data = json!({"runs": runs.iter().map(drawn).collect::<Vec<_>>(), "engine": source.get("engine"), "hardware": source.get("hardware")});
     // "</script>" inside a text would end the data.
     let data = data.to_string().replace('<', "\\u003c");
     let title = match runs {
-        [] => "Sconce bench".to_owned(),
+        [] => engine::title(source).unwrap_or_else(|| "Sconce bench".to_owned()),
         [one] => format!("{}, {}", one.name(), one.load()),
         many => format!("{} results", many.len()),
     };
@@ -26,6 +27,7 @@ pub fn page(runs: &[Run], source: &Value) -> String {
         escape(&title)
     );
     body.push_str(&lead(runs));
+    body.push_str(&engine::lead(source));
     if let [one] = runs {
         body.push_str(&tiles(one));
     }
@@ -35,6 +37,7 @@ pub fn page(runs: &[Run], source: &Value) -> String {
     body.push_str(&section("Over time", "timeline"));
     if source.get("engine").is_some() {
         body.push_str(&section("Against the machine's limits", "limits"));
+        body.push_str(&engine::tables(source));
     }
     if !runs.is_empty() {
         body.push_str(&figures(runs));

@@ -1,4 +1,4 @@
-//! An index page over a folder of committed results, and what has become worse between two.
+//! An index page over a folder of committed results.
 
 use std::path::Path;
 
@@ -65,74 +65,9 @@ fn title(path: &Path) -> String {
     heading.or_else(in_page).unwrap_or_default().to_owned()
 }
 
-/// (key, what it is, whether more is better)
-const WATCHED: [(&str, &str, bool); 5] = [
-    ("output_throughput", "output tokens/s", true),
-    ("request_throughput", "requests/s", true),
-    ("median_ttft_ms", "median TTFT", false),
-    ("median_tpot_ms", "median TPOT", false),
-    ("p99_itl_ms", "p99 ITL", false),
-];
-
-/// What is worse in `new` than in `old` by more than `percent`, in words. Where both results have intervals and these
-/// overlap, it is noise and not named.
-pub fn regressions(old: &Run, new: &Run, percent: f64) -> Vec<String> {
-    let mut found = Vec::new();
-    for (key, what, more_is_better) in WATCHED {
-        let (Some(before), Some(after)) = (old.number(key), new.number(key)) else { continue };
-        if before <= 0.0 || after <= 0.0 {
-            continue;
-        }
-        let worse = if more_is_better { before / after } else { after / before };
-        let ((old_low, old_high), (new_low, new_high)) = (old.interval(key), new.interval(key));
-        let overlap = match (old_low, old_high, new_low, new_high) {
-            (Some(old_low), Some(old_high), Some(new_low), Some(new_high)) => {
-                old_low <= new_high && new_low <= old_high
-            }
-            _ => false,
-        };
-        let by = (worse - 1.0) * 100.0;
-        if by > percent && !overlap {
-            found.push(format!("{what}: {} before, {} now: worse by {by:.1} %", short(before), short(after)));
-        }
-    }
-    let failed = |run: &Run| run.number("failed").unwrap_or(0.0);
-    if failed(new) > failed(old) {
-        found.push(format!("failed requests: {} before, {} now", failed(old), failed(new)));
-    }
-    found
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
-
     use super::*;
-
-    fn run(value: Value) -> Run {
-        Run(value.as_object().expect("an object").clone())
-    }
-
-    #[test]
-    fn regressions_are_named_beyond_noise_only() {
-        let base = json!({"output_throughput": 100.0, "median_ttft_ms": 50.0, "failed": 0});
-        let cases = [
-            (json!({"output_throughput": 96.0, "median_ttft_ms": 50.0}), 0),
-            (json!({"output_throughput": 90.0, "median_ttft_ms": 50.0}), 1),
-            (json!({"output_throughput": 120.0, "median_ttft_ms": 60.0}), 1),
-            (json!({"output_throughput": 100.0, "failed": 2}), 1),
-        ];
-        for (new, count) in cases {
-            assert_eq!(regressions(&run(base.clone()), &run(new.clone()), 5.0).len(), count, "{new}");
-        }
-        let sure = |value: f64, spread: f64| {
-            run(
-                json!({"median_ttft_ms": value, "confidence_intervals_95": {"median_ttft_ms": [value - spread, value + spread]}}),
-            )
-        };
-        assert_eq!(regressions(&sure(50.0, 10.0), &sure(60.0, 10.0), 5.0).len(), 0);
-        assert_eq!(regressions(&sure(50.0, 1.0), &sure(60.0, 1.0), 5.0).len(), 1);
-    }
 
     #[test]
     fn the_index_has_every_result() {

@@ -43,7 +43,7 @@ function ticks(low, high, log, most) {
   return found;
 }
 
-/* chart: {series: [{name, color, points: [[x, y]], marks}], x, y: axis titles, log, top} */
+/* chart: {series: [{name, color, points: [[x, y]], marks, bare, labels}], x, y: axis titles, log, logBoth, top} */
 function draw(plot, chart) {
   const old = plot.querySelector("svg");
   if (old) old.remove();
@@ -52,15 +52,16 @@ function draw(plot, chart) {
   const points = chart.series.flatMap((series) => series.points).filter((point) => point[1] !== null);
   if (!points.length) return;
   let [xLow, xHigh] = [Math.min(...points.map((p) => p[0])), Math.max(...points.map((p) => p[0]))];
-  const log = chart.log && xLow > 0 && xHigh / xLow > 12;
+  const log = chart.logBoth || (chart.log && xLow > 0 && xHigh / xLow > 12);
   if (!log && !chart.tight) xLow = Math.min(0, xLow);
   if (xHigh === xLow) { xLow *= 0.9; xHigh = xHigh * 1.1 || 1; }
-  const yHigh = chart.top || Math.max(...points.map((p) => p[1])) * 1.08 || 1;
-  const along = (value, low, high) => (log ? Math.log(Math.max(value, low) / low) / Math.log(high / low) : (value - low) / (high - low));
-  const x = (value) => frame.left + along(value, xLow, xHigh) * (frame.right - frame.left);
-  const y = (value) => frame.bottom - (value / yHigh) * (frame.bottom - frame.top);
+  const yHigh = chart.top || Math.max(...points.map((p) => p[1])) * (chart.logBoth ? 1.5 : 1.08) || 1;
+  const yLow = chart.logBoth ? Math.min(...points.map((p) => p[1])) / 1.5 : 0;
+  const along = (value, low, high, isLog) => (isLog ? Math.log(Math.max(value, low) / low) / Math.log(high / low) : (value - low) / (high - low));
+  const x = (value) => frame.left + along(value, xLow, xHigh, log) * (frame.right - frame.left);
+  const y = (value) => frame.bottom - along(value, yLow, yHigh, chart.logBoth) * (frame.bottom - frame.top);
   const svg = make("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": `${chart.title}: ${chart.y} over ${chart.x}` });
-  for (const value of ticks(0, yHigh, false, 5)) {
+  for (const value of ticks(yLow, yHigh, chart.logBoth, 5)) {
     make("line", { class: "grid", x1: frame.left, x2: frame.right, y1: y(value), y2: y(value) }, svg);
     make("text", { x: frame.left - 7, y: y(value) + 4, "text-anchor": "end" }, svg, short(value));
   }
@@ -79,10 +80,10 @@ function draw(plot, chart) {
       if (py === null) { open = false; continue; }
       path += `${open ? "L" : "M"}${x(px).toFixed(1)} ${y(py).toFixed(1)}`;
       open = true;
-      spots.push({ at: x(px), up: y(py), series, px, py });
+      spots.push({ at: x(px), up: y(py), series, px, py, label: (series.labels || {})[px] });
       if (series.marks) make("circle", { cx: x(px), cy: y(py), r: 3.5, fill: series.color }, svg);
     }
-    make("path", { class: "series", d: path, stroke: series.color, "stroke-dasharray": series.dash || "none" }, svg);
+    if (!series.bare) make("path", { class: "series", d: path, stroke: series.color, "stroke-dasharray": series.dash || "none" }, svg);
   }
   plot.prepend(svg);
   const tip = plot.querySelector(".tip");
@@ -95,7 +96,7 @@ function draw(plot, chart) {
       return !best || far < best.far ? { ...spot, far } : best;
     }, null);
     if (!near) return;
-    tip.textContent = `${near.series.name}: ${short(near.py)} at ${short(near.px)} ${chart.unit || ""}`.trim();
+    tip.textContent = `${near.label || near.series.name}: ${short(near.py)} at ${short(near.px)} ${chart.unit || ""}`.trim();
     tip.style.visibility = "visible";
     tip.style.top = `${near.up}px`;
     const half = tip.offsetWidth / 2;
@@ -122,6 +123,7 @@ function figure(parent, chart) {
       const mark = document.createElement("i");
       mark.style.borderColor = series.color;
       if (series.dash && series.dash !== "none") mark.style.borderTopStyle = "dashed";
+      if (series.bare) { mark.className = "dot"; mark.style.background = series.color; }
       entry.append(mark, series.name);
       legend.append(entry);
     }
@@ -191,9 +193,36 @@ section("curve", [["ttft", "TTFT"], ["tpot", "TPOT"], ["e2el", "E2EL"]].map(([ke
   }))),
 })));
 
+/* Attainable rate against operations a byte: the slope is the memory's, the ceilings those of each kind of product. */
+function roofline() {
+  const machine = data.hardware;
+  if (!machine) return [];
+  const giga = (value) => value / 1e9;
+  const kinds = [["prefill", "Prefill"], ["decode", "Decode"]].map(([key, name]) => {
+    const rows = data.engine.filter((row) => row[`${key}_roofline`]);
+    const place = (row) => [row[`${key}_roofline`].operations_per_byte, giga(row[`${key}_roofline`].operations_per_s)];
+    return { name, points: rows.map(place), labels: Object.fromEntries(rows.map((row) => [place(row)[0], `${name} of ${row.case}`])) };
+  });
+  const all = kinds.flatMap((kind) => kind.points);
+  if (!all.length) return [];
+  const ceilings = [["f32", machine.f32_per_s], ["bf16", machine.bf16_per_s], ["int8", machine.int8_per_s]].filter((one) => one[1]);
+  const ridges = ceilings.map((one) => one[1] / machine.read_bytes_per_s);
+  const low = Math.min(...all.map((point) => point[0]), ...ridges) / 2;
+  const high = Math.max(...all.map((point) => point[0]), ...ridges) * 2;
+  const roofs = ceilings.map(([name, rate], at) => ({
+    name: `${name} roof, ${short(giga(rate))} GOP/s`, color: color(at + 2), dash: ["none", "6 4", "2 3"][at],
+    points: [[low, giga(Math.min(rate, low * machine.read_bytes_per_s))], [rate / machine.read_bytes_per_s, giga(rate)], [high, giga(rate)]],
+  }));
+  const marks = kinds.map((kind, at) => ({ ...kind, color: color(at), marks: true, bare: true }));
+  return [{
+    title: "Roofline", note: `points are cases; slope: ${short(giga(machine.read_bytes_per_s))} GB/s read from memory, ${machine.threads} threads`,
+    x: "operations a byte", y: "GOP/s", unit: "operations a byte", logBoth: true, tight: true, series: [...roofs, ...marks],
+  }];
+}
+
 const bars = document.getElementById("limits");
 if (bars && data.engine) {
-  section("limits", [{
+  section("limits", [...roofline(), {
     title: "Decode against batch size", note: "measured, and what memory bandwidth and arithmetic of this machine allow", x: "sequences at once", y: "tokens/s", unit: "sequences",
     series: [["measured", "decode_tokens_per_s", "none"], ["limit", "decode_limit_tokens_per_s", "6 4"]].map(([name, key, line], at) => ({
       name, color: color(at), dash: line, marks: true, points: data.engine.filter((row) => row[key]).map((row) => [row.sequences, row[key]]).sort((a, b) => a[0] - b[0]),

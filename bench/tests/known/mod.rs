@@ -1,11 +1,14 @@
 //! A server whose timing is known: it streams tokens at set times, can stall, and remembers when it really wrote.
 //!
 //! One thread writes what is due, in the order of the times; another takes connections and reads requests. What a
-//! measurement must find is not what was set but what was written: a busy machine is late, and the server knows.
+//! measurement must find is not what was set but what was written: a busy machine is late, and the server knows. On Linux
+//! a request came when the kernel took it in, however late it was read.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::io::{Read, Write};
+#[cfg(not(target_os = "linux"))]
+use std::io::Read;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -42,7 +45,7 @@ const CHUNK: &str = "data: {\"id\":\"x\",\"object\":\"chat.completion.chunk\",\"
 
 impl KnownServer {
     pub fn start(address: &str, timing: Timing) -> Self {
-        let listener = TcpListener::bind(address).expect("an address to listen on");
+        let listener = listen(address).expect("an address to listen on");
         let address = listener.local_addr().expect("an address");
         let truths = Arc::new(Mutex::new(Vec::new()));
         let (begin, begun) = sync_channel(65_536);
@@ -62,17 +65,56 @@ impl KnownServer {
     }
 }
 
-/// Requests come right after their connection: they are read one after the other.
+/// With room for thousands of connections that come at once; what does not fit comes again a second later.
+fn listen(address: &str) -> io::Result<TcpListener> {
+    let address: SocketAddr = address.parse().map_err(io::Error::other)?;
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    // Connections have the option from the socket that they came through.
+    #[cfg(target_os = "linux")]
+    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::ReceiveTimestampns, &true)?;
+    socket.bind(&address.into())?;
+    socket.listen(16_384)?;
+    Ok(socket.into())
+}
+
+/// Reads, and says when the latest bytes came.
+#[cfg(target_os = "linux")]
+fn read(socket: &mut TcpStream, part: &mut [u8]) -> io::Result<(usize, Instant)> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    use std::os::fd::AsRawFd;
+    let mut control = nix::cmsg_space!(nix::sys::time::TimeSpec);
+    let mut parts = [io::IoSliceMut::new(part)];
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::empty())?;
+    let (now, unix) = (Instant::now(), std::time::SystemTime::now());
+    let unix = unix.duration_since(std::time::UNIX_EPOCH).map_err(io::Error::other)?;
+    let mut came = now;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmTimestampns(time) = control {
+            came = now - unix.saturating_sub(Duration::from(time));
+        }
+    }
+    Ok((message.bytes, came))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn read(socket: &mut TcpStream, part: &mut [u8]) -> io::Result<(usize, Instant)> {
+    Ok((socket.read(part)?, Instant::now()))
+}
+
+/// Requests come with their connection: they are read one after the other.
 fn accept(mut socket: TcpStream, begin: &SyncSender<Stream>) {
     let mut request = Vec::new();
     let mut part = [0; 8192];
-    let body_at = loop {
-        match socket.read(&mut part) {
-            Ok(count) if count > 0 => request.extend_from_slice(&part[..count]),
+    let (body_at, mut came) = loop {
+        match read(&mut socket, &mut part) {
+            Ok((count, at)) if count > 0 => {
+                request.extend_from_slice(&part[..count]);
+                if let Some(end) = request.windows(4).position(|four| four == b"\r\n\r\n") {
+                    break (end + 4, at);
+                }
+            }
             _ => return,
-        }
-        if let Some(at) = request.windows(4).position(|four| four == b"\r\n\r\n") {
-            break at + 4;
         }
     };
     let head = String::from_utf8_lossy(&request[..body_at]).to_ascii_lowercase();
@@ -88,8 +130,11 @@ fn accept(mut socket: TcpStream, begin: &SyncSender<Stream>) {
     let length = head.split("content-length:").nth(1).and_then(|rest| rest.lines().next());
     let length: usize = length.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
     while request.len() < body_at + length {
-        match socket.read(&mut part) {
-            Ok(count) if count > 0 => request.extend_from_slice(&part[..count]),
+        match read(&mut socket, &mut part) {
+            Ok((count, at)) if count > 0 => {
+                came = at;
+                request.extend_from_slice(&part[..count]);
+            }
             _ => return,
         }
     }
@@ -104,7 +149,7 @@ fn accept(mut socket: TcpStream, begin: &SyncSender<Stream>) {
         return;
     }
     socket.set_nodelay(true).expect("an open socket");
-    let truth = Truth { came: Instant::now(), written: Vec::new() };
+    let truth = Truth { came, written: Vec::with_capacity(64) };
     let _ = begin.send(Stream { socket, truth });
 }
 

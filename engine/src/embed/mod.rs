@@ -19,7 +19,7 @@ use sconce_models::Embedder;
 use tokio::sync::oneshot;
 
 use super::handle::SubmitError;
-use super::stats::{STEP_TOKENS_BOUNDS, StepTokens};
+use super::stats::{STEP_TOKENS_BOUNDS, StepClock, StepTokens};
 
 /// How much is taken at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +99,7 @@ struct Cells {
 #[derive(Default)]
 struct Board {
     cells: Cells,
+    step: StepClock,
     failure: OnceLock<String>,
 }
 
@@ -199,6 +200,11 @@ impl EmbedHandle {
                 sum: tokens,
             },
         }
+    }
+
+    /// How long the step that runs has been running; `None` between steps.
+    pub fn in_step_for(&self) -> Option<Duration> {
+        self.board.step.running_for()
     }
 
     /// Why the engine gave up, if it did. A failed engine refuses every submit with `Stopped`.

@@ -192,8 +192,10 @@ impl Engine {
         }
         self.publish_queue(self.picks.len());
         let (model, batch, out) = (&mut self.model, &self.batch, &mut self.out);
+        self.board.step.begin();
         let outcome = catch_unwind(AssertUnwindSafe(|| model.forward(batch, out).map_err(|error| error.to_string())))
             .unwrap_or_else(|panic| Err(panic_text(&*panic)));
+        self.board.step.end();
         let width = self.model.spec().width;
         let outcome = outcome.and_then(|()| {
             let (rows, values) = (self.picks.len(), self.out.len());

@@ -35,7 +35,7 @@ impl Bench {
         self.next_id += 1;
         let prompt = (0..length as u32).map(|place| if place == 0 { first } else { place }).collect();
         let params = SamplingParams::greedy(max_tokens);
-        let new = NewSequence { id, prompt, params, priority, salt: [0; 32] };
+        let new = NewSequence { id, prompt, params, priority, salt: [0; 32], adapter: None };
         self.scheduler.add(new).expect("it can run");
         id
     }
@@ -46,7 +46,7 @@ impl Bench {
         self.next_id += 1;
         let prompt = (0..length as u32).map(|place| if place == 0 { first } else { place }).collect();
         let params = SamplingParams { prompt_logprobs: Some(0), ..SamplingParams::greedy(1) };
-        let new = NewSequence { id, prompt, params, priority: 0, salt: [0; 32] };
+        let new = NewSequence { id, prompt, params, priority: 0, salt: [0; 32], adapter: None };
         self.scheduler.add(new).expect("it can run");
         id
     }
@@ -222,7 +222,8 @@ fn what_can_never_fit_is_refused_with_the_numbers() {
     ];
     for (prompt, max_tokens, wanted) in cases {
         let params = SamplingParams::greedy(max_tokens);
-        let refused = scheduler.add(NewSequence { id: SeqId(0), prompt, params, priority: 0, salt: [0; 32] });
+        let refused =
+            scheduler.add(NewSequence { id: SeqId(0), prompt, params, priority: 0, salt: [0; 32], adapter: None });
         assert!(matches!(&refused, Err(FinishReason::Failed(reason)) if reason.contains(wanted)), "{refused:?}");
     }
     assert_eq!((scheduler.live(), scheduler.stats().finished_failed), (0, 4));
@@ -330,8 +331,14 @@ fn drafts_that_hold_save_steps_and_others_leave_nothing_behind() {
     assert_eq!((stats.generation_tokens, stats.finished_length), (12, 1));
     // What was confirmed may be shared like any other text.
     let again = text[..17].to_vec();
-    let new =
-        NewSequence { id: SeqId(9), prompt: again, params: SamplingParams::greedy(1), priority: 0, salt: [0; 32] };
+    let new = NewSequence {
+        id: SeqId(9),
+        prompt: again,
+        params: SamplingParams::greedy(1),
+        priority: 0,
+        salt: [0; 32],
+        adapter: None,
+    };
     bench.scheduler.add(new).expect("it can run");
     assert_eq!(bench.step(), [(9, 1)]);
 }

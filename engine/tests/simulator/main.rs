@@ -4,6 +4,7 @@
 //!
 //! A failure prints its seed. `SCONCE_SIM_SEED=<seed> cargo test --test simulator` replays that one scenario.
 
+mod adapters;
 mod filtered;
 mod model;
 mod oracle;

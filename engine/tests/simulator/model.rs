@@ -48,7 +48,7 @@ fn submit(engine: &EngineHandle, prompt: &[u32], params: &SamplingParams) -> Rec
     let (progress, receiver) = channel(64);
     let (prompt, params) = (prompt.to_vec(), params.clone());
     engine
-        .submit(Submit { prompt, params, filter: None, priority: 0, salt: [0; 32], progress })
+        .submit(Submit { prompt, params, filter: None, priority: 0, salt: [0; 32], adapter: None, progress })
         .expect("there is room");
     receiver
 }

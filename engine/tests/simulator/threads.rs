@@ -44,7 +44,10 @@ fn start_with(
 
 pub fn submit(prompt: &[u32], params: SamplingParams, capacity: usize) -> (Submit, Receiver<Progress>) {
     let (progress, receiver) = channel(capacity);
-    (Submit { prompt: prompt.to_vec(), params, filter: None, priority: 0, salt: [0; 32], progress }, receiver)
+    (
+        Submit { prompt: prompt.to_vec(), params, filter: None, priority: 0, salt: [0; 32], adapter: None, progress },
+        receiver,
+    )
 }
 
 /// Everything a client got: asserts exactly one terminal progress, as the last.
@@ -278,8 +281,33 @@ fn an_executor_that_keeps_failing_stops_the_engine_and_nobody_hangs() {
     for receiver in receivers {
         assert!(matches!(read_all(receiver).finish, FinishReason::Failed(reason) if reason.contains("a kernel")));
     }
+    // Three times it started over before it gave up.
+    assert_eq!(engine.stats().failed_steps, 4 * 3);
     assert!(engine.failure().expect("it says why").contains("3 steps failed"));
     drained(&engine);
+}
+
+#[test]
+fn an_engine_that_failed_starts_over_with_what_it_has() {
+    // Three steps in a row fail, twice; then all is well again.
+    let fails: fn(u32) -> bool = |step| matches!(step, 2..=4 | 6..=8);
+    let engine = start_with(config(), move |sim| Box::new(Faulty { sim, step: 0, fails }));
+    let prompt = tokens(&mut Random::new(4), 20);
+    let mut failed = 0;
+    let got = loop {
+        let (one, receiver) = submit(&prompt, SamplingParams::greedy(5), 64);
+        engine.submit(one).expect("it never stops taking work");
+        let got = read_all(receiver);
+        match &got.finish {
+            FinishReason::Failed(reason) => assert!(reason.contains("a kernel"), "{reason}"),
+            _ => break got,
+        }
+        failed += 1;
+    };
+    assert_eq!(failed, 6);
+    assert_eq!(got.tokens, alone(&prompt, &SamplingParams::greedy(5)).tokens, "nothing of before is left");
+    assert_eq!((engine.failure(), engine.in_step_for()), (None, None));
+    assert_eq!(drained(&engine).failed_steps, 6);
 }
 
 #[test]

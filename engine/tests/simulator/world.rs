@@ -11,7 +11,7 @@ use sconce_engine::{
     Capabilities, EngineConfig, FinishReason, SamplingParams, SeqId, SimExecutor, SimOptions, Token, TokenLogprobs,
     batch,
 };
-use sconce_models::{BatchInput, Logits};
+use sconce_models::{AdapterId, BatchInput, Logits};
 
 use crate::oracle;
 use crate::puzzle::Puzzle;
@@ -24,6 +24,7 @@ struct Client {
     prompt: Vec<u32>,
     params: SamplingParams,
     salt: [u8; 32],
+    adapter: Option<AdapterId>,
     key: OrderKey,
     puzzle: Option<Puzzle>,
     tokens: Vec<Token>,
@@ -58,7 +59,7 @@ pub struct World {
     next_id: u64,
     prefixes: Vec<Vec<u32>>,
     /// Who wrote each block last.
-    writers: Vec<Option<[u8; 32]>>,
+    writers: Vec<Option<([u8; 32], Option<AdapterId>)>>,
     step: Step,
     batch: BatchInput,
     logits: Logits,
@@ -149,8 +150,9 @@ impl World {
         self.next_id += 1;
         let (prompt, params) = (self.prompt(), scenario::params(&mut self.random, self.vocab));
         let salt = [self.random.below(2) as u8; 32];
+        let adapter = self.random.chance(30).then(|| AdapterId(self.random.below(2)));
         let priority = self.random.pick(&[0, 0, 0, 1, -1]);
-        let new = NewSequence { id, prompt: prompt.clone(), params: params.clone(), priority, salt };
+        let new = NewSequence { id, prompt: prompt.clone(), params: params.clone(), priority, salt, adapter };
         let needed = prompt.len() + usize::from(params.max_tokens > 0);
         let room = (self.config.blocks * self.config.block_size).min(self.config.max_model_len) as usize;
         let possible = !prompt.is_empty() && needed <= room && prompt.iter().all(|token| *token < self.vocab);
@@ -172,6 +174,7 @@ impl World {
             prompt,
             params,
             salt,
+            adapter,
             key,
             puzzle,
             tokens: Vec::new(),
@@ -442,20 +445,20 @@ impl World {
         assert!(self.clients[&first].stalled < turns, "{first:?} is the first in order and stands still");
     }
 
-    /// Every block that a row reads was written under the row's own salt.
+    /// Every block that a row reads was written under the row's own salt, with its own adapter.
     fn check_salts(&mut self) {
         for row in &self.step.rows {
-            let salt = self.clients[&row.id].salt;
+            let writer = (self.clients[&row.id].salt, self.clients[&row.id].adapter);
             let size = self.config.block_size as usize;
             let blocks = self.scheduler.sequence(row).blocks();
             for block in &blocks[row.start / size..] {
-                self.writers[block.0 as usize] = Some(salt);
+                self.writers[block.0 as usize] = Some(writer);
             }
         }
         for row in &self.step.rows {
-            let salt = self.clients[&row.id].salt;
+            let reader = (self.clients[&row.id].salt, self.clients[&row.id].adapter);
             for block in self.scheduler.sequence(row).blocks() {
-                assert_eq!(self.writers[block.0 as usize], Some(salt), "{:?} reads another tenant's block", row.id);
+                assert_eq!(self.writers[block.0 as usize], Some(reader), "{:?} reads another's block", row.id);
             }
         }
     }

@@ -340,7 +340,10 @@ fn the_fused_way_into_the_cache_does_what_its_parts_do() {
         (KvDtype::Fp8, RopeStyle::Halves, false),
     ] {
         let qkv = tensor(&values.many(tokens * 200), &[tokens, 200], &device);
-        let head_norms = HeadNorms { query: &norms[0], key: &norms[1], eps: 1e-5 };
+        let ones = tensor(&vec![1.0; head_dim], &[head_dim], &device);
+        let normed_values = normed && dtype == KvDtype::F16;
+        let head_norms =
+            HeadNorms { query: &norms[0], key: &norms[1], value: normed_values.then_some(&ones), eps: 1e-5 };
         let parts = QkvHeads { heads, kv_heads, head_dim, norms: normed.then_some(head_norms) };
         let sizes = [10, kv_heads, 4, head_dim];
         let mut layer = KvLayer::new(sizes, dtype, &device).expect("a small cache");
@@ -357,7 +360,15 @@ fn the_fused_way_into_the_cache_does_what_its_parts_do() {
         };
         assert_same_bits(&flat(&query), &flat(&turned(part(0, 6), 6, &norms[0])), "query");
         let mut apart = KvLayer::new(sizes, dtype, &device).expect("a small cache");
-        let (key, value) = (turned(part(120, 2), 2, &norms[1]), part(160, 2));
+        let key = turned(part(120, 2), 2, &norms[1]);
+        let value = match normed_values {
+            false => part(160, 2),
+            true => {
+                let rows = part(160, 2).reshape((tokens * 2, head_dim)).expect("same elements");
+                let rows = rms_norm(&rows, &ones, 1e-5).expect("sizes fit");
+                rows.reshape((tokens, 2, head_dim)).expect("same elements")
+            }
+        };
         write_kv(&mut apart, &key, &value, &slots).expect("fits");
         for (fused, apart) in [(&layer.k, &apart.k), (&layer.v, &apart.v)] {
             let wide = |x: &Tensor| flat(&x.to_dtype(DType::F32).expect("converts"));
@@ -392,7 +403,7 @@ fn all_heads_of_a_token_may_be_normed_together() {
     let table = RopeTable::new(&[1.0, 0.3], 64, 1.0, &device).expect("a table");
     let qkv = tensor(&values.many(3 * 80), &[3, 80], &device);
     let (query, key) = (tensor(&values.many(40), &[40], &device), tensor(&values.many(20), &[20], &device));
-    let norms = Some(HeadNorms { query: &query, key: &key, eps: 1e-5 });
+    let norms = Some(HeadNorms { query: &query, key: &key, value: None, eps: 1e-5 });
     let parts = QkvHeads { heads: 4, kv_heads: 2, head_dim: 10, norms };
     let mut layer = KvLayer::new([1, 2, 4, 10], KvDtype::F32, &device).expect("a small cache");
     let (positions, slots) = ([5, 6, 7], [0, 1, 2]);
@@ -401,7 +412,7 @@ fn all_heads_of_a_token_may_be_normed_together() {
     let rows = rms_norm(&rows, &query, 1e-5).expect("sizes fit").reshape((3, 4, 10)).expect("same elements");
     let want = rope(&rows, &positions, &table, RopeStyle::Halves).expect("sizes fit");
     assert_same_bits(&flat(&found.expect("sizes fit")), &flat(&want), "query");
-    let norms = Some(HeadNorms { query: &query, key: &query, eps: 1e-5 });
+    let norms = Some(HeadNorms { query: &query, key: &query, value: None, eps: 1e-5 });
     let wrong = QkvHeads { norms, ..parts };
     let run = rope_and_write_kv(&qkv, wrong, (&table, RopeStyle::Halves, &positions), &mut layer, &slots);
     assert_error(run, "key norm must be [10]");

@@ -8,7 +8,9 @@ mod dense;
 mod e4m3;
 mod encode;
 mod formats;
+mod low_rank;
 mod rows;
+mod vectors;
 
 use candle_core::{Device, Tensor};
 

@@ -2,7 +2,7 @@
 
 use super::{Assembler, Plan, activation};
 use crate::error::Result;
-use crate::layers::{ExpertMlp, Moe, SharedExpert};
+use crate::layers::{Choice, ExpertMlp, Moe, SharedExpert};
 use crate::names::{Expert, LayerPart, Part};
 use crate::spec::Experts;
 
@@ -18,11 +18,19 @@ impl Assembler<'_> {
             router,
             experts: all.collect::<Result<Vec<_>>>()?,
             shared: self.shared_expert(plan, index, experts)?,
-            per_token: experts.per_token,
-            normalised: experts.normalised,
+            choice: self.choice(index, experts)?,
             activation: activation(plan.spec),
             join: self.join(plan, None)?,
         })
+    }
+
+    fn choice(&mut self, index: usize, experts: &Experts) -> Result<Choice> {
+        let Experts { per_token, normalised, routing, count, .. } = *experts;
+        let correction = match routing.corrected {
+            true => Some(self.vector(Part::Layer(index, LayerPart::RouterCorrection), count)?.to_vec1()?),
+            false => None,
+        };
+        Ok(Choice { per_token, normalised, routing, correction })
     }
 
     fn expert(&mut self, plan: &Plan, index: usize, experts: &Experts, expert: usize) -> Result<ExpertMlp> {
@@ -49,7 +57,10 @@ impl Assembler<'_> {
             gate_up: self.linear(index, &gate_up, hidden, false)?,
             down: self.linear(index, &[(plain(LayerPart::SharedDown), hidden)], ffn, false)?,
         };
-        let router = self.linear(index, &[(plain(LayerPart::SharedRouter), 1)], hidden, false)?;
+        let router = match experts.routing.gates_shared {
+            true => Some(self.linear(index, &[(plain(LayerPart::SharedRouter), 1)], hidden, false)?),
+            false => None,
+        };
         Ok(Some(SharedExpert { mlp, router }))
     }
 }

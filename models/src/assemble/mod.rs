@@ -1,11 +1,14 @@
 //! Builds a decoder: every tensor that the spec asks for, found, checked, and put in its place.
 
 mod experts;
+mod latent;
 mod layer;
+mod uneven;
 
 use candle_core::{Device, Tensor};
 use sconce_kernels::{Arena, PackedWeight, Precision, Prologue, RopeTable, Weight};
 
+use crate::adapter::AdapterSet;
 use crate::decoder::Decoder;
 use crate::dummy::DummyWeights;
 use crate::error::{Error, Result};
@@ -54,6 +57,7 @@ impl<'a> Assembler<'a> {
     pub fn decoder(mut self, spec: Spec, context: u32) -> Result<Decoder> {
         let plan = self.plan(&spec, context)?;
         let embedding = self.packed(&[(Part::Embedding, spec.vocab)], spec.hidden)?;
+        let own_inputs = self.own_inputs(&plan)?;
         let layers = (0..spec.layers).map(|index| self.layer(&plan, index)).collect::<Result<Vec<_>>>()?;
         let final_norm = self.norm(&plan, Part::FinalNorm, Part::FinalNormBias)?;
         let head = if spec.tied_embeddings {
@@ -65,7 +69,8 @@ impl<'a> Assembler<'a> {
             tensors.refuse_unused(&self.used, spec.tied_embeddings)?;
         }
         let head = Linear { weight: head, bias: None };
-        Ok(Decoder { spec, device: self.device, embedding, layers, final_norm, head })
+        let adapters = AdapterSet::default();
+        Ok(Decoder { spec, device: self.device, embedding, own_inputs, layers, final_norm, head, adapters })
     }
 
     fn plan<'s>(&self, spec: &'s Spec, context: u32) -> Result<Plan<'s>> {
@@ -124,12 +129,17 @@ impl<'a> Assembler<'a> {
             parts.iter().map(|(part, out)| self.matrix(*part, *out, input)).collect::<Result<Vec<_>, Error>>()?;
         let packed = PackedWeight::new(&weights.iter().collect::<Vec<_>>(), self.precision, &mut self.arena)?;
         for (weight, (part, _)) in weights.iter().zip(parts) {
-            if let WeightSource::Files(tensors) = &self.source {
-                tensors.read_once(*part);
-            }
-            self.progress.add(weight.bytes().len() as u64);
+            self.is_read(*part, weight);
         }
         Ok(packed)
+    }
+
+    /// The part was packed: what the files had of it in memory is given back.
+    fn is_read(&mut self, part: Part, weight: &Weight) {
+        if let WeightSource::Files(tensors) = &self.source {
+            tensors.read_once(part);
+        }
+        self.progress.add(weight.bytes().len() as u64);
     }
 
     fn matrix(&mut self, part: Part, out: usize, input: usize) -> Result<Weight> {

@@ -7,7 +7,7 @@ use sconce_kernels::{Activation, Prologue, Weight, bidirectional_attention, laye
 
 use super::{Embedder, EmbedderSpec, Pooling, TextBatch, check_batch};
 use crate::error::Result;
-use crate::layers::Linear;
+use crate::layers::{Linear, Sum};
 
 pub(crate) struct LayerNorm {
     /// `[hidden]`
@@ -115,9 +115,10 @@ impl Encoder {
                 // Behind the last attention no token looks at another: go on with those that are pooled.
                 (seen, x) = (pooled_rows(&seen, batch, pooling)?, pooled_rows(&x, batch, pooling)?);
             }
-            let attended = layer.attention_norm.forward(&layer.output.add_to(&x, &seen, Prologue::None, None)?)?;
+            let attended =
+                layer.attention_norm.forward(&layer.output.add_to(Sum::plain(&x), &seen, Prologue::None)?)?;
             let wide = layer.up.forward(&attended, Prologue::None)?;
-            let sum = layer.down.add_to(&attended, &wide, Prologue::Activation(self.activation), None)?;
+            let sum = layer.down.add_to(Sum::plain(&attended), &wide, Prologue::Activation(self.activation))?;
             x = layer.norm.forward(&sum)?;
         }
         Ok(x)

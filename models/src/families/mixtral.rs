@@ -3,7 +3,7 @@
 
 use crate::family::{Family, FamilyTraits, LLAMA_LIKE, WindowRule};
 use crate::names::{Expert, LayerPart};
-use crate::spec::experts::Experts;
+use crate::spec::experts::{Experts, Routing};
 
 pub(crate) const MIXTRAL: FamilyTraits = FamilyTraits {
     family: Family::Mixtral,
@@ -26,6 +26,7 @@ pub(crate) const MIXTRAL: FamilyTraits = FamilyTraits {
             shared_ffn: 0,
             normalised: true,
             has_bias: false,
+            routing: Routing::PLAIN,
             layers: vec![true; spec.layers_believed()],
         });
         Ok(())

@@ -3,12 +3,15 @@
 //! [`LLAMA_LIKE`]: crate::family::LLAMA_LIKE
 
 pub(crate) mod cohere;
+pub(crate) mod deepseek;
 pub(crate) mod ernie4_5;
 pub(crate) mod exaone4;
 pub(crate) mod gemma;
+pub(crate) mod gemma4;
 pub(crate) mod glm4;
 pub(crate) mod gpt_oss;
 pub(crate) mod granite;
+pub(crate) mod lfm2;
 pub(crate) mod llama;
 pub(crate) mod mixtral;
 pub(crate) mod olmo2;

@@ -4,22 +4,26 @@
 
 use candle_core::Tensor;
 use sconce_kernels::{
-    AttentionBatch, AttentionParams, HeadNorms, KvLayer, Prologue, QkvHeads, RopeStyle, RopeTable, paged_attention,
-    rope_and_write_kv,
+    AttentionBatch, AttentionParams, HeadNorms, KvLayer, Prologue, QkvHeads, RopeStyle, RopeTable, norm_and_rope,
+    paged_attention, rope_and_write_kv,
 };
 
-use super::{Join, Linear, Norm};
+use super::{Join, Linear, Norm, Sum};
+use crate::adapter::{Extra, Runs, Site};
 use crate::batch::BatchInput;
 use crate::error::Result;
+use crate::timing::{Operation, timed};
 
 pub(crate) struct Attention {
     pub norm: Norm,
-    /// Query above key above value. `[(heads + 2 * kv_heads) * head_dim, hidden]`
+    /// Query above key above value, `[(heads + 2 * kv_heads) * head_dim, hidden]`; the query alone without K and V of its
+    /// own.
     pub qkv: Linear,
+    /// Another layer has written what this one reads.
+    pub reads_only: bool,
     pub output: Linear,
     pub join: Option<Join>,
-    /// Weights of the norms over q and k, head by head `[head_dim]` or all together `[heads * head_dim]`, and epsilon.
-    pub head_norms: Option<(Tensor, Tensor, f32)>,
+    pub head_norms: Option<HeadNormWeights>,
     pub rope_table: RopeTable,
     pub heads: usize,
     pub kv_heads: usize,
@@ -31,14 +35,31 @@ pub(crate) struct Attention {
     pub sinks: Option<Vec<f32>>,
 }
 
-/// What all layers of a step share.
+/// Weights of the norms over q and k, head by head `[head_dim]` or all together `[heads * head_dim]`, and over the heads
+/// of v where they are normed.
+pub(crate) struct HeadNormWeights {
+    pub query: Tensor,
+    pub key: Tensor,
+    pub value: Option<Tensor>,
+    pub eps: f32,
+}
+
+/// What the blocks of a layer know of a step.
 pub(crate) struct Step<'a> {
     pub batch: &'a BatchInput,
     pub rope_style: RopeStyle,
+    pub layer: usize,
+    /// The tokens that have adapters, if any have.
+    pub runs: Option<&'a Runs<'a>>,
 }
 
 impl Step<'_> {
-    fn attention_batch(&self) -> AttentionBatch<'_> {
+    /// What adapters add to a projection.
+    pub fn extra(&self, site: Site) -> Option<Extra<'_>> {
+        self.runs.map(|runs| Extra { runs, layer: self.layer, site })
+    }
+
+    pub fn attention_batch(&self) -> AttentionBatch<'_> {
         AttentionBatch {
             positions: &self.batch.positions,
             row_ends: &self.batch.row_ends,
@@ -53,11 +74,24 @@ impl Attention {
     /// Writes K and V of `hidden` `[tokens, hidden]` into the step's slots; gives q `[tokens, heads, head_dim]`.
     pub fn write(&self, hidden: &Tensor, step: &Step, cache: &mut KvLayer) -> Result<Tensor> {
         // [tokens, (heads + 2 * kv_heads) * head_dim]
-        let qkv = self.qkv.forward(hidden, self.norm.before())?;
-        let norms = self.head_norms.as_ref().map(|(query, key, eps)| HeadNorms { query, key, eps: *eps });
+        let extra = step.extra(Site::Qkv);
+        let qkv = timed(Operation::Qkv, || self.qkv.forward_with(hidden, self.norm.before(), extra))?;
+        if self.reads_only {
+            let query = qkv.reshape((qkv.dim(0)?, self.heads, self.head_dim))?;
+            let norm = self.head_norms.as_ref().map(|norms| (&norms.query, norms.eps));
+            let rope = (&self.rope_table, step.rope_style);
+            return Ok(timed(Operation::RopeAndWrite, || norm_and_rope(&query, norm, &step.batch.positions, rope))?);
+        }
+        let norms = self.head_norms.as_ref().map(|HeadNormWeights { query, key, value, eps }| HeadNorms {
+            query,
+            key,
+            value: value.as_ref(),
+            eps: *eps,
+        });
         let heads = QkvHeads { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim, norms };
         let (positions, slots) = (&step.batch.positions, &step.batch.slots);
-        Ok(rope_and_write_kv(&qkv, heads, (&self.rope_table, step.rope_style, positions), cache, slots)?)
+        let rope = (&self.rope_table, step.rope_style, positions.as_slice());
+        Ok(timed(Operation::RopeAndWrite, || rope_and_write_kv(&qkv, heads, rope, cache, slots))?)
     }
 
     /// What every token sees of its context, before the output projection. `[tokens, heads * head_dim]`
@@ -68,11 +102,14 @@ impl Attention {
             softcap: self.softcap,
             sinks: self.sinks.as_deref(),
         };
-        let seen = paged_attention(query, cache, &step.attention_batch(), &params)?;
+        let batch = step.attention_batch();
+        let seen = timed(Operation::Attention, || paged_attention(query, cache, &batch, &params))?;
         Ok(seen.reshape((query.dim(0)?, self.heads * self.head_dim))?)
     }
+
     /// The output projection of what was seen, added to the hidden state.
-    pub fn add_to(&self, residual: &Tensor, seen: &Tensor) -> Result<Tensor> {
-        self.output.add_to(residual, seen, Prologue::None, self.join.as_ref())
+    pub fn add_to(&self, residual: &Tensor, seen: &Tensor, step: &Step) -> Result<Tensor> {
+        let to = Sum { residual, join: self.join.as_ref(), extra: step.extra(Site::Output) };
+        timed(Operation::Output, || self.output.add_to(to, seen, Prologue::None))
     }
 }

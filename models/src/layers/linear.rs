@@ -5,7 +5,23 @@ use candle_core::Tensor;
 use sconce_kernels::{Added, PackedWeight, Prologue, matmul, matmul_into};
 
 use super::Join;
+use crate::adapter::Extra;
 use crate::error::Result;
+
+/// Where a block's result goes: the hidden state `[tokens, out]`, through `join` where there is one.
+#[derive(Clone, Copy)]
+pub(crate) struct Sum<'a> {
+    pub residual: &'a Tensor,
+    pub join: Option<&'a Join>,
+    pub extra: Option<Extra<'a>>,
+}
+
+impl<'a> Sum<'a> {
+    /// Plainly, without adapters.
+    pub fn plain(residual: &'a Tensor) -> Self {
+        Self { residual, join: None, extra: None }
+    }
+}
 
 pub(crate) struct Linear {
     pub weight: PackedWeight,
@@ -25,14 +41,32 @@ impl Linear {
         Ok(matmul_into(x, prologue, &self.weight, added, y)?)
     }
 
-    /// As [`Linear::forward`], added to the hidden state `[tokens, out]`, through `join` where there is one.
-    pub fn add_to(&self, residual: &Tensor, x: &Tensor, prologue: Prologue, join: Option<&Join>) -> Result<Tensor> {
-        match join {
-            None => {
+    /// As [`Linear::forward`], with what adapters add.
+    pub fn forward_with(&self, x: &Tensor, prologue: Prologue, extra: Option<Extra>) -> Result<Tensor> {
+        match extra {
+            None => self.forward(x, prologue),
+            Some(extra) => self.adapted(x, prologue, None, extra),
+        }
+    }
+
+    /// As [`Linear::forward`], added to the hidden state `[tokens, out]`.
+    pub fn add_to(&self, sum: Sum, x: &Tensor, prologue: Prologue) -> Result<Tensor> {
+        let Sum { residual, join, extra } = sum;
+        match (join, extra) {
+            (None, None) => {
                 let added = Added { bias: self.bias.as_ref(), residual: Some(residual) };
                 Ok(matmul(x, prologue, &self.weight, added)?)
             }
-            Some(join) => join.add(&self.forward(x, prologue)?, residual),
+            (None, Some(extra)) => self.adapted(x, prologue, Some(residual), extra),
+            (Some(join), extra) => join.add(&self.forward_with(x, prologue, extra)?, residual),
         }
+    }
+
+    fn adapted(&self, x: &Tensor, prologue: Prologue, residual: Option<&Tensor>, extra: Extra) -> Result<Tensor> {
+        let (tokens, out) = (x.dim(0)?, self.weight.out());
+        let mut y = Vec::with_capacity(tokens * out);
+        matmul_into(x, prologue, &self.weight, Added { bias: self.bias.as_ref(), residual }, &mut y)?;
+        extra.add(x, prologue, &mut y, out)?;
+        Ok(Tensor::from_vec(y, (tokens, out), x.device())?)
     }
 }

@@ -5,8 +5,10 @@
 use candle_core::Tensor;
 use sconce_kernels::Prologue;
 
-use super::{Join, Linear, Norm};
+use super::{Join, Linear, Norm, Step, Sum};
+use crate::adapter::Site;
 use crate::error::Result;
+use crate::timing::{Operation, timed};
 
 pub(crate) struct Mlp {
     pub norm: Norm,
@@ -21,9 +23,11 @@ pub(crate) struct Mlp {
 
 impl Mlp {
     /// The block on `hidden` with its norm, added to `residual`: all `[tokens, hidden]`.
-    pub fn forward(&self, hidden: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, hidden: &Tensor, residual: &Tensor, step: &Step) -> Result<Tensor> {
         // [tokens, 2 * ffn] or [tokens, ffn]
-        let wide = self.gate_up.forward(hidden, self.norm.before())?;
-        self.down.add_to(residual, &wide, self.activation, self.join.as_ref())
+        let extra = step.extra(Site::GateUp);
+        let wide = timed(Operation::GateUp, || self.gate_up.forward_with(hidden, self.norm.before(), extra))?;
+        let to = Sum { residual, join: self.join.as_ref(), extra: step.extra(Site::Down) };
+        timed(Operation::Down, || self.down.add_to(to, &wide, self.activation))
     }
 }

@@ -5,9 +5,9 @@
 //! experts are added in ascending order, so its result does not depend on which other tokens are in the step.
 
 use candle_core::Tensor;
-use sconce_kernels::{Prologue, add_scaled, rms_norm, top_k};
+use sconce_kernels::{Prologue, add_scaled, rms_norm};
 
-use super::{Join, Linear, RmsNorm};
+use super::{Choice, Join, Linear, RmsNorm};
 use crate::error::Result;
 
 /// One feed-forward block without a norm.
@@ -21,8 +21,8 @@ pub(crate) struct ExpertMlp {
 /// The expert that every token sees.
 pub(crate) struct SharedExpert {
     pub mlp: ExpertMlp,
-    /// `[1, hidden]`: a token takes `sigmoid` of it.
-    pub router: Linear,
+    /// `[1, hidden]`: a token takes `sigmoid` of it; all of it without.
+    pub router: Option<Linear>,
 }
 
 pub(crate) struct Moe {
@@ -31,9 +31,7 @@ pub(crate) struct Moe {
     pub router: Linear,
     pub experts: Vec<ExpertMlp>,
     pub shared: Option<SharedExpert>,
-    pub per_token: usize,
-    /// The shares of a token's experts sum to one; otherwise they are those of a softmax over all experts.
-    pub normalised: bool,
+    pub choice: Choice,
     pub activation: Prologue<'static>,
     pub join: Option<Join>,
 }
@@ -71,10 +69,16 @@ impl Moe {
         }
         if let Some(shared) = &self.shared {
             let mut shares = Vec::with_capacity(tokens);
-            shared.router.forward_into(&normed, Prologue::None, &mut shares)?;
+            match &shared.router {
+                Some(router) => {
+                    router.forward_into(&normed, Prologue::None, &mut shares)?;
+                    shares.iter_mut().for_each(|share| *share = 1.0 / (1.0 + (-*share).exp()));
+                }
+                None => shares.resize(tokens, 1.0),
+            }
             self.run(&shared.mlp, &normed, &mut y)?;
             for ((sum, share), y) in sum.chunks_exact_mut(width).zip(shares).zip(y.chunks_exact(width)) {
-                add(sum, 1.0 / (1.0 + (-share).exp()), y);
+                add(sum, share, y);
             }
         }
         let sum = Tensor::from_vec(sum, (tokens, width), hidden.device())?;
@@ -93,21 +97,11 @@ impl Moe {
     fn routes(&self, normed: &Tensor, tokens: usize) -> Result<Vec<Route>> {
         let mut scores = Vec::with_capacity(tokens * self.experts.len());
         self.router.forward_into(normed, Prologue::None, &mut scores)?;
-        let mut routes = Vec::with_capacity(tokens * self.per_token);
-        let mut best = Vec::with_capacity(self.per_token + 1);
+        let mut routes = Vec::with_capacity(tokens * self.choice.per_token);
+        let (mut room, mut best) = (Vec::new(), Vec::with_capacity(self.choice.per_token + 1));
         for (token, scores) in scores.chunks_exact(self.experts.len()).enumerate() {
-            top_k(scores, self.per_token, &mut best);
-            let largest = best.first().map_or(0.0, |(_, score)| *score);
-            let weight = |score: f32| (score - largest).exp();
-            let total: f32 = if self.normalised {
-                best.iter().map(|(_, score)| weight(*score)).sum()
-            } else {
-                scores.iter().map(|score| weight(*score)).sum()
-            };
-            let way = |(expert, score): &(u32, f32)| {
-                let share = weight(*score) / total;
-                Route { expert: *expert, token: token as u32, share }
-            };
+            self.choice.choose(scores, &mut room, &mut best);
+            let way = |&(expert, share): &(u32, f32)| Route { expert, token: token as u32, share };
             routes.extend(best.iter().map(way));
         }
         routes.sort_unstable_by_key(|route| (route.expert, route.token));

@@ -9,14 +9,15 @@ use serde_json::{Map, Value};
 
 use super::fields::{Fields, NEXT};
 use super::rope::yarn_attention_factor;
-use super::{Activation, LAYERS_MAX, RopeScaling, RopeSpec, Scales, SlidingWindow, Spec};
+use super::{Activation, LAYERS_MAX, RopeScaling, RopeSpec, Scales, SlidingWindow, Spec, Uneven};
 use crate::embedder;
 use crate::error::{Error, Result, shown};
 use crate::family::{self, FamilyTraits, WindowRule};
 use crate::quantised::Quantisation;
 
 /// Models of text and images whose text part is one of the families, under `text_config`.
-const WRAPPERS: [&str; 2] = ["Gemma3ForConditionalGeneration", "Mistral3ForConditionalGeneration"];
+const WRAPPERS: [&str; 3] =
+    ["Gemma3ForConditionalGeneration", "Gemma4ForConditionalGeneration", "Mistral3ForConditionalGeneration"];
 
 /// What a config says.
 pub(crate) struct Parsed {
@@ -79,6 +80,8 @@ pub(crate) fn parse(text: &str, file: &Path) -> Result<Parsed> {
         sinks: false,
         sliding_window: sliding_window(&fields, traits.window, layers)?,
         experts: None,
+        latent: None,
+        uneven: Uneven::default(),
         notes: notes(quantisation, is_text_part),
         weight_format: String::new(),
         parameters: 0,
@@ -209,6 +212,9 @@ fn one_rope(fields: &Fields, nested: &Fields, traits: &FamilyTraits, sizes: (usi
             original_context,
         },
         "yarn" => yarn(nested, original_context, context_max)?,
+        "proportional" => {
+            RopeScaling::Proportional { share: partial.unwrap_or(1.0), factor: nested.number("factor")?.unwrap_or(1.0) }
+        }
         // Early Phi-3 files say `su`.
         "longrope" | "su" => longrope(nested, original_context, context_max)?,
         other => return Err(fields.unsupported(format!("rope type {}", shown(other)))),

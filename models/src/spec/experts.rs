@@ -6,7 +6,7 @@ use super::keys::Keys;
 use crate::error::Result;
 use crate::names::{LayerPart, Part};
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Experts {
     pub count: usize,
     /// Experts that see a token.
@@ -19,8 +19,66 @@ pub struct Experts {
     pub normalised: bool,
     /// Experts and router have biases.
     pub has_bias: bool,
+    pub routing: Routing,
     /// Whether layer `i` has experts; the others have a plain block. `[layers]`
     pub layers: Vec<bool>,
+}
+
+/// How a token's experts follow from its router's scores.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Routing {
+    pub scoring: Scoring,
+    /// Only experts of the best groups are chosen.
+    pub groups: Option<Groups>,
+    /// Factor on all shares.
+    pub scale: f32,
+    /// Each expert has a number that is added to its weight while experts are chosen, and not to its share.
+    pub corrected: bool,
+    /// A token takes a share of the shared expert that a router of its own says; otherwise all of it.
+    pub gates_shared: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scoring {
+    Softmax,
+    Sigmoid,
+}
+
+/// Neighbouring experts, all groups of one size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Groups {
+    pub count: usize,
+    pub used: usize,
+    pub score: GroupScore,
+}
+
+/// By what groups are ranked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupScore {
+    /// Their best expert.
+    Best,
+    /// The sum of their best two.
+    BestTwo,
+}
+
+impl Routing {
+    /// A softmax over all scores, and nothing else.
+    pub(crate) const PLAIN: Self =
+        Self { scoring: Scoring::Softmax, groups: None, scale: 1.0, corrected: false, gates_shared: true };
+    pub(crate) const GROUPS_MAX: usize = 64;
+
+    fn check(&self, experts: &Experts) -> Result<(), String> {
+        if !(self.scale > 0.0 && self.scale.is_finite()) {
+            return Err(format!("factor on experts' shares is {}, expected > 0", self.scale));
+        }
+        let Some(Groups { count, used, .. }) = self.groups else { return Ok(()) };
+        let is_sound = (1..=Self::GROUPS_MAX).contains(&count) && experts.count.is_multiple_of(count);
+        if !is_sound || !(1..=count).contains(&used) || experts.count / count * used < experts.per_token {
+            let Experts { count: all, per_token, .. } = experts;
+            return Err(format!("{used} of {count} groups of experts for {per_token} of {all} experts a token"));
+        }
+        Ok(())
+    }
 }
 
 /// Metadata keys that families with experts read.
@@ -42,6 +100,7 @@ pub(crate) fn from_config(fields: &Fields, spec: &Spec, count_key: &str) -> Resu
         shared_ffn: 0,
         normalised: fields.bool("norm_topk_prob")?.unwrap_or(false),
         has_bias: false,
+        routing: Routing::PLAIN,
         layers: (0..spec.layers_believed()).map(has_experts).collect(),
     })
 }
@@ -55,6 +114,7 @@ pub(crate) fn from_metadata(keys: &Keys, spec: &Spec) -> Result<Experts> {
         shared_ffn: 0,
         normalised: keys.bool("expert_weights_norm").unwrap_or(false),
         has_bias: false,
+        routing: Routing::PLAIN,
         layers: (0..spec.layers_believed()).map(has_experts).collect(),
     })
 }
@@ -78,6 +138,6 @@ impl Experts {
                 self.shared_ffn
             ));
         }
-        Ok(())
+        self.routing.check(self)
     }
 }

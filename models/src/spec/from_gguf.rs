@@ -2,7 +2,7 @@
 
 use super::keys::Keys;
 use super::rope::yarn_attention_factor;
-use super::{LAYERS_MAX, NormKind, RopeScaling, RopeSpec, Scales, SlidingWindow, Spec};
+use super::{LAYERS_MAX, NormKind, RopeScaling, RopeSpec, Scales, SlidingWindow, Spec, Uneven};
 use crate::error::{Error, Result, shown};
 use crate::family::{self, FamilyTraits, Switch, WindowRule};
 use crate::gguf::{Array, Header, Value};
@@ -10,7 +10,7 @@ use crate::names::{GGUF_LONGROPE, GGUF_ROPE_FACTORS, LayerPart, Part};
 use crate::tensors::TensorSet;
 
 /// Keys of other architectures' features. Where one is set the answer would differ, so the file is refused.
-const UNSUPPORTED_KEYS: [&str; 14] = [
+const UNSUPPORTED_KEYS: [&str; 15] = [
     "expert_count",
     "embedding_scale",
     "residual_scale",
@@ -25,6 +25,7 @@ const UNSUPPORTED_KEYS: [&str; 14] = [
     "expert_group_used_count",
     "attention.key_length_swa",
     "leading_dense_block_count",
+    "rope.scaling.yarn_log_multiplier",
 ];
 
 /// `tensors` must stem from `header`; the file that both stem from is named in messages.
@@ -43,7 +44,7 @@ pub(crate) fn spec(header: &Header, tensors: &TensorSet) -> Result<Spec> {
     refuse_unsupported(&keys, traits)?;
 
     let (heads, hidden) = (keys.size("attention.head_count")?, keys.size("embedding_length")?);
-    let head_dim = head_dim(&keys, heads, hidden)?;
+    let head_dim = head_dim(&keys, traits, heads, hidden)?;
     let layers = keys.size("block_count")?;
     let totals = tensors.totals();
     let norm_eps = match traits.norm {
@@ -55,9 +56,9 @@ pub(crate) fn spec(header: &Header, tensors: &TensorSet) -> Result<Spec> {
         family: traits.family,
         layers,
         hidden,
-        ffn: feed_forward(&keys)?,
+        ffn: feed_forward(&keys, traits)?,
         heads,
-        kv_heads: keys.optional_size("attention.head_count_kv")?.unwrap_or(heads),
+        kv_heads: kv_heads(&keys, traits)?.unwrap_or(heads),
         head_dim,
         vocab: vocab(&keys)?,
         context_max: u32::try_from(keys.size("context_length")?).unwrap_or(u32::MAX),
@@ -78,6 +79,8 @@ pub(crate) fn spec(header: &Header, tensors: &TensorSet) -> Result<Spec> {
         sinks: false,
         sliding_window: sliding_window(&keys, traits.window, layers)?,
         experts: None,
+        latent: None,
+        uneven: Uneven::default(),
         notes: Vec::new(),
         weight_format: totals.weight_format,
         parameters: totals.parameters,
@@ -97,12 +100,22 @@ fn has_part(tensors: &TensorSet, switch: Switch, part: LayerPart) -> bool {
 }
 
 /// The width of the feed-forward block; files of models that have experts only need not say it.
-fn feed_forward(keys: &Keys) -> Result<usize> {
+fn feed_forward(keys: &Keys, traits: &FamilyTraits) -> Result<usize> {
+    if traits.is_uneven
+        && let Some(narrowest) = keys.sizes("feed_forward_length")?.into_iter().flatten().min()
+    {
+        return Ok(narrowest);
+    }
     match keys.optional_size("feed_forward_length")?.filter(|&width| width > 0) {
         Some(width) => Ok(width),
         None if keys.get("expert_feed_forward_length").is_some() => keys.size("expert_feed_forward_length"),
         None => keys.size("feed_forward_length"),
     }
+}
+
+fn kv_heads(keys: &Keys, traits: &FamilyTraits) -> Result<Option<usize>> {
+    const KEY: &str = "attention.head_count_kv";
+    if traits.is_uneven { Ok(keys.sizes(KEY)?.into_iter().flatten().max()) } else { keys.optional_size(KEY) }
 }
 
 fn sliding_window(keys: &Keys, rule: WindowRule, layers: usize) -> Result<Option<SlidingWindow>> {
@@ -143,13 +156,15 @@ fn refuse_unsupported(keys: &Keys, traits: &FamilyTraits) -> Result<()> {
     Ok(())
 }
 
-fn head_dim(keys: &Keys, heads: usize, hidden: usize) -> Result<usize> {
+fn head_dim(keys: &Keys, traits: &FamilyTraits, heads: usize, hidden: usize) -> Result<usize> {
     let head_dim = match keys.optional_size("attention.key_length")? {
         Some(head_dim) => head_dim,
         None if heads > 0 && hidden.is_multiple_of(heads) => hidden / heads,
         None => return Err(keys.wrong(format!("embedding length {hidden} is not a multiple of {heads} heads"))),
     };
-    refuse_other_width(keys, "attention.value_length", head_dim)?;
+    if !traits.is_uneven {
+        refuse_other_width(keys, "attention.value_length", head_dim)?;
+    }
     Ok(head_dim)
 }
 
@@ -236,11 +251,10 @@ fn longrope(keys: &Keys) -> Result<RopeScaling> {
 }
 
 fn yarn(keys: &Keys, factor: f64) -> Result<RopeScaling> {
-    for (key, plain) in [("rope.scaling.yarn_log_multiplier", 0.0), ("rope.scaling.yarn_ext_factor", 1.0)] {
-        if keys.number(key)?.is_some_and(|value| value != plain) {
-            let feature = format!("metadata key {}", keys.full(key));
-            return Err(keys.unsupported(feature, "use another version of the model"));
-        }
+    const EXTRAPOLATION: &str = "rope.scaling.yarn_ext_factor";
+    if keys.number(EXTRAPOLATION)?.is_some_and(|value| value != 1.0) {
+        let feature = format!("metadata key {}", keys.full(EXTRAPOLATION));
+        return Err(keys.unsupported(feature, "use another version of the model"));
     }
     let first = |names: [&str; 2]| -> Result<f64> {
         Ok(match keys.number(names[0])? {

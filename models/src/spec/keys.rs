@@ -54,6 +54,18 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A size, or a list of one a layer, as it stands.
+    pub fn sizes(&self, key: &str) -> Result<Option<Vec<usize>>> {
+        let sizes = match self.get(key) {
+            None => return Ok(None),
+            Some(Value::Array(array)) => array.to_u64s(),
+            Some(value) => value.as_u64().map(|size| vec![size]),
+        };
+        let sizes = sizes.and_then(|all| all.into_iter().map(|size| usize::try_from(size).ok()).collect());
+        let wrong = || self.wrong(format!("metadata key {} is no list of whole numbers", self.full(key)));
+        sizes.map(Some).ok_or_else(wrong)
+    }
+
     pub fn size(&self, key: &str) -> Result<usize> {
         self.optional_size(key)?.ok_or_else(|| self.wrong(format!("metadata key {} is missing", self.full(key))))
     }

@@ -8,11 +8,15 @@ pub(crate) mod experts;
 pub(crate) mod fields;
 pub(crate) mod from_gguf;
 pub(crate) mod keys;
+pub(crate) mod latent;
 pub(crate) mod rope;
+pub(crate) mod uneven;
 
-pub use experts::Experts;
+pub use experts::{Experts, GroupScore, Groups, Routing, Scoring};
+pub use latent::Latent;
 pub use rope::{RopeScaling, RopeSpec};
 use sconce_kernels::KvDtype;
+pub use uneven::{CacheKind, Convolution, KvHeads, Uneven};
 
 use crate::family::Family;
 
@@ -151,6 +155,9 @@ pub struct Spec {
     pub sliding_window: Option<SlidingWindow>,
     /// Layers whose feed-forward block is a mixture of experts.
     pub experts: Option<Experts>,
+    /// Latent attention in all layers: `head_dim` is then the width of what the cache holds of a token.
+    pub latent: Option<Latent>,
+    pub uneven: Uneven,
     /// What is done to the weights at load, where that is worth knowing.
     pub notes: Vec<String>,
     /// The commonest weight format by bytes: "Q4_1", "BF16".
@@ -161,9 +168,9 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// K and V of one token in all layers.
+    /// What the cache holds of one token in all layers.
     pub fn kv_bytes_per_token(&self, dtype: KvDtype) -> u64 {
-        let values = 2 * self.layers as u64 * self.kv_heads as u64 * self.head_dim as u64;
+        let values: u64 = (0..self.layers).map(|layer| self.cache_values(layer)).sum();
         values * dtype.bytes() as u64
     }
 
@@ -206,11 +213,12 @@ impl Spec {
     fn layer_matrix_parameters(&self) -> u64 {
         let product = |sizes: [usize; 3]| sizes.into_iter().fold(1, |all: u64, size| all.saturating_mul(size as u64));
         let projections = if self.gated { 3 } else { 2 };
-        let mut all = product([self.layers, self.hidden, 2 * self.query_width() + 2 * self.kv_width()]);
+        let mut all = 0_u64;
         for layer in 0..self.layers {
+            all = all.saturating_add(self.mixer_parameters(layer));
             let width = match self.experts_of(layer) {
                 Some(experts) => experts.per_token * experts.ffn + experts.shared_ffn,
-                None => self.ffn,
+                None => self.ffn_of(layer),
             };
             all = all.saturating_add(product([projections, self.hidden, width]));
         }
@@ -250,7 +258,7 @@ impl Spec {
             ("kv heads", self.kv_heads, 1 << 16),
             ("head size", self.head_dim, 1 << 16),
             ("vocabulary size", self.vocab, SIZE_MAX),
-            ("context length", self.context_max as usize, 1 << 28),
+            ("context length", self.context_max as usize, 1 << 24),
         ];
         for (name, value, max) in sizes {
             if value == 0 || value > max {
@@ -281,10 +289,14 @@ impl Spec {
         if let Some(experts) = &self.experts {
             experts.check()?;
         }
+        if let Some(latent) = &self.latent {
+            latent.check()?;
+        }
+        self.check_uneven()?;
         if let Some(local) = &self.local_rope {
             local.check(self.head_dim)?;
         }
-        self.rope.check(self.head_dim)
+        self.rope.check(self.uneven.global_heads.map_or(self.head_dim, |heads| heads.head_dim))
     }
 
     fn windowed(&self) -> &Vec<bool> {

@@ -31,6 +31,11 @@ pub enum RopeScaling {
     },
     /// A divisor for each frequency, as GGUF carries llama3 scaling (`rope_freqs.weight`). `[rotated / 2]`
     Divisors(Vec<f32>),
+    /// A share of the pairs turns, the first ones, as if all did; the others stand still (Gemma 4).
+    Proportional {
+        share: f64,
+        factor: f64,
+    },
     /// LongRoPE: divisors for contexts up to the original length, and for longer ones. `[rotated / 2]` each
     LongRope {
         short: Vec<f64>,
@@ -64,6 +69,11 @@ impl RopeSpec {
         match &self.scaling {
             RopeScaling::None => plain.map(|frequency| frequency as f32).collect(),
             RopeScaling::Linear { factor } => plain.map(|frequency| (frequency / factor) as f32).collect(),
+            &RopeScaling::Proportional { share, factor } => {
+                let turning = (share * rotated as f64 / 2.0) as usize;
+                let one = |(pair, frequency): (usize, f64)| if pair < turning { frequency / factor } else { 0.0 };
+                plain.enumerate().map(|pair| one(pair) as f32).collect()
+            }
             RopeScaling::Divisors(divisors) => {
                 plain.zip(divisors).map(|(frequency, divisor)| (frequency / f64::from(*divisor)) as f32).collect()
             }
@@ -133,6 +143,10 @@ impl RopeSpec {
         match &self.scaling {
             RopeScaling::None => Ok(()),
             RopeScaling::Linear { factor } => positive("scaling factor", *factor),
+            RopeScaling::Proportional { share, factor } => {
+                positive("scaling factor", *factor)?;
+                if (0.0..=1.0).contains(share) { Ok(()) } else { Err(format!("rope turns a share of {share}")) }
+            }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 positive("scaling factor", *factor)?;
                 positive("low_freq_factor", *low_freq_factor)?;

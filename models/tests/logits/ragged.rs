@@ -1,6 +1,6 @@
 //! Drives a model the way an engine would: sequences in scattered blocks, any share of each in a step.
 
-use sconce_models::{BatchInput, KvCache, KvDtype, Logits, Model};
+use sconce_models::{AdapterId, BatchInput, KvCache, KvDtype, Logits, Model};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Sample {
@@ -15,6 +15,7 @@ pub struct Sequence {
     blocks: Vec<u32>,
     /// Position and logits of every sampled token, in order.
     pub sampled: Vec<(usize, Vec<f32>)>,
+    pub adapter: Option<AdapterId>,
 }
 
 pub struct Ragged<'a> {
@@ -49,8 +50,13 @@ impl<'a> Ragged<'a> {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             free.swap(last, (state >> 33) as usize % (last + 1));
         }
-        let sequence =
-            |tokens: &Vec<u32>| Sequence { tokens: tokens.clone(), done: 0, blocks: Vec::new(), sampled: Vec::new() };
+        let sequence = |tokens: &Vec<u32>| Sequence {
+            tokens: tokens.clone(),
+            done: 0,
+            blocks: Vec::new(),
+            sampled: Vec::new(),
+            adapter: None,
+        };
         let sequences = prompts.iter().map(sequence).collect();
         Self { model, kv, block_size, free, sequences, batch: BatchInput::default(), logits: Logits::default() }
     }
@@ -60,6 +66,9 @@ impl<'a> Ragged<'a> {
         self.batch.clear();
         for &(index, count) in work {
             self.add_row(index, count, sample);
+        }
+        if self.batch.adapters.iter().all(Option::is_none) {
+            self.batch.adapters.clear();
         }
         self.model.forward(&self.batch, &mut self.kv, &mut self.logits).unwrap();
         assert_eq!(self.logits.vocab, self.model.spec().vocab);
@@ -96,6 +105,7 @@ impl<'a> Ragged<'a> {
         self.batch.context_lens.push(end as u32);
         self.batch.block_tables.extend_from_slice(&sequence.blocks);
         self.batch.block_table_ends.push(self.batch.block_tables.len() as u32);
+        self.batch.adapters.push(sequence.adapter);
         sequence.done = end;
     }
 }

@@ -3,6 +3,7 @@
 //! Prices are whole pico-dollars a token and costs whole nano-dollars, so that a sum does not depend on its order. What
 //! is not known is `None`, never 0.
 
+pub mod instances;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use sconce_vocabulary::request::Usage;
 use serde::de::{Error as _, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use instances::InstanceTable;
 pub use table::PriceTable;
 
 const PICO_PER_NANO: u128 = 1000;

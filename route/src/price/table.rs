@@ -76,7 +76,7 @@ impl PriceTable {
     }
 }
 
-fn check_day(day: &str) -> Result<(), String> {
+pub(super) fn check_day(day: &str) -> Result<(), String> {
     let mut parts = day.split('-');
     let mut number =
         |digits: usize| parts.next().filter(|part| part.len() == digits).and_then(|part| part.parse::<u32>().ok());

@@ -86,7 +86,7 @@ pub(super) async fn count_tokens(
     check_version(&headers)?;
     let wire = body::read::<wire::MessagesBody>(&headers, body, &state.config).await?;
     let (model, chat) = convert::counted(wire, &state.config)?;
-    let member = ready(&state, &origin, &model)?;
+    let member = ready(&state, &origin, &model).await?;
     require_chat(&*member)?;
     let count = work(&state, move || member.tokenize(TokenizeInput::Chat(chat))).await?.tokens.len();
     Ok(Json(wire::TokenCount { input_tokens: count }))

@@ -110,6 +110,7 @@ mod tests {
             id: id.to_owned(),
             aliases: Vec::new(),
             root: String::new(),
+            parent: None,
             max_model_len: 8,
             created_s: 0,
             chat: true,

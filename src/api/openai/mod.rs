@@ -7,6 +7,7 @@ pub(super) mod completions;
 pub(super) mod embeddings;
 pub(super) mod files;
 mod logprobs;
+pub(super) mod lora;
 pub(super) mod models;
 pub(super) mod origin;
 mod page;

@@ -99,6 +99,9 @@ policies! {
         "spaces_between_special_tokens" => refused(&["true"], LEAVE_OUT),
         "return_token_ids" => refused(&["false"], "set logprobs and return_tokens_as_token_ids to get token ids"),
         "truncate_prompt_tokens" => refused(&[], "prompts are never cut silently; shorten the prompt"),
+        // SGLang's, which vllm-router writes into every request that it passes on.
+        "no_stop_trim" => refused(&["false"], "use include_stop_str_in_output"),
+        "return_hidden_states" => refused(&["false"], LEAVE_OUT),
         "logits_processors" | "allowed_token_ids" | "bad_words" => refused(&["[]"], "use logit_bias"),
         "mm_processor_kwargs" | "kv_transfer_params" | "vllm_xargs" | "lora_path" | "request_id" =>
             refused(&["{}"], LEAVE_OUT),

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use serde_json::{Map, Value, json};
 
 use super::schema::Schemas;
-use super::{anthropic, openai, ops, routing, web};
+use super::{anthropic, lifecycle, openai, openrouter, ops, routing, web};
 
 pub(super) use operation::{Dialect, Operation};
 
@@ -48,6 +48,9 @@ fn made() -> Value {
         openai::files::operations(),
         openai::batches::operations(&mut schemas),
         openai::models::operations(&mut schemas),
+        openai::lora::operations(&mut schemas),
+        openrouter::operations(&mut schemas),
+        lifecycle::operations(&mut schemas),
         openai::tokenize::operations(&mut schemas),
         routing::operations(&mut schemas),
         ops::operations(&mut schemas),

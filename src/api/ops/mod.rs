@@ -5,14 +5,23 @@ mod describe;
 use std::sync::OnceLock;
 
 use axum::Json;
-use axum::extract::State;
+use axum::body::Body;
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{AppState, openapi, web};
+use super::error::Failure;
+use super::json::{Wire, fields};
+use super::lifecycle::require_operator;
+use super::openai::origin::Origin;
+use super::{AppState, body, openapi, web};
+use crate::error::Error;
+use crate::pool::Model;
+use crate::pool::lifecycle::Managed;
+use crate::telemetry;
 
 pub(super) use describe::operations;
 
@@ -30,8 +39,34 @@ pub(super) struct Index {
 
 #[derive(Serialize, JsonSchema)]
 pub(super) struct Health {
-    #[schemars(extend("const" = "ok"))]
+    /// `ok` or `stuck`: an engine does not come back from a step, and the process must be restarted.
     status: &'static str,
+    /// The models whose engines are stuck.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    stuck: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+pub(super) struct WhichModel {
+    /// Ask about this model alone: it is ready while it is in memory and can answer.
+    model: Option<String>,
+}
+
+fields! {
+    /// What is to be logged from now on.
+    #[schemars(rename = "LogLevelRequest")]
+    LogLevelFields {
+        /// As `--log` takes it: `debug`, or `sconce=debug,info`.
+        #[schemars(required)]
+        filter: String,
+    }
+}
+
+/// What is logged.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct LogLevel {
+    /// As `--log` takes it; null where another program decides.
+    filter: Option<String>,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -57,20 +92,49 @@ pub(super) async fn index(State(state): State<AppState>, headers: HeaderMap) -> 
     ([(header::VARY, "accept")], index).into_response()
 }
 
-/// 200 while the process can answer.
-pub(super) async fn health() -> Json<Health> {
-    Json(Health { status: "ok" })
+/// 200 while the process can answer; 503 when only a restart helps.
+pub(super) async fn health(State(state): State<AppState>) -> Response {
+    let models = state.pool.lifecycle().all();
+    let is_stuck = |one: &&Managed| one.member.stuck_for().is_some();
+    let stuck: Vec<_> = models.iter().filter(is_stuck).map(|one| one.member.card().id.clone()).collect();
+    if stuck.is_empty() {
+        return Json(Health { status: "ok", stuck }).into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "stuck", stuck })).into_response()
 }
 
 /// 200 while every model can serve; 503 with the reasons while loading, failed or draining.
-pub(super) async fn ready(State(state): State<AppState>) -> Response {
-    let readiness = state.pool.readiness();
+pub(super) async fn ready(State(state): State<AppState>, which: Query<WhichModel>) -> Result<Response, Failure> {
+    let readiness = match &which.model {
+        None => state.pool.readiness(),
+        Some(model) => state.pool.readiness_of(model)?,
+    };
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = Json(Readiness { ready: readiness.ready, reasons: readiness.reasons });
     if readiness.ready {
-        return (status, body).into_response();
+        return Ok((status, body).into_response());
     }
-    (status, [(header::RETRY_AFTER, "2")], body).into_response()
+    Ok((status, [(header::RETRY_AFTER, "2")], body).into_response())
+}
+
+pub(super) async fn log_level(origin: Origin) -> Result<Json<LogLevel>, Failure> {
+    require_operator(&origin)?;
+    Ok(Json(LogLevel { filter: telemetry::log_filter() }))
+}
+
+pub(super) async fn set_log_level(
+    State(state): State<AppState>,
+    origin: Origin,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<LogLevel>, Failure> {
+    let wire = body::read::<Wire<LogLevelFields>>(&headers, body, &state.config).await?.checked("")?;
+    require_operator(&origin)?;
+    let filter =
+        wire.filter.ok_or_else(|| Error::invalid("filter", "filter is missing; send e.g. 'sconce=debug,info'"))?;
+    telemetry::set_log_filter(&filter)?;
+    tracing::info!(filter, key = origin.caller.name(), "what is logged was changed");
+    Ok(Json(LogLevel { filter: telemetry::log_filter() }))
 }
 
 pub(super) async fn metrics(State(state): State<AppState>) -> Response {

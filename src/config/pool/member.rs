@@ -9,6 +9,7 @@ use sconce_route::price::TokenPrice;
 
 use super::place::hint;
 use super::section::{CapabilitiesSection, MemberSection};
+use super::worker::{self, WorkerConfig};
 use super::{SecretSource, check_name, dollars, seconds, unit};
 
 /// A checked member.
@@ -31,6 +32,8 @@ pub enum MemberKind {
         hourly: Option<Nanos>,
     },
     Remote(Box<RemoteConfig>),
+    /// Another engine on this machine, which this server starts and watches.
+    Worker(Box<WorkerConfig>),
 }
 
 impl MemberKind {
@@ -89,31 +92,36 @@ pub struct Capabilities {
 
 pub const MAX_CONCURRENT_DEFAULT: u32 = 256;
 
-const KINDS: [&str; 8] = ["local", "openai", "openai-compatible", "anthropic", "bedrock", "azure", "gemini", "mistral"];
+const KINDS: [&str; 9] =
+    ["local", "worker", "openai", "openai-compatible", "anthropic", "bedrock", "azure", "gemini", "mistral"];
 
-pub fn checked(section: &MemberSection) -> Result<MemberConfig, String> {
+/// Several members where a worker has replicas.
+pub fn checked(section: &MemberSection) -> Result<Vec<MemberConfig>, String> {
     check_name(&section.name)?;
     if section.model.is_empty() {
         return Err("model is empty; name the model".to_owned());
     }
-    let kind = match section.kind.as_str() {
-        "local" => local(section)?,
-        _ => MemberKind::Remote(Box::new(remote(section)?)),
+    let kinds = match section.kind.as_str() {
+        "worker" => worker::checked(section)?,
+        "local" => vec![(section.name.clone(), local(section)?)],
+        _ => vec![(section.name.clone(), MemberKind::Remote(Box::new(remote(section)?)))],
     };
     let task = match section.task.as_deref() {
         None | Some("generate") => MemberTask::Generate,
         Some("embed") => MemberTask::Embed,
         Some(other) => return Err(format!("task is '{other}'; it is generate or embed")),
     };
-    Ok(MemberConfig {
-        name: section.name.clone(),
+    let quality = section.quality.map(|quality| unit("quality", quality)).transpose()?;
+    let member = |(name, kind)| MemberConfig {
+        name,
         kind,
         task,
         capabilities: capabilities(&section.capabilities),
         price: section.price.clone(),
-        quality: section.quality.map(|quality| unit("quality", quality)).transpose()?,
+        quality,
         health: section.health.clone(),
-    })
+    };
+    Ok(kinds.into_iter().map(member).collect())
 }
 
 fn local(section: &MemberSection) -> Result<MemberKind, String> {
@@ -137,11 +145,16 @@ fn local(section: &MemberSection) -> Result<MemberKind, String> {
         ("task", section.task.is_some()),
     ];
     refuse(&remote_only, "a local member has no")?;
+    refuse(&worker::keys(section), "a local member has no")?;
+    Ok(MemberKind::Local { model: section.model.clone(), hourly: hourly(section)? })
+}
+
+/// What the machine costs, which is not a price of tokens.
+pub(super) fn hourly(section: &MemberSection) -> Result<Option<Nanos>, String> {
     if section.hourly_usd.is_some() && section.price.is_some() {
         return Err("price and hourly_usd exclude each other; leave one out".to_owned());
     }
-    let hourly = section.hourly_usd.map(|usd| dollars("hourly_usd", usd)).transpose()?;
-    Ok(MemberKind::Local { model: section.model.clone(), hourly })
+    section.hourly_usd.map(|usd| dollars("hourly_usd", usd)).transpose()
 }
 
 fn remote(section: &MemberSection) -> Result<RemoteConfig, String> {
@@ -161,6 +174,7 @@ fn remote(section: &MemberSection) -> Result<RemoteConfig, String> {
         ("prompt_caching", section.prompt_caching.is_some() && !wants_tokens),
     ];
     refuse(&foreign, &format!("kind {} takes no", section.kind))?;
+    refuse(&worker::keys(section), &format!("kind {} takes no", section.kind))?;
     if section.base_url.is_none() && matches!(provider, Kind::Compatible | Kind::Azure) {
         return Err(format!("base_url is missing; kind {} needs the address of the server", section.kind));
     }
@@ -176,8 +190,6 @@ fn remote(section: &MemberSection) -> Result<RemoteConfig, String> {
     if section.max_concurrent == Some(0) {
         return Err("max_concurrent is 0; leave the member out instead".to_owned());
     }
-    let defaults = Timeouts::default();
-    let time = |key, value: Option<f64>, default| value.map_or(Ok(default), |value| seconds(key, value));
     Ok(RemoteConfig {
         provider,
         responses: endpoint(section.api.as_deref())?,
@@ -194,12 +206,18 @@ fn remote(section: &MemberSection) -> Result<RemoteConfig, String> {
         region: section.region.as_ref().map(|region| region.to_ascii_lowercase()),
         api_version: section.api_version.clone(),
         headers: section.headers.clone(),
-        timeouts: Timeouts {
-            connect: time("connect_timeout_s", section.connect_timeout_s, defaults.connect)?,
-            first_byte: time("first_byte_timeout_s", section.first_byte_timeout_s, defaults.first_byte)?,
-            idle: time("idle_timeout_s", section.idle_timeout_s, defaults.idle)?,
-        },
+        timeouts: timeouts(section)?,
         max_concurrent: section.max_concurrent.unwrap_or(MAX_CONCURRENT_DEFAULT),
+    })
+}
+
+pub(super) fn timeouts(section: &MemberSection) -> Result<Timeouts, String> {
+    let defaults = Timeouts::default();
+    let time = |key, value: Option<f64>, default| value.map_or(Ok(default), |value| seconds(key, value));
+    Ok(Timeouts {
+        connect: time("connect_timeout_s", section.connect_timeout_s, defaults.connect)?,
+        first_byte: time("first_byte_timeout_s", section.first_byte_timeout_s, defaults.first_byte)?,
+        idle: time("idle_timeout_s", section.idle_timeout_s, defaults.idle)?,
     })
 }
 
@@ -246,7 +264,7 @@ fn capabilities(section: &CapabilitiesSection) -> Capabilities {
 }
 
 /// Keys that would be ignored.
-fn refuse(keys: &[(&str, bool)], why: &str) -> Result<(), String> {
+pub(super) fn refuse(keys: &[(&str, bool)], why: &str) -> Result<(), String> {
     match keys.iter().find(|(_, is_set)| *is_set) {
         Some((key, _)) => Err(format!("{why} {key}; leave it out")),
         None => Ok(()),

@@ -8,6 +8,7 @@ mod route;
 mod section;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,6 +24,7 @@ pub use route::{RouteConfig, RouteMember, Shadow};
 pub use section::{
     BudgetSection, LedgerSection, MemberSection, PoolSections, PricesSection, RouteSection, StaySection,
 };
+pub use worker::WorkerConfig;
 
 pub(super) use place::hint;
 
@@ -32,9 +34,15 @@ use place::Lines;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PoolConfig {
     pub members: Vec<MemberConfig>,
+    /// Names in the file that stand for several members.
+    pub replicas: Vec<(String, Vec<String>)>,
     pub routes: Vec<RouteConfig>,
     pub prices: Option<PathBuf>,
     pub ledger: LedgerConfig,
+    /// What the models of this server may take together.
+    pub models_memory_bytes: Option<u64>,
+    /// A step that runs longer is stuck.
+    pub step_timeout: Option<Duration>,
 }
 
 /// Where requests are written down.
@@ -51,6 +59,16 @@ pub struct Decisions {
     pub file: PathBuf,
     /// In thousandths.
     pub share_permille: u32,
+}
+
+impl PoolConfig {
+    /// The members that a name in the file stands for.
+    pub fn meant_by<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
+        match self.replicas.iter().find(|(known, _)| known == name) {
+            Some((_, replicas)) => replicas.iter().map(String::as_str).collect(),
+            None => vec![name],
+        }
+    }
 }
 
 impl Default for LedgerConfig {
@@ -117,23 +135,38 @@ impl Budget {
 pub fn checked(sections: &PoolSections, text: &str, served: &[String]) -> Result<PoolConfig> {
     let lines = Lines::new(text);
     let mut members: Vec<MemberConfig> = Vec::with_capacity(sections.members.len());
+    let mut replicas: Vec<(String, Vec<String>)> = Vec::new();
     for section in &sections.members {
-        let place = lines.table(section.span().start, "member", &section.get_ref().name);
-        let member = member::checked(section.get_ref()).map_err(|why| place.fault(&why))?;
-        if members.iter().any(|other| other.name == member.name) {
-            return Err(place.fault("another [[member]] has this name; give each its own"));
+        let name = &section.get_ref().name;
+        let place = lines.table(section.span().start, "member", name);
+        let made = member::checked(section.get_ref()).map_err(|why| place.fault(&why))?;
+        if made.len() > 1 {
+            replicas.push((name.clone(), made.iter().map(|member| member.name.clone()).collect()));
         }
-        if served.contains(&member.name) && !member.kind.is_local_of(&member.name) {
-            return Err(place.fault("a served model has this name; give the member another"));
+        for member in made {
+            let is_taken = |name: &str| {
+                members.iter().any(|other| other.name == name) || replicas.iter().any(|(other, _)| other == name)
+            };
+            if is_taken(&member.name) || members.iter().any(|other| other.name == *name && member.name != *name) {
+                return Err(place.fault("another [[member]] has this name; give each its own"));
+            }
+            if served.contains(&member.name) && !member.kind.is_local_of(&member.name) {
+                return Err(place.fault("a served model has this name; give the member another"));
+            }
+            if let Some(why) = worker::overlap(&members, &member) {
+                return Err(place.fault(&why));
+            }
+            members.push(member);
         }
-        members.push(member);
     }
-    let known: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();
+    let names = replicas.iter().map(|(name, _)| name);
+    let known: Vec<&str> = members.iter().map(|member| &member.name).chain(names).map(String::as_str).collect();
     let known: Vec<&str> = known.into_iter().chain(served.iter().map(String::as_str)).collect();
     let mut routes: Vec<RouteConfig> = Vec::with_capacity(sections.routes.len());
     for section in &sections.routes {
         let place = lines.table(section.span().start, "route", &section.get_ref().name);
         let route = route::checked(section.get_ref(), &known).map_err(|why| place.fault(&why))?;
+        let route = worker::spread(route, &replicas).map_err(|why| place.fault(&why))?;
         let names = || std::iter::once(&route.name).chain(&route.aliases);
         if let Some(name) = names().find(|name| routes.iter().any(|other| other.answers_to(name))) {
             return Err(place.fault(&format!("another [[route]] answers to '{name}'; give each its own names")));
@@ -147,9 +180,12 @@ pub fn checked(sections: &PoolSections, text: &str, served: &[String]) -> Result
     }
     Ok(PoolConfig {
         members,
+        replicas,
         routes,
         prices: sections.prices.file.clone(),
         ledger: ledger(&sections.ledger, !sections.members.is_empty())?,
+        models_memory_bytes: None,
+        step_timeout: None,
     })
 }
 

@@ -17,7 +17,7 @@ use crate::config::secret::SecretSource;
 pub struct MemberSection {
     /// What routes, logs, metrics and the ledger call it.
     pub name: String,
-    /// `local`, `openai`, `openai-compatible`, `anthropic`, `bedrock`, `azure`, `gemini` or `mistral`.
+    /// `local`, `worker`, `openai`, `openai-compatible`, `anthropic`, `bedrock`, `azure`, `gemini` or `mistral`.
     pub kind: String,
     /// The provider's name of the model (at Azure the deployment); of a local member the name of a served model.
     pub model: String,
@@ -52,13 +52,48 @@ pub struct MemberSection {
     pub capabilities: CapabilitiesSection,
     /// USD for a million tokens; the price table's where it is left out.
     pub price: Option<TokenPrice>,
-    /// What the machine of a local member costs an hour.
+    /// What the machine of a local member or a worker costs an hour.
     pub hourly_usd: Option<f64>,
     /// How good its answers are, from 0 to 1, as far as the operator knows.
     pub quality: Option<f64>,
     /// When its circuit opens and how its rate is learnt.
     #[serde(default)]
     pub health: HealthOptions,
+    /// Of a worker: the program and its arguments, with placeholders.
+    pub command: Option<Vec<String>>,
+    /// A command that is known: `vllm-neuron`, `optimum-neuron`, `llama-server` or `vllm`.
+    pub engine: Option<String>,
+    /// More arguments for the engine.
+    pub args: Option<Vec<String>>,
+    /// `neuron:0-1`: the cores that it may use.
+    pub device: Option<String>,
+    /// So many of it, which share its cores.
+    pub replicas: Option<u32>,
+    pub port: Option<u16>,
+    pub ready_timeout_s: Option<f64>,
+    pub hang_timeout_s: Option<f64>,
+    pub grace_s: Option<f64>,
+    pub restart: Option<RestartSection>,
+    /// Variables for it; it gets few others.
+    pub env: Option<BTreeMap<String, String>>,
+    /// Names of the server's own variables that it gets, too.
+    pub pass_env: Option<Vec<String>>,
+    pub user: Option<String>,
+    /// Where it keeps what it compiled.
+    pub cache: Option<PathBuf>,
+}
+
+/// When a worker that ends is started again.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestartSection {
+    /// This many ends within the window are a crash loop.
+    pub crashes_max: Option<u32>,
+    pub window_s: Option<f64>,
+    /// How often a worker in a crash loop is tried.
+    pub retry_s: Option<f64>,
+    pub backoff_first_s: Option<f64>,
+    pub backoff_max_s: Option<f64>,
 }
 
 /// What a member can do, where the defaults of its kind are wrong.

@@ -107,6 +107,93 @@ fn faults_name_their_line_and_what_is_meant() {
     }
 }
 
+const WORKER: &str = "[[member]]\nname = \"trn\"\nkind = \"worker\"\nmodel = \"org/m\"\ncache = \"/var/cache/w\"\n";
+
+fn workers(config: &PoolConfig) -> Vec<&WorkerConfig> {
+    config
+        .members
+        .iter()
+        .filter_map(|member| match &member.kind {
+            MemberKind::Worker(worker) => Some(&**worker),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn replicas_share_cores_cost_and_weight() {
+    let text = format!(
+        "{MEMBERS}{WORKER}engine = \"vllm-neuron\"\nargs = [\"--max-num-seqs\", \"4\"]\ndevice = \"neuron:0-3\"\nreplicas = 2\n\
+         hourly_usd = 2\nready_timeout_s = 7200\nrestart = {{ crashes_max = 2, window_s = 60 }}\nenv = {{ A = \"secret\" }}\n\
+         [[route]]\nname = \"r\"\npolicy = \"weighted\"\nmembers = [{{ name = \"trn\", weight = 3, canary = 0.5 }}, \"cloud\"]\n"
+    );
+    let config = read(&text).expect("good");
+    assert_eq!(config.meant_by("trn"), ["trn-1", "trn-2"]);
+    assert_eq!(config.meant_by("cloud"), ["cloud"]);
+    let [one, two] = workers(&config)[..] else { panic!("two") };
+    let cores = |worker: &WorkerConfig| worker.spec.cores.as_ref().map(ToString::to_string);
+    assert_eq!((cores(one), cores(two)), (Some("0-1".into()), Some("2-3".into())));
+    assert_eq!((one.hourly, one.limits.ready_ms, one.limits.crashes_max), (Some(Nanos(1_000_000_000)), 7_200_000, 2));
+    assert!(one.spec.command.ends_with(&["--max-num-seqs".to_owned(), "4".to_owned()]), "{:?}", one.spec.command);
+    assert_eq!(one.spec.cache, two.spec.cache, "what one compiled serves the other");
+    assert_ne!(one.spec.folder, two.spec.folder);
+    assert!(one.spec.environment.0.contains(&("A".into(), "secret".into())) && !format!("{one:?}").contains("secret"));
+    let parts: Vec<_> =
+        config.routes[0].members.iter().map(|part| (part.name.as_str(), part.weight, part.canary)).collect();
+    assert_eq!(parts, [("trn-1", 3, Some(0.25)), ("trn-2", 3, Some(0.25)), ("cloud", 2, None)]);
+}
+
+#[test]
+fn faults_of_workers_are_named() {
+    let engine = "engine = \"vllm\"\n";
+    let neuron = |device: &str| format!("command = [\"e\", \"{{port}}\"]\ndevice = \"neuron:{device}\"\n");
+    let second = |lines: &str| {
+        format!("{}[[member]]\nname = \"b\"\nkind = \"worker\"\nmodel = \"m\"\ncache = \"/c\"\n{lines}", neuron("0-1"))
+    };
+    for (lines, words) in [
+        (String::new(), &["line 1", "'trn'", "command = ", "llama-server"][..]),
+        (format!("{engine}command = [\"e\", \"{{port}}\"]\n"), &["exclude each other"]),
+        ("engine = \"vlm\"\n".into(), &["did you mean 'vllm'"]),
+        ("engine = \"optimum-neuron\"\n".into(), &["needs device", "all cores"]),
+        ("command = [\"e\"]\n".into(), &["no {port}"]),
+        ("command = [\"e\", \"{prot}\"]\n".into(), &["{prot}", "{port}"]),
+        (format!("{engine}device = \"cuda:0\"\n"), &["neuron:CORES"]),
+        (format!("{engine}device = \"neuron:0-2\"\nreplicas = 2\n"), &["shared evenly", "replicas"]),
+        (format!("{engine}replicas = 0\n"), &["replicas is 0"]),
+        (format!("{engine}replicas = 2\nport = 8001\n"), &["leave port out"]),
+        (format!("{engine}base_url = \"http://x\"\n"), &["kind worker takes no base_url"]),
+        (format!("{engine}api_key = {{ env = \"A\" }}\n"), &["kind worker takes no api_key"]),
+        (format!("{engine}hourly_usd = 1\nprice = {{ input = 1, output = 1 }}\n"), &["exclude each other"]),
+        (format!("{engine}user = \"root\"\n"), &["does not run as root"]),
+        (format!("{engine}user = \"nobody-has-this-name\"\n"), &["/etc/passwd"]),
+        (format!("{engine}restart = {{ crashes_max = 0 }}\n"), &["crashes_max"]),
+        (format!("{engine}restart = {{ backoff_first_s = 100 }}\n"), &["backoff_first_s"]),
+        (format!("{engine}hang_timeout_s = 0\n"), &["hang_timeout_s"]),
+        (format!("{engine}pass_env = [\"SCONCE_TEST_THAT_NOBODY_SETS\"]\n"), &["SCONCE_TEST_THAT_NOBODY_SETS"]),
+        (format!("{engine}env = {{ \"A=B\" = \"c\" }}\n"), &["A=B"]),
+        (second(&neuron("1-2")), &["line 8", "core 1 belongs to 'trn' and to 'b'"]),
+        (
+            format!(
+                "{engine}replicas = 2\n[[route]]\nname = \"r\"\nmembers = [\"trn\", \"trn-1\"]\npolicy = \"weighted\"\n"
+            ),
+            &["named twice"],
+        ),
+        (
+            format!(
+                "{engine}replicas = 2\n[[route]]\nname = \"r\"\nmembers = [\"trn\"]\nshadow = {{ member = \"trn\", share = 1.0 }}\n"
+            ),
+            &["trn-1, trn-2"],
+        ),
+    ] {
+        let fault = read(&format!("{WORKER}{lines}")).expect_err(words[0]);
+        for word in words {
+            assert!(fault.contains(word), "{word} is not in: {fault}");
+        }
+    }
+    let hosted = MEMBERS.replace("kind = \"openai\"\n", "kind = \"openai\"\nreplicas = 2\n");
+    assert!(read(&hosted).expect_err("hosted").contains("kind openai takes no replicas"));
+}
+
 #[test]
 fn there_is_a_ledger_where_money_is_spent() {
     assert_eq!(read("").expect("nothing").ledger.file, StorePlace::Off);

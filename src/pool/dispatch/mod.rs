@@ -163,6 +163,7 @@ impl Dispatch {
         let ask = known.with_states(&self.ask, &self.route);
         let decision = decide(&self.route.policy, &ask, &known.views(&self.route));
         self.log(&ask, &known, &decision);
+        self.wake(&known, &decision);
         if let Some(first) = decision.candidates.first() {
             let pricing = &known.facts[first.index].pricing;
             let estimate = pricing.estimate(ask.prompt_tokens, ask.output_tokens_expected(), ask.batch);
@@ -171,6 +172,22 @@ impl Dispatch {
             return Ok(Next::Ask(Chosen { seat, reason, tier, estimate }));
         }
         self.wait(&decision)
+    }
+
+    /// A model that would have been asked, were it in memory, is loaded for those that come later.
+    fn wake(&self, known: &Known, decision: &Decision) {
+        let chosen = decision.candidates.first().map(|first| known.facts[first.index].priority);
+        for (node, facts) in self.route.nodes().zip(&known.facts) {
+            if !matches!(node.member.state(), MemberState::Asleep(_)) {
+                continue;
+            }
+            let is_passed_over = chosen.is_none_or(|chosen| facts.priority < chosen);
+            let excluded = decision.excluded.iter().find(|excluded| excluded.member == node.name);
+            let is_fit = excluded.is_none_or(|excluded| matches!(excluded.reason, Exclusion::Deadline { .. }));
+            if is_passed_over && is_fit {
+                node.member.wake();
+            }
+        }
     }
 
     /// The only member of a served model's own name. What it cannot do it says itself.
@@ -409,7 +426,7 @@ impl Known {
         let mut ask = ask.clone();
         for node in route.nodes() {
             match node.member.state() {
-                MemberState::Ready => {}
+                MemberState::Ready | MemberState::Asleep(_) => {}
                 MemberState::Loading(what) => {
                     drop(ask.refusals.insert(node.name.clone(), format!("not ready: {what}")))
                 }
@@ -425,7 +442,7 @@ fn ready(state: &MemberState, name: &str, is_plain: bool) -> Result<()> {
     let what = if is_plain { "model" } else { "member" };
     let unavailable = |message: String| Error::new(ErrorKind::Unavailable, message);
     match state {
-        MemberState::Ready => Ok(()),
+        MemberState::Ready | MemberState::Asleep(_) => Ok(()),
         MemberState::Loading(doing) => Err(unavailable(format!("{what} '{name}' is not ready yet: {doing}"))
             .with_code("model_not_ready")
             .with_retry_after_s(2)),

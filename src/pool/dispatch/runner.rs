@@ -20,7 +20,7 @@ use super::judge::judge;
 use super::{Chosen, Dispatch, Next, Started, ask, shadow};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::errand::Errand;
-use crate::pool::member::EventStream;
+use crate::pool::member::{EventStream, MemberState};
 use crate::pool::route::Route;
 use crate::pool::shared::Shared;
 use crate::request::{Event, Prompt, Request, Usage};
@@ -45,9 +45,11 @@ pub async fn submit(
     match first {
         Next::Wait(wait) => runner.resume_at = Some(Instant::now() + wait),
         Next::Ask(chosen) => {
-            let is_local = route.seats[chosen.seat].node.is_local();
+            let node = &route.seats[chosen.seat].node;
+            // Loading a model takes long: the stream is there before, so that its reader can keep the client's line open.
+            let is_at_hand = node.is_local() && !matches!(node.member.state(), MemberState::Asleep(_));
             runner.ask(chosen);
-            if is_local {
+            if is_at_hand {
                 runner.first_opened().await?;
             }
         }

@@ -1,30 +1,41 @@
 //! A member backed by an engine in this process: request -> tokens -> engine -> text -> events.
 
+mod adapters;
 mod choice;
 mod constraint;
 mod embed;
 mod plan;
 mod prepare;
+mod residence;
+mod slot;
 mod stream;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::engine::stats::STEP_TOKENS_BOUNDS;
 use crate::engine::{EngineHandle, StepTokens, Submit, SubmitError};
 use crate::error::{Error, ErrorKind, Result};
+use crate::pool::lifecycle::Lifecycle;
 use crate::pool::member::{
-    EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, TokenizeInput, Tokenized, wrong_task,
+    EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, NewAdapter, TokenizeInput, Tokenized,
 };
 use crate::request::{EmbedRequest, Embedded, Prompt, Request};
 use crate::telemetry::ModelMetrics;
 use crate::text::{AnswerFormat, ChatTemplate, Tokenizer};
+pub use adapters::{AdapterLimits, AdapterLoader};
+use adapters::{AdapterUse, Adapters};
+pub use constraint::Compiler;
 pub use embed::Embedding;
 use plan::AnswerPlan;
+use residence::Counted;
+pub use residence::History;
+pub use slot::{Held, Loading, Memory, Slot};
 
 /// Steps that a slow client may lag behind before its sequence is parked.
 const PROGRESS_CHANNEL_STEPS: usize = 64;
@@ -55,6 +66,9 @@ pub struct Loaded {
     pub drafts_max: usize,
     /// Rows of the logits; tokenizers may know fewer ids.
     pub vocab_size: usize,
+    pub compiler: Compiler,
+    /// What reads adapters for it, if it takes any.
+    pub adapters: Option<AdapterLoader>,
 }
 
 /// A model's own sampling defaults (generation_config.json), else OpenAI's.
@@ -73,153 +87,192 @@ impl Default for SamplingDefaults {
     }
 }
 
-/// A local model from the moment its name is known: loading, then ready or failed.
+/// A local model from the moment its name is known. Its model may come and go.
 pub struct LocalMember {
     provisional: ModelCard,
-    loaded: OnceLock<Arc<Loaded>>,
-    /// Set instead of `loaded` for a model that makes vectors or scores.
-    embedding: OnceLock<Arc<Embedding>>,
-    failed: OnceLock<String>,
+    /// Of the model when it was first loaded.
+    card: OnceLock<ModelCard>,
+    slot: watch::Sender<Slot>,
+    /// Requests wait for a model that is not in memory. Otherwise it is still loading for the first time.
+    is_open: AtomicBool,
+    lifecycle: OnceLock<Weak<Lifecycle>>,
+    waiting: AtomicU32,
+    // Taken once a request.
+    history: Mutex<History>,
+    counted: Mutex<Counted>,
+    /// A step that runs longer is stuck.
+    step_timeout: OnceLock<Duration>,
     metrics: Arc<ModelMetrics>,
     /// Turns to prepare a long prompt: each takes a core and memory in proportion to the prompt.
     preparing: Arc<Semaphore>,
-    compiler: constraint::Compiler,
+    adapters: Adapters,
 }
 
 impl LocalMember {
     pub fn loading(card: ModelCard, metrics: Arc<ModelMetrics>) -> Self {
         Self {
             provisional: card,
-            loaded: OnceLock::new(),
-            embedding: OnceLock::new(),
-            failed: OnceLock::new(),
+            card: OnceLock::new(),
+            slot: watch::Sender::new(Slot::Empty),
+            is_open: AtomicBool::new(false),
+            lifecycle: OnceLock::new(),
+            waiting: AtomicU32::new(0),
+            history: Mutex::default(),
+            counted: Mutex::default(),
+            step_timeout: OnceLock::new(),
             metrics,
             preparing: Arc::new(Semaphore::new(PREPARING_MAX)),
-            compiler: constraint::Compiler::default(),
+            adapters: Adapters::default(),
         }
     }
 
-    /// Called once, when the model can serve.
-    pub fn set_loaded(&self, loaded: Loaded) {
-        let first = self.loaded.set(Arc::new(loaded)).is_ok();
-        debug_assert!(first, "a member is loaded once");
+    /// With what it may be given of adapters.
+    #[must_use]
+    pub fn with_adapters(self, limits: AdapterLimits) -> Self {
+        Self { adapters: Adapters::new(limits), ..self }
     }
 
-    /// Called once, instead of [`Self::set_loaded`].
-    pub fn set_embedding(&self, embedding: Embedding) {
-        let first = self.embedding.set(Arc::new(embedding)).is_ok();
-        debug_assert!(first, "a member is loaded once");
-    }
-
+    /// Loading has failed before the server ever was ready.
     pub fn set_failed(&self, why: String) {
-        // The first reason is the true one; later ones follow from it.
-        let _ = self.failed.set(why);
+        self.fail(why);
     }
 
-    /// Stops the engine, if there is one: what still runs is cancelled after `grace`.
+    /// A step that runs longer than this is stuck: the member fails until it is over. Set once.
+    pub fn set_step_timeout(&self, limit: Duration) {
+        let _same = self.step_timeout.set(limit);
+    }
+
+    /// Stops the engine, if there is one, for good: what still runs is cancelled after `grace`.
     pub fn shutdown(&self, grace: Duration) {
-        if let Some(loaded) = self.loaded.get() {
-            loaded.engine.shutdown(grace);
-        }
-        if let Some(embedding) = self.embedding.get() {
-            embedding.engine.shutdown(grace);
+        if let Some(held) = self.close() {
+            held.shutdown(grace);
         }
     }
 
-    /// The model as one that generates.
-    fn ready(&self) -> Result<&Arc<Loaded>> {
-        self.loaded.get().ok_or_else(|| {
-            if let Some(embedding) = self.embedding.get() {
-                return wrong_task(&embedding.card, false);
-            }
-            Error::new(ErrorKind::Unavailable, format!("model '{}' is still loading", self.provisional.id))
-                .with_code("model_not_ready")
-                .with_retry_after_s(2)
-        })
+    /// How long its engine has been in one step, when that is too long.
+    pub fn stuck_for(&self) -> Option<Duration> {
+        let limit = *self.step_timeout.get()?;
+        match &*self.slot.borrow() {
+            Slot::Holding { held, .. } => held.in_step_for().filter(|time| *time > limit),
+            _ => None,
+        }
+    }
+
+    fn asleep(&self, why: &str) -> MemberState {
+        if self.is_open() { MemberState::Asleep(why.to_owned()) } else { MemberState::Loading(why.to_owned()) }
+    }
+
+    fn holding(&self, held: &Held) -> MemberState {
+        if let Some(why) = held.failure() {
+            return match self.is_open() {
+                true => MemberState::Asleep(format!("restarting: {why}")),
+                false => MemberState::Failed(format!("{why}; restart the server")),
+            };
+        }
+        match self.step_timeout.get().and_then(|limit| held.in_step_for().filter(|time| time > limit)) {
+            None => MemberState::Ready,
+            Some(time) => MemberState::Failed(format!("its engine has been in one step for {} s", time.as_secs())),
+        }
     }
 }
 
 impl Model for LocalMember {
     fn card(&self) -> &ModelCard {
-        match (self.loaded.get(), self.embedding.get()) {
-            (Some(loaded), _) => &loaded.card,
-            (None, Some(embedding)) => &embedding.card,
-            (None, None) => &self.provisional,
-        }
+        self.card.get().unwrap_or(&self.provisional)
     }
 
     fn state(&self) -> MemberState {
-        if let Some(why) = self.failed.get() {
-            return MemberState::Failed(why.clone());
-        }
-        let failure = match (self.loaded.get(), self.embedding.get()) {
-            (Some(loaded), _) => loaded.engine.failure(),
-            (None, Some(embedding)) => embedding.engine.failure(),
-            (None, None) => return MemberState::Loading("loading".to_owned()),
-        };
-        match failure {
-            None => MemberState::Ready,
-            Some(why) => MemberState::Failed(format!("{why}; restart the server")),
+        match &*self.slot.borrow() {
+            Slot::Empty => self.asleep(if self.is_open() { "not loaded" } else { "loading" }),
+            Slot::Loading(loading) => self.asleep(&loading.told()),
+            Slot::Draining(_) => self.asleep("being unloaded"),
+            Slot::Holding { held, .. } => self.holding(held),
+            Slot::Failed { why, again_at } if Instant::now() < *again_at => MemberState::Failed(why.clone()),
+            Slot::Failed { why, .. } if self.is_open() => MemberState::Asleep(format!("failed: {why}")),
+            Slot::Failed { why, .. } => MemberState::Failed(why.clone()),
+            Slot::Closed => MemberState::Failed("it is not served any more".to_owned()),
         }
     }
 
     fn tokenize(&self, input: TokenizeInput) -> Result<Tokenized> {
-        if let Some(embedding) = self.embedding.get() {
-            return embedding.tokenize(&input);
+        match self.present()? {
+            Held::Embedding(embedding) => embedding.tokenize(&input),
+            Held::Generating(loaded) => {
+                let tokens = prepare::counted_tokens(&loaded, &input)?;
+                let texts = tokens.iter().map(|&id| loaded.tokenizer.token_text(id)).collect();
+                Ok(Tokenized { tokens, texts })
+            }
         }
-        let loaded = self.ready()?;
-        let tokens = prepare::counted_tokens(loaded, &input)?;
-        let texts = tokens.iter().map(|&id| loaded.tokenizer.token_text(id)).collect();
-        Ok(Tokenized { tokens, texts })
     }
 
     fn detokenize(&self, tokens: &[u32]) -> Result<String> {
-        if let Some(embedding) = self.embedding.get() {
-            return embedding.detokenize(tokens);
+        match self.present()? {
+            Held::Embedding(embedding) => embedding.detokenize(tokens),
+            Held::Generating(loaded) => {
+                prepare::check_ids(&loaded, tokens, "tokens")?;
+                loaded.tokenizer.decode(tokens, false)
+            }
         }
-        let loaded = self.ready()?;
-        prepare::check_ids(loaded, tokens, "tokens")?;
-        loaded.tokenizer.decode(tokens, false)
+    }
+
+    fn awake(&self) -> BoxFuture<'_, Result<()>> {
+        async move { self.lease().await.map(drop) }.boxed()
     }
 }
 
 impl Member for LocalMember {
     fn start(&self, request: Request) -> BoxFuture<'_, Result<EventStream>> {
-        let arrived = Instant::now();
-        async move {
-            let loaded = Arc::clone(self.ready()?);
-            let (mut request, prompt, plan) = self.prepared(&loaded, request).await?;
-            let constraint = match plan.wanted(&request.params) {
-                Some(wanted) => Some(self.compiler.ready(&loaded, wanted, &request).await?),
-                None => None,
-            };
-            if !request.params.echo {
-                // The ids are all that is needed from here on; the text of a queued request would only take memory.
-                request.prompt = Prompt::Tokens(Vec::new());
-            }
-            let prepared = Prepared { request, prompt, plan, constraint, arrived };
-            self.submit(&loaded, prepared)
-        }
-        .boxed()
+        self.start_with(request, None).boxed()
+    }
+
+    fn adapters(self: Arc<Self>) -> Vec<Arc<dyn Member>> {
+        self.adapter_members()
+    }
+
+    fn load_adapter(&self, new: &NewAdapter) -> Result<()> {
+        self.add_adapter(new)
+    }
+
+    fn unload_adapter(&self, name: &str) -> Result<bool> {
+        self.remove_adapter(name)
     }
 
     fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<Embedded>> {
         async move {
-            match self.embedding.get() {
-                Some(model) => embed::embed(model, request, &self.preparing, &self.metrics).await,
-                // Either it generates, or it is still loading.
-                None => Err(self.ready().map_or_else(|error| error, |loaded| wrong_task(&loaded.card, false))),
-            }
+            let model = self.embedding().await?;
+            embed::embed(&model, request, &self.preparing, &self.metrics).await
         }
         .boxed()
     }
 
+    fn wake(&self) {
+        // Without a lifecycle there is nobody to bring it in.
+        let _ = self.call();
+    }
+
+    fn wake_ms(&self) -> u64 {
+        u64::try_from(self.predicted_load().as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn snapshot(&self) -> EngineSnapshot {
-        if let Some(embedding) = self.embedding.get() {
-            return embedding.snapshot();
+        // Both are looked at together, as a model leaves the one when it enters the other.
+        let slot = self.slot.borrow();
+        let counted = self.counted();
+        let mut all = counted.gone.clone();
+        if let Some(departing) = &counted.departing {
+            all.add_counters(departing);
         }
-        let Some(loaded) = self.loaded.get() else { return EngineSnapshot::default() };
-        let stats = loaded.engine.stats();
+        if let Slot::Holding { held, .. } = &*slot {
+            all.add(held.snapshot());
+        }
+        all.adapters = self.adapters.figures();
+        all
+    }
+}
+
+impl Loaded {
+    pub(super) fn snapshot(&self) -> EngineSnapshot {
+        let stats = self.engine.stats();
         EngineSnapshot {
             running: stats.running,
             waiting: stats.waiting + stats.parked,
@@ -233,14 +286,15 @@ impl Member for LocalMember {
             preemptions: stats.preemptions,
             steps: stats.steps,
             blocks: stats.blocks_total,
-            block_size: u64::from(loaded.block_size),
+            block_size: u64::from(self.block_size),
             step_tokens_buckets: cumulative(&stats.step_tokens),
             step_tokens_sum: stats.step_tokens.sum as f64,
             drafts: stats.spec_drafts,
             draft_tokens: stats.spec_draft_tokens,
             accepted_tokens: stats.spec_accepted_tokens,
             embedded_texts: 0,
-            accepted_per_position: stats.spec_accepted_per_position[..loaded.drafts_max].to_vec(),
+            adapters: None,
+            accepted_per_position: stats.spec_accepted_per_position[..self.drafts_max].to_vec(),
         }
     }
 }
@@ -252,9 +306,30 @@ struct Prepared {
     plan: AnswerPlan,
     constraint: Option<constraint::Ready>,
     arrived: Instant,
+    adapter: Option<AdapterUse>,
 }
 
 impl LocalMember {
+    /// With an adapter, or as the base model.
+    async fn start_with(&self, request: Request, adapter: Option<AdapterUse>) -> Result<EventStream> {
+        let arrived = Instant::now();
+        let loaded = self.generating().await?;
+        let adapter = match adapter {
+            Some(adapter) => Some(adapter.on(&loaded).await?),
+            None => None,
+        };
+        let (mut request, prompt, plan) = self.prepared(&loaded, request).await?;
+        let constraint = match plan.wanted(&request.params) {
+            Some(wanted) => Some(loaded.compiler.ready(&loaded, wanted, &request).await?),
+            None => None,
+        };
+        if !request.params.echo {
+            // The ids are all that is needed from here on; the text of a queued request would only take memory.
+            request.prompt = Prompt::Tokens(Vec::new());
+        }
+        self.submit(&loaded, Prepared { request, prompt, plan, constraint, arrived, adapter })
+    }
+
     /// Rendering and tokenising a long prompt takes milliseconds: that is done where it delays no other stream.
     async fn prepared(&self, loaded: &Arc<Loaded>, request: Request) -> Result<(Request, Vec<u32>, AnswerPlan)> {
         if prompt_bytes(&request.prompt) <= INLINE_PROMPT_BYTES_MAX {
@@ -274,7 +349,8 @@ impl LocalMember {
     }
 
     fn submit(&self, loaded: &Arc<Loaded>, prepared: Prepared) -> Result<EventStream> {
-        let Prepared { request, prompt, plan, constraint, arrived } = prepared;
+        let Prepared { request, prompt, plan, constraint, arrived, adapter } = prepared;
+        let adapter_id = adapter.as_ref().and_then(AdapterUse::id);
         let mut receivers = Vec::with_capacity(request.params.n as usize);
         for choice in 0..request.params.n.max(1) {
             let (progress, receiver) = mpsc::channel(PROGRESS_CHANNEL_STEPS);
@@ -289,13 +365,14 @@ impl LocalMember {
                 filter: constraint.as_ref().map(constraint::Ready::filter),
                 priority: request.priority,
                 salt: request.tenant.salt,
+                adapter: adapter_id,
                 progress,
             };
             // Choices that were submitted before a refusal are cancelled by dropping their receivers.
             loaded.engine.submit(submit).map_err(refused)?;
             receivers.push(receiver);
         }
-        let submitted = stream::Submitted { request, prompt, plan, arrived, receivers };
+        let submitted = stream::Submitted { request, prompt, plan, arrived, receivers, adapter };
         Ok(stream::events(Arc::clone(loaded), Arc::clone(&self.metrics), submitted))
     }
 }

@@ -39,7 +39,7 @@ fn within_context(loaded: &Loaded, text: &str, add_special: bool, param: &str) -
     let context = loaded.card.max_model_len as usize;
     loaded.tokenizer.encode_bounded(text, add_special, context)?.ok_or_else(|| {
         let message = format!(
-            "this model's context is {context} tokens, but the {param} has more than {}; shorten the {param}",
+            "this model's maximum context length is {context} tokens, but the {param} has more than {}; shorten the {param}",
             context.saturating_mul(2)
         );
         Error::invalid(param, message).with_code("context_length_exceeded")
@@ -160,11 +160,11 @@ fn check_length(loaded: &Loaded, request: &Request, prompt_tokens: usize) -> Res
     }
     let message = match request.params.max_tokens {
         Some(max_tokens) if (prompt_tokens as u64) < context => format!(
-            "this model's context is {context} tokens, but {total} were asked for ({prompt_tokens} in the {param}, \
+            "this model's maximum context length is {context} tokens, but {total} were asked for ({prompt_tokens} in the {param}, \
              {max_tokens} to generate); shorten the {param} or lower max_tokens"
         ),
         _ => format!(
-            "this model's context is {context} tokens, but the {param} has {prompt_tokens}; shorten the {param}"
+            "this model's maximum context length is {context} tokens, but the {param} has {prompt_tokens}; shorten the {param}"
         ),
     };
     Err(Error::invalid(param, message).with_code("context_length_exceeded"))

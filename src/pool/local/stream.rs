@@ -7,6 +7,7 @@ use std::time::Instant;
 use tokio::sync::mpsc::Receiver;
 
 use super::Loaded;
+use super::adapters::AdapterUse;
 use super::choice::{Advance, Choice, report};
 use super::plan::AnswerPlan;
 use crate::engine::{Progress, PromptDone};
@@ -28,6 +29,8 @@ struct Running {
     clock: Clock,
     last: Option<FinishLabel>,
     recorded: bool,
+    /// Held until all sequences have ended or were cancelled.
+    adapter: Option<AdapterUse>,
 }
 
 /// When things happened, for the histograms.
@@ -48,11 +51,12 @@ pub struct Submitted {
     pub arrived: Instant,
     /// `[choices]`
     pub receivers: Vec<Receiver<Progress>>,
+    pub adapter: Option<AdapterUse>,
 }
 
 /// Dropping the stream drops every receiver, by which the engine frees the sequences at its next step.
 pub fn events(loaded: Arc<Loaded>, metrics: Arc<ModelMetrics>, submitted: Submitted) -> EventStream {
-    let Submitted { request, prompt, plan, arrived, receivers } = submitted;
+    let Submitted { request, prompt, plan, arrived, receivers, adapter } = submitted;
     let choice = |index| Choice::new(&loaded, &request.params, &plan, &prompt, index);
     let choices: Vec<_> = (0..receivers.len() as u32).map(choice).collect();
     let clock =
@@ -61,9 +65,12 @@ pub fn events(loaded: Arc<Loaded>, metrics: Arc<ModelMetrics>, submitted: Submit
     let receivers = receivers.into_iter().map(Some).collect();
     let (turn, last, recorded) = (0, None, false);
     let mut running =
-        Running { loaded, metrics, request, prompt, receivers, choices, turn, usage, clock, last, recorded };
+        Running { loaded, metrics, request, prompt, receivers, choices, turn, usage, clock, last, recorded, adapter };
     Box::pin(async_stream::stream! {
         let mut next = running.first_progress().await;
+        if let Some(adapter) = &mut running.adapter {
+            adapter.begin();
+        }
         loop {
             let (choice, progress) = match next {
                 Ok(Some(found)) => found,

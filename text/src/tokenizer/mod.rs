@@ -22,6 +22,8 @@ use vocab::Pieces;
 
 /// Most tokens of a vocabulary; the largest known has 260,000. One absurd id must not become gigabytes of table.
 const TOKENS_MAX: usize = 1 << 24;
+/// Ids that a vocabulary may leave out: so many times its tokens, and some more.
+const GAPS: (usize, usize) = (8, 1 << 14);
 
 /// Vocabulary and rules of one model. Immutable; one `Arc` of it is shared by all requests.
 pub struct Tokenizer {
@@ -61,11 +63,13 @@ impl Tokenizer {
                 eos.push(*id);
             }
         }
-        let highest = pipeline.get_vocab(true).into_values().max();
+        let vocabulary = pipeline.get_vocab(true);
+        let most = (vocabulary.len().saturating_mul(GAPS.0) + GAPS.1).min(TOKENS_MAX);
+        let highest = vocabulary.into_values().max();
         let joining = joining_of(&pipeline)?;
         let len = highest.map_or(0, |id| id as usize + 1);
-        if len > TOKENS_MAX {
-            let message = format!("tokenizer.json: token id {} is beyond the limit of {TOKENS_MAX} tokens", len - 1);
+        if len > most {
+            let message = format!("tokenizer.json: token id {} is beyond the limit of {most} for its tokens", len - 1);
             return Err(Error::internal(message + "; the file is damaged"));
         }
         let pieces = Pieces::collect(len, joining, &pipeline, |id| pipeline.id_to_token(id));

@@ -1,5 +1,6 @@
 //! The text room against transformers and tokenizers: golden files made by `tests/fixtures/make_text.py`.
 
+mod altered;
 mod answer;
 mod answer_cases;
 mod stream;

@@ -159,6 +159,8 @@ fn what_is_not_built_is_refused_by_name() {
         ("best_of", json!(2)),
         ("echo", json!(true)),
         ("return_token_ids", json!(true)),
+        ("no_stop_trim", json!(true)),
+        ("return_hidden_states", json!(true)),
         ("modalities", json!(["text", "audio"])),
         ("audio", json!({"voice": "x"})),
         ("prediction", json!({})),

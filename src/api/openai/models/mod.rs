@@ -16,7 +16,7 @@ use super::origin::Origin;
 use crate::api::error::{Failure, shortened};
 use crate::api::{AppState, anthropic};
 use crate::error::{Error, ErrorKind};
-use crate::pool::{Model, ModelCard, Task};
+use crate::pool::{MemberState, Model, Task};
 
 pub(in crate::api) use describe::operations;
 
@@ -39,28 +39,51 @@ pub(in crate::api) struct ModelWire {
     owned_by: &'static str,
     /// What it was loaded from.
     root: String,
-    /// Of an alias: the name it stands for.
+    /// Of an alias: the name it stands for. Of an adapter: the model that it is added to.
     parent: Option<String>,
     /// Longest prompt plus answer, in tokens.
     max_model_len: u32,
     /// `generate`, `embed` or `score`.
     task: &'static str,
+    status: StatusWire,
     /// Values of a vector, of a model that makes them.
     #[serde(skip_serializing_if = "Option::is_none")]
     embedding_size: Option<u32>,
 }
 
+/// Where it is between the disk and its requests.
+#[derive(Clone, Copy, Serialize, JsonSchema)]
+#[schemars(rename = "ModelListStatus")]
+struct StatusWire {
+    /// `loaded`, `loading`, `unloaded` (a request loads it) or `failed`. More is in `/v1/models/status`.
+    value: &'static str,
+}
+
+impl From<MemberState> for StatusWire {
+    fn from(state: MemberState) -> Self {
+        let value = match state {
+            MemberState::Ready => "loaded",
+            MemberState::Loading(_) => "loading",
+            MemberState::Asleep(_) => "unloaded",
+            MemberState::Failed(_) => "failed",
+        };
+        Self { value }
+    }
+}
+
 impl ModelWire {
     /// `id` is the name it is listed under: its own or an alias.
-    fn new(id: &str, card: &ModelCard) -> Self {
+    fn new(id: &str, model: &dyn Model) -> Self {
+        let card = model.card();
         Self {
+            status: model.state().into(),
             id: id.to_owned(),
             object: "model",
             created: card.created_s,
             owned_by: "sconce",
             root: card.root.clone(),
             // An alias points to the name it stands for.
-            parent: (id != card.id).then(|| card.id.clone()),
+            parent: if id == card.id { card.parent.clone() } else { Some(card.id.clone()) },
             max_model_len: card.max_model_len,
             task: card.task.name(),
             embedding_size: match card.task {
@@ -82,7 +105,7 @@ pub(in crate::api) async fn list(
     let Query(page) = page.map_err(|error| Error::invalid("limit", plain_query_error(&error)))?;
     if anthropic::is_versioned(&headers) {
         anthropic::check_version(&headers)?;
-        let list = anthropic::model_list(named(&members, anthropic::model_info), &page)?;
+        let list = anthropic::model_list(named(&members, |id, model| anthropic::model_info(id, model.card())), &page)?;
         return Ok(Json(list).into_response());
     }
     if let Some(name) = page.sent() {
@@ -93,11 +116,12 @@ pub(in crate::api) async fn list(
 }
 
 /// One entry a name: its own and its aliases.
-fn named<T>(members: &[&dyn Model], entry: impl Fn(&str, &ModelCard) -> T) -> Vec<T> {
+fn named<T>(members: &[&dyn Model], entry: impl Fn(&str, &dyn Model) -> T) -> Vec<T> {
     let mut data = Vec::new();
-    for card in members.iter().map(|member| member.card()) {
-        data.push(entry(&card.id, card));
-        data.extend(card.aliases.iter().filter(|alias| **alias != card.id).map(|alias| entry(alias, card)));
+    for member in members {
+        let card = member.card();
+        data.push(entry(&card.id, *member));
+        data.extend(card.aliases.iter().filter(|alias| **alias != card.id).map(|alias| entry(alias, *member)));
     }
     data
 }
@@ -124,5 +148,5 @@ pub(in crate::api) async fn retrieve(
         anthropic::check_version(&headers)?;
         return Ok(Json(anthropic::model_info(&id, member.card())).into_response());
     }
-    Ok(Json(ModelWire::new(&id, member.card())).into_response())
+    Ok(Json(ModelWire::new(&id, &*member)).into_response())
 }

@@ -17,7 +17,7 @@ use super::vectors::{self, Common, VectorUsage};
 use crate::api::error::Failure;
 use crate::api::{AppState, body, ids};
 use crate::error::{Error, Result};
-use crate::pool::Task;
+use crate::pool::{MemberState, Task};
 use crate::request::{EmbedFinish, Embedded};
 pub(in crate::api) use describe::operations;
 
@@ -84,6 +84,10 @@ async fn scores(
     activate: Option<bool>,
 ) -> Result<(String, Embedded)> {
     let (member, model) = vectors::member(state, origin, &common.model)?;
+    if matches!(member.state(), MemberState::Asleep(_)) {
+        // What it does is known when it is loaded.
+        member.awake().await?;
+    }
     if member.card().task == Task::Score {
         let inputs = pairs.inputs();
         let finish = EmbedFinish { dimensions: None, activate };

@@ -27,7 +27,7 @@ pub(in crate::api) async fn tokenize(
 ) -> Result<Json<wire::TokenizeAnswer>, Failure> {
     let wire = body::read::<wire::TokenizeBody>(&headers, body, &state.config).await?;
     let call = convert::tokenize(wire, &state.config)?;
-    let member = ready(&state, &origin, &call.model)?;
+    let member = ready(&state, &origin, &call.model).await?;
     let max_model_len = member.card().max_model_len;
     let answer = work(&state, move || {
         let tokenized = member.tokenize(call.input)?;
@@ -46,7 +46,7 @@ pub(in crate::api) async fn detokenize(
 ) -> Result<Json<wire::DetokenizeAnswer>, Failure> {
     let wire = body::read::<wire::DetokenizeBody>(&headers, body, &state.config).await?;
     let call = convert::detokenize(wire)?;
-    let member = ready(&state, &origin, &call.model)?;
+    let member = ready(&state, &origin, &call.model).await?;
     let answer = work(&state, move || Ok(wire::DetokenizeAnswer { prompt: member.detokenize(&call.tokens)? }));
     Ok(Json(answer.await?))
 }
@@ -59,7 +59,8 @@ fn texts(member: &dyn Model, tokens: &[u32], texts: Vec<String>) -> Result<Vec<S
     tokens.iter().map(|token| member.detokenize(&[*token])).collect()
 }
 
-pub(in crate::api) fn ready(state: &AppState, origin: &Origin, model: &str) -> Result<Arc<dyn Model>> {
+/// The member, in memory by then.
+pub(in crate::api) async fn ready(state: &AppState, origin: &Origin, model: &str) -> Result<Arc<dyn Model>> {
     let member = origin.caller.member(&state.pool, model)?;
     origin.log.model(&member.card().id);
     let unavailable = |why: String| {
@@ -68,6 +69,10 @@ pub(in crate::api) fn ready(state: &AppState, origin: &Origin, model: &str) -> R
     };
     match member.state() {
         MemberState::Ready => Ok(member),
+        MemberState::Asleep(_) => {
+            member.awake().await?;
+            Ok(member)
+        }
         MemberState::Loading(what) => Err(unavailable(what).with_code("model_not_ready").with_retry_after_s(2)),
         MemberState::Failed(why) => Err(unavailable(why).with_code("model_failed")),
     }

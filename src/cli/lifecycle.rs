@@ -1,0 +1,172 @@
+//! `sconce ps`, `sconce load` and `sconce stop`: the models of a running server.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::output;
+use crate::device::fit::human_bytes;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Which server is meant.
+#[derive(Args)]
+pub struct ServerArgs {
+    /// Address of the server
+    #[arg(long, default_value = "http://127.0.0.1:8080")]
+    url: String,
+    /// Key of the server; for load and stop one with admin = true
+    #[arg(long, value_name = "KEY", env = crate::config::env::SCONCE_API_KEY.name, hide_env_values = true)]
+    api_key: Option<String>,
+}
+
+#[derive(Args)]
+pub struct PsArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// JSON in place of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub struct ModelArgs {
+    /// A name that the server knows, see `sconce ps`
+    #[arg(value_name = "MODEL", required = true)]
+    models: Vec<String>,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+pub async fn ps(args: &PsArgs) -> Result<()> {
+    let answer = asked(&args.server, Method::GET, "/v1/models/status", None).await?;
+    let text = if args.json { format!("{answer:#}\n") } else { table(&answer, now_s()) };
+    // Nobody reads any more: there is no one to tell either.
+    let _ = output::print(&text);
+    Ok(())
+}
+
+pub async fn load(args: &ModelArgs) -> Result<()> {
+    for model in &args.models {
+        let body = json!({"model": model});
+        let status = asked(&args.server, Method::POST, "/v1/models/load", Some(&body)).await?;
+        let seconds = status["load_time_ms"].as_f64().unwrap_or(0.0) / 1000.0;
+        output::line(&format!("{} is loaded ({seconds:.2} s, {})", word(&status["id"]), memory(&status)));
+    }
+    Ok(())
+}
+
+pub async fn stop(args: &ModelArgs) -> Result<()> {
+    for model in &args.models {
+        let body = json!({"model": model});
+        let status = asked(&args.server, Method::POST, "/v1/models/unload", Some(&body)).await?;
+        output::line(&format!("{} is {}", word(&status["id"]), word(&status["state"])));
+    }
+    Ok(())
+}
+
+async fn asked(server: &ServerArgs, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
+    let url = format!("{}{path}", server.url.trim_end_matches('/'));
+    let failed = |why: String| Error::new(ErrorKind::Unavailable, format!("cannot ask {url}: {why}; check --url"));
+    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build();
+    let mut request = client.map_err(|why| failed(why.to_string()))?.request(method, &url);
+    if let Some(body) = body {
+        request = request.json(body);
+    }
+    if let Some(key) = &server.api_key {
+        request = request.bearer_auth(key);
+    }
+    let answer = request.send().await.map_err(|why| failed(why.without_url().to_string()))?;
+    let answer: Value = answer.json().await.map_err(|why| failed(why.without_url().to_string()))?;
+    match answer["error"]["message"].as_str() {
+        Some(message) => Err(Error::new(ErrorKind::InvalidRequest, message.to_owned())),
+        None => Ok(answer),
+    }
+}
+
+fn word(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn memory(status: &Value) -> String {
+    let of = |part: &str| status["memory"][part].as_u64().unwrap_or(0);
+    human_bytes(of("weights_bytes") + of("kv_bytes") + of("step_bytes"))
+}
+
+/// One line a model, names left and figures right.
+fn table(answer: &Value, now_s: u64) -> String {
+    let heads = ["MODEL", "STATE", "WEIGHTS", "KV", "RUNNING", "WAITING", "USED", "UNLOADS"];
+    let mut lines = vec![heads.map(str::to_owned)];
+    for status in answer["data"].as_array().into_iter().flatten() {
+        let figure = |part: &Value| part.as_u64().unwrap_or(0);
+        let bytes = |part: &str| match figure(&status["memory"][part]) {
+            0 => "-".to_owned(),
+            bytes => human_bytes(bytes),
+        };
+        let state = match (figure(&status["bytes_done"]) * 100).checked_div(figure(&status["bytes_total"])) {
+            Some(percent) => format!("{} {percent} %", word(&status["state"])),
+            None => word(&status["state"]).to_owned(),
+        };
+        let used = status["last_used"].as_u64().map_or("never".to_owned(), |at| ago(now_s.saturating_sub(at), " ago"));
+        let unloads = match (status["pinned"].as_bool(), status["unloads_at"].as_u64()) {
+            (Some(true), _) => "pinned".to_owned(),
+            (_, Some(at)) => format!("in {}", ago(at.saturating_sub(now_s), "")),
+            _ => "-".to_owned(),
+        };
+        lines.push([
+            word(&status["id"]).to_owned(),
+            state,
+            bytes("weights_bytes"),
+            bytes("kv_bytes"),
+            figure(&status["requests_running"]).to_string(),
+            (figure(&status["requests_waiting"]) + figure(&status["requests_waiting_for_load"])).to_string(),
+            used,
+            unloads,
+        ]);
+    }
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..heads.len()).map(width).collect();
+    let padded = |line: &[String; 8]| {
+        let cells = line.iter().zip(&widths).enumerate().map(|(column, (cell, width))| match column {
+            2..=5 => format!("{cell:>width$}"),
+            _ => format!("{cell:<width$}"),
+        });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
+    };
+    lines.iter().map(padded).collect()
+}
+
+fn ago(seconds: u64, suffix: &str) -> String {
+    let text = match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    };
+    text + suffix
+}
+
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_read_by_people() {
+        let memory = json!({"weights_bytes": 94_000_000, "kv_bytes": 0, "step_bytes": 1});
+        let answer = json!({"data": [
+            {"id": "small", "state": "ready", "memory": memory, "requests_running": 2, "requests_waiting": 1,
+             "requests_waiting_for_load": 0, "last_used": 95, "unloads_at": 400, "pinned": false},
+            {"id": "b", "state": "loading", "bytes_done": 1, "bytes_total": 4, "memory": {}, "pinned": true},
+        ]});
+        let table = table(&answer, 100);
+        let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[1][..2], ["small", "ready"]);
+        assert!(table.contains("5 s ago") && table.contains("in 5 min"), "{table}");
+        assert_eq!(lines[2][..4], ["b", "loading", "25", "%"]);
+        assert!(table.lines().nth(2).is_some_and(|line| line.ends_with("never    pinned")), "{table}");
+    }
+}

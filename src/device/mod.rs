@@ -1,5 +1,0 @@
-//! What hardware is here, and what fits on it.
-
-pub mod cpu;
-pub mod fit;
-pub mod topology;
