@@ -30,9 +30,9 @@ pub struct Workers {
 }
 
 /// What a reload made: models that are new, and workers of which some are.
-pub struct Fresh<'a> {
-    pub models: &'a [super::Planned],
-    pub workers: &'a [Arc<WorkerMember>],
+pub(super) struct Fresh<'a> {
+    pub(super) models: &'a [super::Planned],
+    pub(super) workers: &'a [Arc<WorkerMember>],
 }
 
 /// One for each member of that kind; those of before that are the same stay.
