@@ -59,6 +59,7 @@ fn constraints() -> [(&'static str, Option<Constraint>); 4] {
 
 async fn measure(model: &str, streams: u32, runs: usize, speculation: Speculation) {
     let config = ModelConfig {
+        lora: Default::default(),
         reference: model.to_owned(),
         served_names: vec!["model".to_owned()],
         device: DeviceChoice::Cpu,

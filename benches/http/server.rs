@@ -135,6 +135,7 @@ pub fn run(port: u16, tokens_per_s: f64) {
         id: "timed".to_owned(),
         aliases: Vec::new(),
         root: "timed".to_owned(),
+        parent: None,
         max_model_len: 1 << 20,
         created_s: 0,
         chat: true,

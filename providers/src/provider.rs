@@ -1,7 +1,7 @@
 //! One model at one provider: what is asked of it, and how each kind is asked.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Method, Url};
@@ -29,6 +29,8 @@ struct Inner {
     config: ProviderConfig,
     /// Where the API begins, without a slash at the end.
     base: String,
+    /// The first path that was asked for, and its address: nearly every request is for the same.
+    usual: OnceLock<(String, Url)>,
     /// What every request carries.
     headers: HeaderMap,
     party: Party,
@@ -70,7 +72,7 @@ impl Provider {
         let party = Party { kind: config.kind, secrets };
         let headers = headers(&config)?;
         let client = client.client(config.timeouts.connect)?;
-        Ok(Self { inner: Arc::new(Inner { config, base, headers, party, client }) })
+        Ok(Self { inner: Arc::new(Inner { config, base, usual: OnceLock::new(), headers, party, client }) })
     }
 
     pub fn kind(&self) -> Kind {
@@ -208,8 +210,7 @@ impl Inner {
     }
 
     fn call(&self, method: Method, path: &str, body: Option<&Map<String, Value>>, accept: &str) -> Result<Call> {
-        let address = format!("{}{path}", self.base);
-        let url = Url::parse(&address).map_err(|why| Error::internal(format!("cannot make an address: {why}")))?;
+        let url = self.url(path)?;
         let mut headers = self.headers.clone();
         let body = match body {
             None => Vec::new(),
@@ -228,6 +229,17 @@ impl Inner {
             bedrock::sign::sign(&mut call, &keys, region, std::time::SystemTime::now())?;
         }
         Ok(call)
+    }
+
+    fn url(&self, path: &str) -> Result<Url> {
+        if let Some((_, url)) = self.usual.get().filter(|(usual, _)| usual == path) {
+            return Ok(url.clone());
+        }
+        let address = format!("{}{path}", self.base);
+        let url = Url::parse(&address).map_err(|why| Error::internal(format!("cannot make an address: {why}")))?;
+        // Of two that were first one is remembered.
+        let _ = self.usual.set((path.to_owned(), url.clone()));
+        Ok(url)
     }
 
     async fn document(&self, path: &str, body: &Map<String, Value>, deadline: Instant) -> Result<Vec<u8>> {

@@ -234,8 +234,7 @@ pub(crate) fn events(response: Response, mut decoder: Decoder, party: Party, pat
             };
             let (ready, has_ended) = (decoder.answer.take(), decoder.answer.has_ended());
             if has_ended {
-                // The connection is good for the next request once its last bytes were read.
-                tokio::spawn(body.drained());
+                body.drain();
                 for event in ready {
                     yield event;
                 }

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use reqwest::header::HeaderMap;
 use reqwest::{Client, Method, Proxy, Response, Url, redirect};
 use sconce_vocabulary::error::{Error, ErrorKind, Result};
@@ -168,8 +169,16 @@ impl Body {
         }
     }
 
-    /// Reads what is left of an answer that has said its last word, but not for long.
-    pub async fn drained(mut self) {
+    /// Reads what is left of an answer that has said its last word, so that its connection is good for the next request.
+    /// Mostly the end has come with the word; otherwise a task waits for it, but not for long.
+    pub fn drain(mut self) {
+        let end = self.response.chunk().now_or_never();
+        if !matches!(end, Some(Ok(None) | Err(_))) {
+            tokio::spawn(self.drained());
+        }
+    }
+
+    async fn drained(mut self) {
         const DRAIN: Duration = Duration::from_secs(1);
         let until = Instant::now() + DRAIN;
         while let Ok(Ok(Some(_))) = timeout_at(until, self.response.chunk()).await {}

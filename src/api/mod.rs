@@ -129,9 +129,20 @@ impl Default for ApiConfig {
     }
 }
 
-/// What every handler can reach.
+/// What every handler can reach. Cloned by every layer of every request.
 #[derive(Clone)]
-pub(crate) struct AppState {
+pub(crate) struct AppState(Arc<Reach>);
+
+impl std::ops::Deref for AppState {
+    type Target = Reach;
+
+    fn deref(&self) -> &Reach {
+        &self.0
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Reach {
     pool: Arc<Pool>,
     metrics: Arc<Metrics>,
     config: Arc<ApiConfig>,
@@ -168,9 +179,9 @@ fn answering() -> Router<AppState> {
 }
 
 /// What runs batches: through the same handlers, admitted in the gaps, without the limits of live requests.
-fn batches(store: FileStore, state: &AppState) -> Arc<openai::batches::Batches> {
+fn batches(store: FileStore, state: &Reach) -> Arc<openai::batches::Batches> {
     let config = ApiConfig { request_timeout: None, ..ApiConfig::clone(&state.config) };
-    let state = AppState { config: Arc::new(config), turn: Turn::Spare, ..state.clone() };
+    let state = AppState(Arc::new(Reach { config: Arc::new(config), turn: Turn::Spare, ..Reach::clone(state) }));
     let answering = answering().layer(CatchPanicLayer::custom(error::panicked)).with_state(state.clone());
     openai::batches::Batches::start(store, state, answering)
 }
@@ -183,7 +194,7 @@ pub fn router(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfig) -> Rout
 
 /// The same, with keys that can be changed later; those of `config` are not read.
 pub fn router_with_keys(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfig, keys: KeyRing) -> Router {
-    let mut state = AppState {
+    let mut state = Reach {
         pool,
         metrics,
         keys,
@@ -196,6 +207,7 @@ pub fn router_with_keys(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfi
     };
     state.batches = state.config.files.clone().map(|store| batches(store, &state));
     let reporter = orca::Reporter::new(state.config.load_reports, Arc::clone(&state.pool));
+    let state = AppState(Arc::new(state));
     let generating = answering()
         .route_layer(axum::middleware::from_fn(limits::enforce))
         .route_layer(axum::middleware::from_fn_with_state(reporter, orca::report));

@@ -157,6 +157,10 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     }
     let served = server.await.map_err(|panic| Error::internal(format!("the HTTP server failed: {panic}")))?;
     launch.stop(Duration::ZERO).await;
+    if let Some(ledger) = &launch.pool.shared().ledger {
+        // What could not be written was told in the log.
+        let _ = ledger.flush().await;
+    }
     served
 }
 

@@ -190,6 +190,16 @@ async fn load_at_start(planned: &Planned, lifecycle: &Lifecycle, progress: Arc<d
         }
         _ => error,
     })?;
+    if let Some(left) = left_bytes.filter(|left| memory.total_bytes() > *left) {
+        held.shutdown(std::time::Duration::ZERO);
+        let message = format!(
+            "'{}' takes {} bytes, and models that were loaded before leave {left} of --models-memory: let some be loaded on \
+             demand (load = \"demand\", --load-on-demand)",
+            report.id,
+            memory.total_bytes()
+        );
+        return Err(Error::new(ErrorKind::Unavailable, message).with_code(NO_MEMORY));
+    }
     planned.member.hold(held, memory);
     Ok(report)
 }

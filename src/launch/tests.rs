@@ -83,6 +83,7 @@ fn pool(before: fn() -> std::result::Result<(), String>, gate: Option<Receiver<(
         chat_template: None,
         parsers: Default::default(),
         loading: LoadPolicy { on_demand: true, ..LoadPolicy::default() },
+        lora: Default::default(),
     };
     let card = provisional_card(&config, &ModelRef::parse("sim").expect("a model"));
     let member = Arc::new(LocalMember::loading(card.clone(), Metrics::new().model("m")));

@@ -61,6 +61,7 @@ impl WorkerMember {
             id: config.name.clone(),
             aliases: Vec::new(),
             root: format!("worker:{}", worker.spec.model),
+            parent: None,
             max_model_len: config.capabilities.context_tokens.unwrap_or(0),
             created_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             chat: generates,

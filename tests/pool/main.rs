@@ -6,6 +6,7 @@ mod chaos;
 mod fake;
 mod lifecycle;
 mod matrix;
+mod residency;
 mod rules;
 mod wires;
 mod workers;

@@ -71,7 +71,7 @@ function draw(plot, chart) {
   }
   make("line", { class: "axis", x1: frame.left, x2: frame.right, y1: frame.bottom, y2: frame.bottom }, svg);
   make("text", { x: (frame.left + frame.right) / 2, y: HEIGHT - 5, "text-anchor": "middle" }, svg, chart.x);
-  make("text", { transform: `translate(12 ${(frame.top + frame.bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, svg, chart.y);
+  make("text", { transform: `translate(9 ${(frame.top + frame.bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, svg, chart.y);
   const spots = [];
   for (const series of chart.series) {
     let path = "";
@@ -122,7 +122,7 @@ function figure(parent, chart) {
       const entry = document.createElement("span");
       const mark = document.createElement("i");
       mark.style.borderColor = series.color;
-      if (series.dash && series.dash !== "none") mark.style.borderTopStyle = "dashed";
+      if (series.dash && series.dash !== "none") mark.style.borderTopStyle = series.dash === "2 3" ? "dotted" : "dashed";
       if (series.bare) { mark.className = "dot"; mark.style.background = series.color; }
       entry.append(mark, series.name);
       legend.append(entry);

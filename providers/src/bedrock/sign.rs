@@ -200,23 +200,29 @@ mod tests {
         }
     }
 
-    /// As botocore signs the same request (see `providers/tests/oracle/sign.py`).
+    /// As botocore signs the same requests (see `providers/tests/oracle/sign.py`).
     #[test]
-    fn a_model_with_colons_and_slashes_is_signed_as_botocore_does() {
-        let (id, secret) = keys();
-        let token = Secret::new("a/session+token==");
-        let keys = Keys { access_key_id: &id, secret_access_key: &secret, session_token: Some(&token) };
-        let model = crate::provider::encoded("arn:aws:bedrock:us-east-1:1:inference-profile/us.x-v1:0");
-        let url = format!("https://bedrock-runtime.us-east-1.amazonaws.com/model/{model}/converse-stream");
-        let mut call = Call {
-            method: Method::POST,
-            url: Url::parse(&url).expect("an address"),
-            headers: [(CONTENT_TYPE, HeaderValue::from_static("application/json"))].into_iter().collect(),
-            body: b"{\"messages\":[]}".to_vec(),
-        };
-        let now = UNIX_EPOCH + std::time::Duration::from_secs(1_440_938_160);
-        sign(&mut call, &keys, "us-east-1", now).expect("signs");
-        let signed = call.headers[AUTHORIZATION].to_str().expect("text");
-        assert_eq!(signed, include_str!("../../tests/oracle/sign.txt").trim());
+    fn requests_are_signed_as_botocore_does() {
+        let cases: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/oracle/sign.json")).expect("JSON of the script");
+        for case in cases.as_array().expect("cases") {
+            let text = |name: &str| case[name].as_str().unwrap_or_default();
+            let (id, secret) = keys();
+            let token = case["token"].as_str().map(Secret::new);
+            let keys = Keys { access_key_id: &id, secret_access_key: &secret, session_token: token.as_ref() };
+            let model = crate::provider::encoded(text("model"));
+            let url = format!("{}/model/{model}/{}", text("base"), text("after"));
+            let kind = case["type"].as_str().map(|kind| HeaderValue::from_str(kind).expect("a header"));
+            let mut call = Call {
+                method: Method::from_bytes(text("method").as_bytes()).expect("a method"),
+                url: Url::parse(&url).expect("an address"),
+                headers: kind.into_iter().map(|kind| (CONTENT_TYPE, kind)).collect(),
+                body: text("body").as_bytes().to_vec(),
+            };
+            let now = UNIX_EPOCH + std::time::Duration::from_secs(1_440_938_160);
+            sign(&mut call, &keys, text("region"), now).expect("signs");
+            let signed = call.headers[AUTHORIZATION].to_str().expect("text");
+            assert_eq!(signed, text("authorization"), "{}", text("name"));
+        }
     }
 }

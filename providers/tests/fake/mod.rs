@@ -44,6 +44,8 @@ pub enum Play {
 #[derive(Debug, Clone)]
 pub enum Step {
     Send(Vec<u8>),
+    /// Says nothing for a while.
+    Wait(std::time::Duration),
     /// Says no more, and waits until the client has gone.
     Stall,
     /// Closes the connection in the middle.
@@ -180,6 +182,7 @@ async fn played(stream: &mut TcpStream, play: Play, gone: &watch::Sender<usize>)
                             return false;
                         }
                     }
+                    Step::Wait(pause) => tokio::time::sleep(pause).await,
                     Step::Stall => return until_gone(stream, gone).await,
                     Step::Cut => return false,
                 }

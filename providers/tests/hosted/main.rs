@@ -160,9 +160,12 @@ async fn what_fails_in_the_answer_ends_it_once() {
         assert_eq!(error.code, Some(code), "{steps:?}: {error}");
         assert_eq!(events.iter().filter(|event| matches!(event, Event::Failed(_) | Event::Done(_))).count(), 1);
     }
-    // Nothing is lost when the connection breaks after the last word.
-    let events = asked(Play::events(vec![send(ANSWER), Step::Cut])).await.expect("accepted");
-    assert!(matches!(events.last(), Some(Event::Done(_))), "{events:?}");
+    // Nothing is lost when the connection breaks after the last word, nor by pauses within the limits.
+    let pause = Step::Wait(Duration::from_millis(5));
+    for steps in [vec![send(ANSWER), Step::Cut], vec![pause.clone(), send(ANSWER), pause]] {
+        let events = asked(Play::events(steps)).await.expect("accepted");
+        assert!(matches!(events.last(), Some(Event::Done(_))), "{events:?}");
+    }
 }
 
 #[tokio::test]

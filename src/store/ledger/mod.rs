@@ -21,7 +21,7 @@ use crate::request::Usage;
 
 pub use csv::{entries_csv, totals_csv};
 use database::Database;
-use thread::{Message, Overflow};
+use thread::{Alarm, Message, Overflow};
 
 /// One attempt of a request at one member.
 #[derive(Debug, Clone, PartialEq)]
@@ -187,6 +187,7 @@ pub struct Spent {
 #[derive(Clone)]
 pub struct Ledger {
     messages: tokio::sync::mpsc::Sender<Message>,
+    alarm: Arc<Alarm>,
     overflow: Arc<Overflow>,
     path: PathBuf,
 }
@@ -202,8 +203,9 @@ impl Ledger {
     pub fn start(path: &Path, entries_age_days: u32) -> Result<Self> {
         let overflow = Arc::new(Overflow::default());
         let opened = path.to_owned();
-        let messages = thread::start(Arc::clone(&overflow), move || Database::open(&opened, entries_age_days))?;
-        Ok(Self { messages, overflow, path: path.to_owned() })
+        let (messages, alarm) =
+            thread::start(Arc::clone(&overflow), move || Database::open(&opened, entries_age_days))?;
+        Ok(Self { messages, alarm, overflow, path: path.to_owned() })
     }
 
     pub fn path(&self) -> &Path {
@@ -224,6 +226,11 @@ impl Ledger {
 
     /// Opens the file, to learn at the start whether it can be used.
     pub async fn check(&self) -> Result<()> {
+        self.ask(|_| Ok(())).await
+    }
+
+    /// Returns when every row so far is on disk, as far as the operating system says so.
+    pub async fn flush(&self) -> Result<()> {
         self.ask(|_| Ok(())).await
     }
 
@@ -256,6 +263,7 @@ impl Ledger {
         }));
         let gone = || Error::new(ErrorKind::Unavailable, "the ledger has stopped; restart the server");
         self.messages.send(call).await.map_err(|_| gone())?;
+        self.alarm.ring();
         answer.await.map_err(|_| gone())?
     }
 }

@@ -1,8 +1,9 @@
 //! The thread that owns the ledger's file: rows in batches, questions in between.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -15,6 +16,9 @@ use crate::error::{Error, Result};
 const QUEUE_MESSAGES: usize = 16 * 1024;
 /// Rows of one transaction.
 const BATCH_ENTRIES_MAX: usize = 4096;
+/// How long rows are gathered for one transaction, unless somebody asks meanwhile. Whatever the rate of requests, there are
+/// few transactions, and who writes a row down wakes nobody.
+const GATHER: Duration = Duration::from_millis(50);
 
 type Call = Box<dyn FnOnce(&mut Result<Database>) + Send>;
 
@@ -69,22 +73,50 @@ fn add(sums: &mut Sums, entry: &LedgerEntry) {
     sums.entry(key).or_default().add(&Totals::of(entry));
 }
 
+/// The way to the thread, and what wakes it before its time.
 pub(super) fn start(
     overflow: Arc<Overflow>,
     open: impl Fn() -> Result<Database> + Send + 'static,
-) -> Result<mpsc::Sender<Message>> {
+) -> Result<(mpsc::Sender<Message>, Arc<Alarm>)> {
     let (sender, waiting) = mpsc::channel(QUEUE_MESSAGES);
+    let alarm = Arc::new(Alarm::default());
+    let heard = Arc::clone(&alarm);
     thread::Builder::new()
         .name("ledger".to_owned())
-        .spawn(move || run(waiting, &overflow, open))
+        .spawn(move || run(waiting, &heard, &overflow, open))
         .map_err(|why| Error::internal(format!("cannot start the thread of the ledger: {why}")))?;
-    Ok(sender)
+    Ok((sender, alarm))
 }
 
-fn run(mut waiting: mpsc::Receiver<Message>, overflow: &Overflow, open: impl Fn() -> Result<Database>) {
+/// Ends the gathering of rows: somebody waits for an answer.
+#[derive(Default)]
+pub(super) struct Alarm {
+    rings: Mutex<bool>,
+    ringing: Condvar,
+}
+
+impl Alarm {
+    pub fn ring(&self) {
+        *self.rings.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.ringing.notify_one();
+    }
+
+    /// Until it rings, but no longer than `most`.
+    fn wait(&self, most: Duration) {
+        let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.ringing.wait_timeout_while(rings, most, |rings| !*rings);
+        let (mut rings, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        *rings = false;
+    }
+}
+
+fn run(mut waiting: mpsc::Receiver<Message>, alarm: &Alarm, overflow: &Overflow, open: impl Fn() -> Result<Database>) {
     let mut database: Option<Result<Database>> = None;
     let mut batch: Vec<LedgerEntry> = Vec::new();
     while let Some(message) = waiting.blocking_recv() {
+        if matches!(message, Message::Entry(_)) {
+            alarm.wait(GATHER);
+        }
         let mut next = Some(message);
         let mut call = None;
         while let Some(message) = next.take() {
