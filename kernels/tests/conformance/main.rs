@@ -4,6 +4,7 @@
 //! A new back end is one more entry in [`devices`].
 
 mod attention;
+mod cache_writes;
 mod dense;
 mod e4m3;
 mod encode;
