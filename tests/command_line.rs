@@ -238,7 +238,12 @@ impl Server {
     }
 
     fn begin(arguments: &[&str]) -> Self {
-        let mut child = sconce(arguments).stdout(Stdio::piped()).spawn().expect("the binary runs");
+        Self::begin_with(arguments, &[])
+    }
+
+    fn begin_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut child =
+            sconce(arguments).envs(variables.iter().copied()).stdout(Stdio::piped()).spawn().expect("the binary runs");
         let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
         let address = lines
             .by_ref()

@@ -41,10 +41,11 @@ struct Cli {
     log: Option<String>,
 }
 
+// Boxes where a model's flags make the arguments large.
 #[derive(Subcommand)]
 enum Command {
     /// Serve models behind the OpenAI API
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// Chat with a model in the terminal
     Run(run::RunArgs),
     /// Download a model without serving it
@@ -64,7 +65,9 @@ enum Command {
     /// Measure servers, the engine and this machine
     Bench(bench::BenchArgs),
     /// Say what hardware is here, what is missing and which models fit
-    // The model's flags make it large.
+    ///
+    /// Exits with 1 if a model that was named, or is in the configuration, would not fit. Nothing is loaded, downloaded or
+    /// sent: it works without network.
     Doctor(Box<doctor::DoctorArgs>),
     /// Make API keys with limits, for the configuration file
     Keys(keys::KeysArgs),
@@ -100,7 +103,7 @@ pub fn main() -> ExitCode {
     let outcome = runtime.block_on(async {
         match command {
             Command::Bench(_) | Command::WorkerGuard(_) => unreachable!("it has run already"),
-            Command::Serve(args) => serve::serve(args).await,
+            Command::Serve(args) => serve::serve(*args).await,
             Command::Run(args) => run::run(args).await,
             Command::Pull(args) => pull::pull(args).await,
             Command::List(args) => models::list(&args),

@@ -54,7 +54,7 @@ impl InstanceTable {
     }
 
     pub fn parse(text: &str) -> Result<Self, String> {
-        let table: Self = toml::from_str(text).map_err(|fault| fault.to_string())?;
+        let table: Self = toml::from_str(text).map_err(|fault| super::toml_fault(text, &fault))?;
         check_day(&table.as_of).map_err(|fault| format!("as_of: {fault}"))?;
         for (at, chip) in table.chips.iter().enumerate() {
             let place = format!("chip[{at}] ({})", chip.name);

@@ -19,6 +19,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub use instances::InstanceTable;
 pub use table::PriceTable;
 
+/// One line for a fault that toml tells on several, with a drawing.
+fn toml_fault(text: &str, fault: &toml::de::Error) -> String {
+    let said = fault.message().replace('\n', "; ");
+    match fault.span() {
+        None => said,
+        Some(span) => {
+            let line = text.as_bytes()[..span.start.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1;
+            format!("line {line}: {said}")
+        }
+    }
+}
+
 const PICO_PER_NANO: u128 = 1000;
 const MS_PER_HOUR: u128 = 3_600_000;
 

@@ -39,7 +39,7 @@ impl PriceTable {
     }
 
     pub fn parse(text: &str) -> Result<Self, String> {
-        let table: Self = toml::from_str(text).map_err(|fault| fault.to_string())?;
+        let table: Self = toml::from_str(text).map_err(|fault| super::toml_fault(text, &fault))?;
         check_day(&table.as_of).map_err(|fault| format!("as_of: {fault}"))?;
         for (at, entry) in table.entries.iter().enumerate() {
             let place = format!("price[{at}] ({} {})", entry.provider, entry.model);
