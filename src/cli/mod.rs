@@ -47,7 +47,7 @@ enum Command {
     /// Serve models behind the OpenAI API
     Serve(Box<serve::ServeArgs>),
     /// Chat with a model in the terminal
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Download a model without serving it
     Pull(pull::PullArgs),
     /// List downloaded models, or the built-in catalogue
@@ -104,7 +104,7 @@ pub fn main() -> ExitCode {
         match command {
             Command::Bench(_) | Command::WorkerGuard(_) => unreachable!("it has run already"),
             Command::Serve(args) => serve::serve(*args).await,
-            Command::Run(args) => run::run(args).await,
+            Command::Run(args) => run::run(*args).await,
             Command::Pull(args) => pull::pull(args).await,
             Command::List(args) => models::list(&args),
             Command::Rm(args) => models::remove(&args),

@@ -282,8 +282,11 @@ async fn what_cannot_have_adapters_says_so_before_it_is_loaded() {
         reference: "sim".to_owned(),
         ..config(model.path(), LoraWishes { modules: modules(), ..LoraWishes::default() })
     };
-    let error =
-        Launch::plan(&[sim.clone()]).expect("a plan").load(Arc::new(Silent)).await.expect_err("sim has no weights");
+    let error = Launch::plan(std::slice::from_ref(&sim))
+        .expect("a plan")
+        .load(Arc::new(Silent))
+        .await
+        .expect_err("sim has no weights");
     assert!(error.message.contains("takes no adapters"), "{error}");
     let mut taken = config(model.path(), LoraWishes { modules: modules(), ..LoraWishes::default() });
     taken.served_names.push("all".to_owned());

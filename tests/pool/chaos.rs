@@ -62,7 +62,7 @@ async fn client(number: usize, world: Arc<World>, asked: Arc<AtomicUsize>, opene
             return answered;
         }
         let api = APIS[number % APIS.len()];
-        let told = world.post(api, headers(api), &question(api, number % 2 == 0, false, false)).await;
+        let told = world.post(api, headers(api), &question(api, number.is_multiple_of(2), false, false)).await;
         assert_eq!(told.status, StatusCode::OK, "{api}: {}", told.text);
         assert!(told.text.contains("hello") && !told.text.contains("\"error\":{"), "{api}: {}", told.text);
         answered += 1;

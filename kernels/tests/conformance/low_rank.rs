@@ -5,8 +5,11 @@ use sconce_kernels::{LowRank, Prologue, Segment, add_low_rank};
 
 use super::{Values, assert_close, assert_error, assert_same_bits, devices, tensor};
 
+/// First column, and how many.
+type Columns = (usize, usize);
+
 /// Rank, input, and the columns of each part.
-const SHAPES: [(usize, usize, &[(usize, usize)]); 6] = [
+const SHAPES: [(usize, usize, &[Columns]); 6] = [
     (1, 1, &[(0, 1)]),
     (4, 32, &[(0, 16)]),
     (8, 48, &[(0, 64), (64, 32), (96, 32)]),

@@ -17,12 +17,15 @@ fn config(changes: &[(&str, Value)]) -> Result<AdapterConfig> {
     parse(&object.to_string(), Path::new("adapter_config.json"))
 }
 
+/// A field of the configuration that is set.
+type Field = (&'static str, Value);
+
 const Q: &str = "model.layers.3.self_attn.q_proj";
 const DOWN: &str = "model.layers.12.mlp.down_proj";
 
 #[test]
 fn ranks_and_scales_are_pefts() {
-    let cases: [(&[(&str, Value)], &str, (usize, f32)); 9] = [
+    let cases: [(&[Field], &str, (usize, f32)); 9] = [
         (&[], Q, (8, 2.0)),
         (&[("use_rslora", json!(true))], Q, (8, 16.0 / 8_f32.sqrt())),
         (&[("lora_alpha", json!(0.5))], Q, (8, 0.0625)),
@@ -51,7 +54,7 @@ fn ranks_and_scales_are_pefts() {
 #[test]
 fn modules_are_named_as_peft_names_them() {
     let list = |names: &[&str]| ("target_modules", json!(names));
-    let cases: [(&[(&str, Value)], (&str, usize), bool); 16] = [
+    let cases: [(&[Field], (&str, usize), bool); 16] = [
         (&[], (Q, 3), true),
         (&[], (DOWN, 12), true),
         (&[], ("model.layers.3.self_attn.k_proj", 3), false),
