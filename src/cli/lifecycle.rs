@@ -3,12 +3,13 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
+use super::ask::ask;
 use super::output;
 use crate::device::fit::human_bytes;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 
 /// Which server is meant.
 #[derive(Args)]
@@ -67,22 +68,11 @@ pub async fn stop(args: &ModelArgs) -> Result<()> {
 }
 
 async fn asked(server: &ServerArgs, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
-    let url = format!("{}{path}", server.url.trim_end_matches('/'));
-    let failed = |why: String| Error::new(ErrorKind::Unavailable, format!("cannot ask {url}: {why}; check --url"));
-    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build();
-    let mut request = client.map_err(|why| failed(why.to_string()))?.request(method, &url);
-    if let Some(body) = body {
-        request = request.json(body);
-    }
-    if let Some(key) = &server.api_key {
-        request = request.bearer_auth(key);
-    }
-    let answer = request.send().await.map_err(|why| failed(why.without_url().to_string()))?;
-    let answer: Value = answer.json().await.map_err(|why| failed(why.without_url().to_string()))?;
-    match answer["error"]["message"].as_str() {
-        Some(message) => Err(Error::new(ErrorKind::InvalidRequest, message.to_owned())),
-        None => Ok(answer),
-    }
+    let with_body = |request: RequestBuilder| match body {
+        Some(body) => request.json(body),
+        None => request,
+    };
+    ask((&server.url, server.api_key.as_deref()), (method, path), with_body).await
 }
 
 fn word(value: &Value) -> &str {

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 fine, 1 failed (one line on stderr says why and what to do), 2 wrong usage.
 
+mod ask;
 mod bench;
 mod catalogue;
 mod check;

@@ -4,14 +4,16 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use reqwest::{Method, RequestBuilder};
 use sconce_route::replay::{parse_log, replay};
 use sconce_route::{Policy, Rule};
 use serde_json::{Value, json};
 
+use super::ask::ask;
 use super::outcomes::{self, EvalArgs, FitArgs};
 use super::output;
 use crate::config::env;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
 #[derive(Args)]
 pub struct RouteArgs {
@@ -100,23 +102,15 @@ fn replayed(args: &ReplayArgs) -> Result<String> {
 }
 
 async fn asked(args: &ExplainArgs) -> Result<Value> {
-    let url = format!("{}/v1/route/explain", args.url.trim_end_matches('/'));
-    let failed = |why: String| Error::new(ErrorKind::Unavailable, format!("cannot ask {url}: {why}; check --url"));
     let body = json!({"model": args.route, "messages": [{"role": "user", "content": args.prompt}]});
-    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build();
-    let mut request = client.map_err(|why| failed(why.to_string()))?.post(&url).json(&body);
-    if let Some(stay) = &args.stay {
-        request = request.header("x-sconce-stay", stay);
-    }
-    if let Some(key) = &args.api_key {
-        request = request.bearer_auth(key);
-    }
-    let answer = request.send().await.map_err(|why| failed(why.without_url().to_string()))?;
-    let answer: Value = answer.json().await.map_err(|why| failed(why.without_url().to_string()))?;
-    match answer["error"]["message"].as_str() {
-        Some(message) => Err(Error::new(ErrorKind::InvalidRequest, message.to_owned())),
-        None => Ok(answer),
-    }
+    let with_body = |request: RequestBuilder| {
+        let request = request.json(&body);
+        match &args.stay {
+            Some(stay) => request.header("x-sconce-stay", stay),
+            None => request,
+        }
+    };
+    ask((&args.url, args.api_key.as_deref()), (Method::POST, "/v1/route/explain"), with_body).await
 }
 
 fn explained(answer: &Value) -> String {

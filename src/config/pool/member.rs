@@ -126,27 +126,34 @@ pub fn checked(section: &MemberSection) -> Result<Vec<MemberConfig>, String> {
 
 fn local(section: &MemberSection) -> Result<MemberKind, String> {
     let remote_only = [
-        ("base_url", section.base_url.is_some()),
-        ("api_key", section.api_key.is_some()),
-        ("access_key_id", section.access_key_id.is_some()),
-        ("secret_access_key", section.secret_access_key.is_some()),
-        ("session_token", section.session_token.is_some()),
-        ("region", section.region.is_some()),
-        ("api_version", section.api_version.is_some()),
-        ("schema_by", section.schema_by.is_some()),
-        ("max_tokens_default", section.max_tokens_default.is_some()),
-        ("prompt_caching", section.prompt_caching.is_some()),
-        ("api", section.api.is_some()),
-        ("headers", !section.headers.is_empty()),
         ("connect_timeout_s", section.connect_timeout_s.is_some()),
         ("first_byte_timeout_s", section.first_byte_timeout_s.is_some()),
         ("idle_timeout_s", section.idle_timeout_s.is_some()),
         ("max_concurrent", section.max_concurrent.is_some()),
         ("task", section.task.is_some()),
     ];
+    refuse(&hosted_keys(section), "a local member has no")?;
     refuse(&remote_only, "a local member has no")?;
     refuse(&worker::keys(section), "a local member has no")?;
     Ok(MemberKind::Local { model: section.model.clone(), hourly: hourly(section)? })
+}
+
+/// What only hosted members have.
+pub(super) fn hosted_keys(section: &MemberSection) -> [(&'static str, bool); 12] {
+    [
+        ("base_url", section.base_url.is_some()),
+        ("api_key", section.api_key.is_some()),
+        ("access_key_id", section.access_key_id.is_some()),
+        ("secret_access_key", section.secret_access_key.is_some()),
+        ("session_token", section.session_token.is_some()),
+        ("region", section.region.is_some()),
+        ("api", section.api.is_some()),
+        ("api_version", section.api_version.is_some()),
+        ("schema_by", section.schema_by.is_some()),
+        ("max_tokens_default", section.max_tokens_default.is_some()),
+        ("prompt_caching", section.prompt_caching.is_some()),
+        ("headers", !section.headers.is_empty()),
+    ]
 }
 
 /// What the machine costs, which is not a price of tokens.

@@ -78,21 +78,7 @@ pub fn keys(section: &MemberSection) -> [(&'static str, bool); 14] {
 
 /// Each replica with its name.
 pub fn checked(section: &MemberSection) -> Result<Vec<(String, MemberKind)>, String> {
-    let foreign = [
-        ("base_url", section.base_url.is_some()),
-        ("api_key", section.api_key.is_some()),
-        ("access_key_id", section.access_key_id.is_some()),
-        ("secret_access_key", section.secret_access_key.is_some()),
-        ("session_token", section.session_token.is_some()),
-        ("region", section.region.is_some()),
-        ("api", section.api.is_some()),
-        ("api_version", section.api_version.is_some()),
-        ("schema_by", section.schema_by.is_some()),
-        ("max_tokens_default", section.max_tokens_default.is_some()),
-        ("prompt_caching", section.prompt_caching.is_some()),
-        ("headers", !section.headers.is_empty()),
-    ];
-    member::refuse(&foreign, "kind worker takes no")?;
+    member::refuse(&member::hosted_keys(section), "kind worker takes no")?;
     if section.max_concurrent == Some(0) {
         return Err("max_concurrent is 0; leave the member out instead".to_owned());
     }
