@@ -32,6 +32,8 @@
 //! - [`cli`]: one file a command.
 //! - [`api`]: HTTP. Knows the pool and the vocabulary, not the engine. `api/openapi` describes it, from the types;
 //!   `api/web` are the pages for people.
+//!   `api/serve` gives each connection to one of a few threads, each with a runtime of its own: what a request does stays
+//!   there, and what computes for long goes to blocking threads or to the engine's.
 //! - [`pool`]: members that can answer, routes over them, admission in front of each. `pool/dispatch` makes the attempts that
 //!   `sconce-route` decides on; `pool/local` joins engine and text, `pool/remote` is a hosted model; `pool/lifecycle` brings
 //!   models into memory and out of it.
@@ -51,8 +53,11 @@
 //!   pure function.
 //! - [`launch`]: assembly. The only place where hub, models, engine and text meet.
 //! - [`bench`]: the engine and the machine, measured. `sconce-bench` measures any server from outside, and makes reports.
-//! - [`telemetry`]: logs and metrics.
-//! - `sconce-models`: spec, weights, one file an architecture family, and `embedder/` for models that make vectors. `sconce-kernels`: one function an operation.
+//! - [`telemetry`]: logs and metrics. `sconce-otel` (package `otel/`): the same requests as OpenTelemetry traces and metrics.
+//! - `sconce-models`: spec, weights, one file an architecture family, and `embedder/` for models that make vectors.
+//!   `sconce-kernels`: one function an operation, on the CPU. `sconce-cuda` (package `cuda/`): NVIDIA GPUs, their kernels, and a
+//!   stand-in that runs the same kernels on the CPU; `models/src/cuda` is the decoder there, step by step recorded as graphs.
+//!   `sconce-pjrt` (package `pjrt/`, feature `pjrt`, experimental): plain decoders as StableHLO text through a PJRT plugin.
 //!
 //! Rooms that need little of the others are packages, so that work on one builds only that one; this package puts
 //! them together. `tests/architecture.rs` enforces who may import whom.

@@ -223,6 +223,8 @@ mod batches;
 mod doctor;
 #[path = "command_line/lifecycle.rs"]
 mod lifecycle;
+#[path = "command_line/outcomes.rs"]
+mod outcomes;
 #[path = "command_line/pool.rs"]
 mod pool;
 
@@ -287,8 +289,17 @@ impl Server {
     }
 
     fn memory_kib(&self) -> u64 {
+        self.memory_of("VmRSS:")
+    }
+
+    /// Without pages of files: those of the binary come with its first use, stay, and are anybody's.
+    fn own_memory_kib(&self) -> u64 {
+        self.memory_of("RssAnon:")
+    }
+
+    fn memory_of(&self, kind: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a live process");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a resident size");
+        let line = status.lines().find(|line| line.starts_with(kind)).expect("a resident size");
         line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
     }
 

@@ -1,11 +1,11 @@
 //! What a proxy adds: a canned upstream, and a load of small requests on kept connections to it or to what stands before it.
 //!
 //! usage: hop upstream ADDRESS
-//!        hop load URL CONNECTIONS SECONDS [RATE] [stream]
+//!        hop load URL CONNECTIONS SECONDS [RATE] [stream] [NAME:VALUE ...]
 //!
 //! `upstream` answers every POST at once with the same short chat completion: as events where the request asks for them,
 //! as one document otherwise. `load` sends one request after the other on each connection, or RATE a second over all of
-//! them, each from a thread of its own that sleeps between; it prints one JSON line with times in milliseconds. What a
+//! them, each from a thread of its own that sleeps between, with the headers that are given; it prints one JSON line with times in milliseconds. What a
 //! proxy adds is the difference between two loads in the same minute, at the proxy and at the upstream.
 
 use std::io::{Read, Write};
@@ -30,14 +30,16 @@ fn main() {
             let number = |text: &str| text.parse::<u64>().expect("a number");
             let load = Load {
                 address: address(url),
-                request: request(url, more.contains(&"stream")),
+                request: request(url, more.contains(&"stream"), &headers(more)),
                 connections: number(connections),
                 seconds: Duration::from_secs(number(seconds)),
             };
-            let rate = more.iter().find(|word| **word != "stream").map(|rate| number(rate));
+            let rate = more.iter().find(|word| **word != "stream" && !word.contains(':')).map(|rate| number(rate));
             println!("{}", rate.map_or_else(|| load.flat_out(), |rate| load.at(rate)));
         }
-        _ => eprintln!("usage: hop upstream ADDRESS | hop load URL CONNECTIONS SECONDS [RATE] [stream]"),
+        _ => {
+            eprintln!("usage: hop upstream ADDRESS | hop load URL CONNECTIONS SECONDS [RATE] [stream] [NAME:VALUE ...]")
+        }
     }
 }
 
@@ -46,7 +48,11 @@ fn address(url: &str) -> SocketAddr {
     host.to_socket_addrs().expect("an address").next().expect("one at least")
 }
 
-fn request(url: &str, stream: bool) -> Vec<u8> {
+fn headers(words: &[&str]) -> String {
+    words.iter().filter(|word| word.contains(':')).map(|header| format!("{header}\r\n")).collect()
+}
+
+fn request(url: &str, stream: bool, headers: &str) -> Vec<u8> {
     let body = json!({
         "model": "r", "stream": stream, "max_tokens": 64, "temperature": 0.2,
         "messages": [
@@ -58,7 +64,7 @@ fn request(url: &str, stream: bool) -> Vec<u8> {
     let host = address(url);
     let length = body.len();
     format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n\
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n{headers}\
          content-length: {length}\r\n\r\n{body}"
     )
     .into_bytes()

@@ -1,7 +1,7 @@
 // performance-critical: no allocation per token, no lock, no log, no format
 //! A step as flat arrays. The arrays keep their memory from step to step.
 
-use sconce_models::BatchInput;
+use sconce_models::{BatchInput, StateSave};
 
 use super::scheduler::{Scheduler, Step};
 
@@ -30,10 +30,16 @@ pub fn fill(scheduler: &Scheduler, step: &Step, batch: &mut BatchInput) {
         // Logits for prompt scores come first, then those that are sampled: ascending, as positions are.
         batch.sample_rows.extend(row.scored().map(|position| (first + position - row.start) as u32));
         batch.adapters.push(sequence.adapter());
+        batch.states.extend(sequence.slot().map(|slot| slot.0));
         if row.sample {
             batch.sample_rows.extend((batch.tokens.len() - 1 - row.drafts..batch.tokens.len()).map(|at| at as u32));
         }
     }
+    batch.state_copies.extend(step.copies.iter().map(|copy| (copy.from.0, copy.to.0)));
+    batch.state_saves.extend(step.saves.iter().map(|save| {
+        let first = save.row.checked_sub(1).map_or(0, |before| batch.row_ends[before]);
+        StateSave { token: first + (save.end - 1 - step.rows[save.row].start) as u32, slot: save.slot.0 }
+    }));
     if batch.adapters.iter().all(Option::is_none) {
         batch.adapters.clear();
     }

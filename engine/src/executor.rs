@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use sconce_models::{Adapter, AdapterId, BatchInput, KvCache, KvDtype, Logits, Model};
+use sconce_models::{Adapter, AdapterId, BatchInput, KvCache, KvDtype, Logits, Model, Sample, SampleRequests};
 
 use super::sampler::Workers;
 use super::scheduler::Capabilities;
@@ -20,6 +20,12 @@ pub trait Executor: Send {
     /// A smaller model with the same vocabulary that guesses ahead, and as many KV blocks. Taken once, when the engine
     /// starts; without one nothing is guessed by a model.
     fn take_draft(&mut self) -> Option<Box<dyn Executor>> {
+        None
+    }
+
+    /// Its side that works beside the engine thread and samples where it computes; asked for each step. With one, steps go
+    /// through it, and `execute` is left to draft models.
+    fn device(&mut self) -> Option<&mut dyn DeviceExecutor> {
         None
     }
 
@@ -40,10 +46,52 @@ pub trait Executor: Send {
     fn execute(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), String>;
 }
 
+/// What a device can do with logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SamplingLimits {
+    /// The most likeliest tokens whose log probabilities it can give.
+    pub top_logprobs_max: u32,
+    /// Whether it applies masks; without, rows that a filter restricts come back as logits.
+    pub masks: bool,
+}
+
+/// A step in two halves: while the device computes, the engine thread goes on.
+///
+/// `issue` begins a step; `collect` is called once for it, before the next `issue`, and waits. In between the engine works out
+/// what each row wants (filters answer meanwhile) and hands the tokens of the step before to their clients. An error or a
+/// panic of either fails the step, as with [`Executor::execute`]; behind a failed `issue` there is no `collect`, behind a
+/// failed or a missing `collect` (the engine started over) the next `issue` begins anew.
+///
+/// What a later overlap of whole steps would need, with step N + 1 issued before step N is collected:
+/// - the token that N samples stays on the device, and N + 1 has a placeholder for it among its inputs;
+/// - the scheduler plans N + 1 as if every row that samples in N got one token and went on: it takes a block where that
+///   token needs one, and whoever turns out to have ended computes one step for nothing, whose blocks and slots are
+///   given back only when N + 1 is collected;
+/// - random numbers depend on the place in the output only, which is known; `seen` lists are not: the device counts the
+///   token of N itself;
+/// - rows with masks, drafts or a client that is parked sit out: what they compute next depends on the token of N;
+/// - a block that the token of N fills is registered in the prefix cache when N is committed, not when it is planned.
+pub trait DeviceExecutor {
+    fn limits(&self) -> SamplingLimits;
+
+    /// Begins the step of `batch`, on the terms of [`Executor::execute`].
+    fn issue(&mut self, batch: &BatchInput) -> Result<(), String>;
+
+    /// Samples the step and waits for it: one answer in `samples` for each of `wanted.rows`, which is one for each of the
+    /// batch's `sample_rows`. Logits that come back go to `logits` in the order of their rows.
+    fn collect(
+        &mut self,
+        wanted: &SampleRequests,
+        samples: &mut Vec<Sample>,
+        logits: &mut Logits,
+    ) -> Result<(), String>;
+}
+
 /// A model of `sconce-models` and its KV cache.
 pub struct ModelExecutor {
     model: Box<dyn Model>,
     cache: KvCache,
+    state_slots: u32,
     draft: Option<Box<dyn Executor>>,
 }
 
@@ -51,7 +99,17 @@ impl ModelExecutor {
     /// Allocates the KV cache: `blocks` blocks of `block_size` tokens, the same numbers as in `EngineConfig`.
     pub fn new(model: Box<dyn Model>, blocks: u32, block_size: u32, dtype: KvDtype) -> Result<Self, String> {
         let cache = model.new_kv_cache(blocks, block_size, dtype).map_err(|error| error.to_string())?;
-        Ok(Self { model, cache, draft: None })
+        let state_slots = u32::from(model.spec().state_bytes() > 0);
+        Ok(Self { model, cache, state_slots, draft: None })
+    }
+
+    /// With so many slots for states instead of one, if the model keeps a state a sequence: as many sequences run at once,
+    /// and what is left of them serves the prefix cache.
+    pub fn with_state_slots(self, slots: u32) -> Result<Self, String> {
+        let Self { model, cache, draft, .. } = self;
+        let cache = cache.with_state_slots(slots, model.spec()).map_err(|error| error.to_string())?;
+        let state_slots = if model.spec().state_bytes() > 0 { slots } else { 0 };
+        Ok(Self { model, cache, state_slots, draft })
     }
 
     /// With another model that guesses ahead, built for the same blocks.
@@ -62,9 +120,11 @@ impl ModelExecutor {
 }
 
 impl Executor for ModelExecutor {
-    /// The CPU takes any ragged batch.
+    /// The CPU takes any ragged batch. A state that has seen a wrong draft cannot take it back.
     fn capabilities(&self) -> Capabilities {
-        Capabilities::any()
+        let any = Capabilities::any();
+        let max_drafts_per_row = if self.state_slots > 0 { 0 } else { any.max_drafts_per_row };
+        Capabilities { state_slots: self.state_slots, max_drafts_per_row, ..any }
     }
 
     fn vocab(&self) -> usize {

@@ -11,6 +11,10 @@ use super::costs::StepCosts;
 use super::filter::Restriction;
 use super::sampler::{SamplingParams, SeenTokens};
 use super::speculation::{Drafter, SharedConfidence, StepSoFar};
+use super::states::StateSlot;
+
+/// The last tokens of a prompt open the answer; the prompt of the next turn may open it otherwise.
+const OPENING_TOKENS: usize = 8;
 
 /// Names one submitted sequence for the life of its engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,6 +93,10 @@ pub struct Sequence {
     /// Tokens of the step in flight; 0 when the sequence is not part of it.
     scheduled: usize,
     blocks: Vec<BlockId>,
+    /// Of a model that keeps a state a sequence; holds the computed tokens.
+    slot: Option<StateSlot>,
+    /// K and V of others went on to here behind the last saved state when it was admitted; 0 where they did not.
+    branch: usize,
     /// Of the full blocks of `tokens`, as far as they were needed.
     hashes: Vec<ChainHash>,
     /// Prompt tokens found in the prefix cache (not those found again after a preemption).
@@ -146,6 +154,8 @@ impl Sequence {
             computed_max: 0,
             scheduled: 0,
             blocks: Vec::new(),
+            slot: None,
+            branch: 0,
             hashes: Vec::new(),
             cached_tokens: 0,
             prompt_done: false,
@@ -203,6 +213,40 @@ impl Sequence {
         &self.blocks
     }
 
+    /// Its state slot.
+    pub fn slot(&self) -> Option<StateSlot> {
+        self.slot
+    }
+
+    pub(super) fn set_slot(&mut self, slot: StateSlot) {
+        assert!(self.slot.is_none() && self.computed == 0, "a slot is for a sequence that begins");
+        self.slot = Some(slot);
+    }
+
+    pub(super) fn take_slot(&mut self) -> Option<StateSlot> {
+        assert_eq!(self.computed, 0, "without its state nothing is computed");
+        self.slot.take()
+    }
+
+    pub(super) fn set_branch(&mut self, branch: usize) {
+        self.branch = branch;
+    }
+
+    /// Where the state is worth saving, ascending: at the last border before the prompt opens the answer, so that the
+    /// next turn of a conversation and its siblings begin there; and where others with the same beginning went on.
+    pub(super) fn save_borders(&self, block_size: u32) -> [usize; 2] {
+        let border = self.prompt_border(block_size);
+        [border.min(self.branch), border.max(self.branch)]
+    }
+
+    /// 0 for a prompt within its first block.
+    pub(super) fn prompt_border(&self, block_size: u32) -> usize {
+        let size = block_size as usize;
+        let last = (self.prompt_len - 1) / size * size;
+        let before_opening = self.prompt_len.saturating_sub(1 + OPENING_TOKENS) / size * size;
+        if before_opening > 0 { before_opening } else { last }
+    }
+
     pub fn state(&self) -> State {
         self.state
     }
@@ -218,6 +262,11 @@ impl Sequence {
     /// One token to run, and it is one that this engine generated.
     pub fn is_decode(&self) -> bool {
         self.uncomputed() == 1 && self.computed >= self.prompt_len
+    }
+
+    /// The most tokens that prompt and output may have together.
+    pub fn tokens_max(&self) -> usize {
+        self.tokens_max
     }
 
     /// Blocks still to be allocated before every known token is computed.
@@ -419,7 +468,8 @@ impl Sequence {
 
     /// Puts the sequence into another state; whoever calls this moves it between the queues too.
     pub(super) fn set_state(&mut self, state: State) {
-        assert!(state != State::Waiting || self.blocks.is_empty(), "a waiting sequence holds no blocks");
+        let holds_nothing = self.blocks.is_empty() && self.slot.is_none();
+        assert!(state != State::Waiting || holds_nothing, "a waiting sequence holds no blocks and no state");
         assert_eq!(self.scheduled, 0, "no change of state inside a step");
         self.state = state;
     }

@@ -7,9 +7,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sconce_models::{Adapter, AdapterId, BatchInput, Logits};
+use sconce_models::{Adapter, AdapterId, BatchInput, Logits, Sample, SampleRequests};
 
-use super::executor::Executor;
+use super::executor::{DeviceExecutor, Executor, SamplingLimits};
+use super::sampler::Sampler;
 use super::scheduler::Capabilities;
 
 /// Added to the logit of every favoured token: far above what the hash gives any other.
@@ -30,6 +31,8 @@ pub struct SimOptions {
     pub token_delay: Duration,
     /// Tokens that are always likelier than the others (letters, to be readable); empty for none.
     pub favoured: Vec<u32>,
+    /// Plays a device that samples within these limits.
+    pub device: Option<SamplingLimits>,
 }
 
 impl SimOptions {
@@ -43,6 +46,7 @@ impl SimOptions {
             step_delay: Duration::ZERO,
             token_delay: Duration::ZERO,
             favoured: Vec::new(),
+            device: None,
         }
     }
 }
@@ -58,6 +62,15 @@ struct Cell {
     step: u64,
 }
 
+/// What one state slot holds: the text so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Known {
+    hash: ContextHash,
+    tokens: u32,
+    adapter: Option<AdapterId>,
+}
+
+const NOTHING_KNOWN: Known = Known { hash: ContextHash::EMPTY, tokens: u32::MAX, adapter: None };
 const EMPTY: Cell = Cell { token: u32::MAX, position: u32::MAX, adapter: None, step: 0 };
 
 /// See the module.
@@ -65,7 +78,12 @@ pub struct SimExecutor {
     options: SimOptions,
     /// `[blocks * block_size]`
     cells: Vec<Cell>,
+    /// `[state_slots]`
+    states: Vec<Known>,
     step: u64,
+    /// Of the step that was issued and not collected.
+    issued: Option<Logits>,
+    sampler: Sampler,
 }
 
 /// The context of one sequence as one number.
@@ -100,12 +118,14 @@ impl ContextHash {
 impl SimExecutor {
     pub fn new(options: SimOptions) -> Self {
         let slots = options.blocks as usize * options.block_size as usize;
-        Self { cells: vec![EMPTY; slots], step: 0, options }
+        let states = vec![NOTHING_KNOWN; options.capabilities.state_slots as usize];
+        Self { cells: vec![EMPTY; slots], states, step: 0, options, issued: None, sampler: Sampler::default() }
     }
 
     /// Forgets the whole cache, as a device does that was reset.
     pub fn scramble(&mut self) {
         self.cells.fill(EMPTY);
+        self.states.fill(NOTHING_KNOWN);
     }
 
     fn check_limits(&self, batch: &BatchInput) -> Result<(), String> {
@@ -159,6 +179,70 @@ impl SimExecutor {
             *cell = Cell { token: batch.tokens[index], position, adapter, step: self.step };
         }
         Ok(())
+    }
+
+    /// Makes the copies of a step, and checks that its rows and saves write slots of their own.
+    fn copy_states(&mut self, batch: &BatchInput) -> Result<(), String> {
+        let rows = if self.states.is_empty() { 0 } else { batch.rows() };
+        if batch.states.len() != rows || !batch.state_saves.is_sorted_by_key(|save| save.token) {
+            return Err(format!("sim: {} states for {rows} rows, or saves out of order", batch.states.len()));
+        }
+        let mut written: Vec<u32> = batch.states.clone();
+        written.extend(batch.state_saves.iter().map(|save| save.slot));
+        written.extend(batch.state_copies.iter().map(|(from, _)| *from));
+        let count = written.len();
+        written.sort_unstable();
+        written.dedup();
+        let copied_twice = batch.state_copies.len() - {
+            let mut from: Vec<u32> = batch.state_copies.iter().map(|(from, _)| *from).collect();
+            from.sort_unstable();
+            from.dedup();
+            from.len()
+        };
+        if written.len() + copied_twice != count
+            || written.last().is_some_and(|slot| *slot as usize >= self.states.len())
+        {
+            return Err(format!(
+                "sim: states {written:?} of {} are written twice, or written and copied",
+                self.states.len()
+            ));
+        }
+        for (from, to) in &batch.state_copies {
+            self.states[*to as usize] = self.states[*from as usize];
+        }
+        Ok(())
+    }
+
+    /// A row's state must know exactly the tokens before it; it and the saved ones then know what was read.
+    fn advance_state(&mut self, batch: &BatchInput, row: usize) -> Result<(), String> {
+        let Some(slot) = batch.states.get(row) else { return Ok(()) };
+        let (tokens, context) = (range(&batch.row_ends, row), batch.context_lens[row]);
+        let start = context - tokens.len() as u32;
+        let adapter = batch.adapters.get(row).copied().flatten();
+        let own = self.states[*slot as usize];
+        let mut known = if start == 0 { Known { hash: ContextHash::EMPTY, tokens: 0, adapter } } else { own };
+        let mut text = ContextHash::EMPTY;
+        for position in 0..start {
+            let cell = self.cells[self.slot_of(batch, row, position)];
+            text = text.extend(cell.token, cell.position);
+        }
+        if known != (Known { hash: text, tokens: start, adapter }) {
+            return Err(format!("sim: the state of row {row} is not that of the {start} tokens before it"));
+        }
+        for index in tokens {
+            known.hash = known.hash.extend(batch.tokens[index], batch.positions[index]);
+            known.tokens += 1;
+            for save in batch.state_saves.iter().filter(|save| save.token as usize == index) {
+                self.states[save.slot as usize] = known;
+            }
+        }
+        self.states[*slot as usize] = known;
+        Ok(())
+    }
+
+    fn slot_of(&self, batch: &BatchInput, row: usize, position: u32) -> usize {
+        let size = self.options.block_size;
+        (self.table(batch, row)[(position / size) as usize] * size + position % size) as usize
     }
 
     fn table<'a>(&self, batch: &'a BatchInput, row: usize) -> &'a [u32] {
@@ -217,14 +301,20 @@ impl Executor for SimExecutor {
         Ok(())
     }
 
+    fn device(&mut self) -> Option<&mut dyn DeviceExecutor> {
+        if self.options.device.is_some() { Some(self) } else { None }
+    }
+
     fn execute(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), String> {
         self.check_limits(batch)?;
+        self.copy_states(batch)?;
         self.step += 1;
         for row in 0..batch.rows() {
             self.write_row(batch, row)?;
         }
         for row in 0..batch.rows() {
             self.check_adapter(batch, row)?;
+            self.advance_state(batch, row)?;
         }
         logits.vocab = self.vocab();
         logits.values.resize(batch.sample_rows.len() * logits.vocab, 0.0);
@@ -239,6 +329,34 @@ impl Executor for SimExecutor {
         if !delay.is_zero() {
             std::thread::sleep(delay);
         }
+        Ok(())
+    }
+}
+
+impl DeviceExecutor for SimExecutor {
+    fn limits(&self) -> SamplingLimits {
+        self.options.device.unwrap_or(SamplingLimits { top_logprobs_max: 0, masks: false })
+    }
+
+    fn issue(&mut self, batch: &BatchInput) -> Result<(), String> {
+        let mut logits = Logits::default();
+        self.execute(batch, &mut logits)?;
+        self.issued = Some(logits);
+        Ok(())
+    }
+
+    fn collect(
+        &mut self,
+        wanted: &SampleRequests,
+        samples: &mut Vec<Sample>,
+        logits: &mut Logits,
+    ) -> Result<(), String> {
+        let issued = self.issued.take().ok_or("sim: nothing was issued")?;
+        let rows = issued.values.len() / issued.vocab.max(1);
+        if wanted.rows.len() != rows {
+            return Err(format!("sim: {} rows are asked for, {rows} were issued", wanted.rows.len()));
+        }
+        self.sampler.answer_all(wanted, &issued, samples, logits);
         Ok(())
     }
 }

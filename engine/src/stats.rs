@@ -96,6 +96,10 @@ engine_stats! {
     /// Blocks that nobody owns and that keep their content for the prefix cache.
     blocks_cached,
     blocks_owned,
+    /// Slots for the states of sequences; 0 of a model that keeps none.
+    states_total,
+    /// Saved states that nobody owns and that later sequences may begin with.
+    states_saved,
     steps,
     /// Prompt tokens of completed prompts, cached ones included.
     prompt_tokens,
@@ -109,6 +113,8 @@ engine_stats! {
     preemptions,
     /// Tokens computed again after a preemption.
     recomputed_tokens,
+    /// Tokens that steps were filled up with to the executor's next bucket, and that nobody asked for.
+    padding_tokens,
     finished_stop,
     finished_length,
     finished_cancelled,

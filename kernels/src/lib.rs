@@ -8,10 +8,10 @@
 //! Invariant: on the CPU a row's result does not depend on which other rows stand in the batch, nor on how a prompt
 //! was cut into chunks (every reduction has one fixed order), bit for bit.
 
+pub mod allocator;
 pub mod attention;
 pub mod cpu;
-#[cfg(feature = "cuda")]
-pub mod cuda;
+pub mod delta;
 pub mod encode;
 pub mod error;
 pub mod low_rank;
@@ -28,11 +28,14 @@ pub use attention::{
     write_kv,
 };
 pub use cpu::packed::{Arena, PackedWeight, Precision};
-pub use encode::{bidirectional_attention, layer_norm};
+pub use delta::{DeltaBatch, DeltaSizes, DeltaStates, DeltaWeights, HeadOrder, StateSave, gated_delta_rule};
+pub use encode::{bidirectional_attention, layer_norm, rotate_encoder};
 pub use error::{Error, Result};
 pub use low_rank::{LowRank, Segment, add_low_rank};
 pub use matmul::{Activation, Added, Prologue, matmul, matmul_into};
-pub use ops::{add_rms_norm, add_scaled, argmax, embedding, gelu_tanh_mul, rms_norm, scale_and_cap, silu_mul, top_k};
+pub use ops::{
+    add_rms_norm, add_scaled, argmax, embedding, gelu_tanh_mul, rms_norm, scale_and_cap, sigmoid_mul, silu_mul, top_k,
+};
 pub use rope::{RopeStyle, RopeTable, norm_and_rope, rope};
 pub use vectors::{short_convolution, write_vectors};
 pub use weight::{GgmlType, Weight};

@@ -23,8 +23,7 @@ pub fn add_low_rank(x: &Tensor, prologue: Prologue, segments: &[Segment], y: &mu
     let Some(input) = segments.iter().flat_map(|segment| segment.parts).map(LowRank::input).next() else {
         return Ok(());
     };
-    let gated = matches!(prologue, Prologue::SiluMul | Prologue::GeluTanhMul | Prologue::ClampedSwigluMul);
-    if columns != if gated { 2 * input } else { input } {
+    if columns != if prologue.is_gated() { 2 * input } else { input } {
         return Err(shape(OP, format!("x has {columns} columns and the adapter takes {input}")));
     }
     let mut before = 0;

@@ -26,12 +26,21 @@ pub enum Prologue<'a> {
     GeluTanh,
     /// `silu(gate) * up`: x is `[tokens, 2 * input]`, gate before up.
     SiluMul,
+    /// `gelu(gate) * up`, exact: x is `[tokens, 2 * input]`, gate before up.
+    GeluMul,
     /// `gelu(gate) * up` with the tanh approximation: x is `[tokens, 2 * input]`, gate before up.
     GeluTanhMul,
     /// The gate of GPT-OSS, `crate::cpu::rows::Gate::ClampedSwiglu`: x is `[tokens, 2 * input]`, gate before up.
     ClampedSwigluMul,
     /// An activation alone: x is `[tokens, input]`.
     Activation(Activation),
+}
+
+impl Prologue<'_> {
+    /// It takes two values for each that goes into the product.
+    pub(crate) fn is_gated(&self) -> bool {
+        matches!(self, Self::SiluMul | Self::GeluMul | Self::GeluTanhMul | Self::ClampedSwigluMul)
+    }
 }
 
 /// What is added to the product.
@@ -59,8 +68,7 @@ pub fn matmul(x: &Tensor, prologue: Prologue, w: &PackedWeight, added: Added) ->
 pub fn matmul_into(x: &Tensor, prologue: Prologue, w: &PackedWeight, added: Added, y: &mut Vec<f32>) -> Result<()> {
     tensors::require_cpu(OP, x.device())?;
     let (tokens, columns) = tensors::dims2(OP, "x", x)?;
-    let gated = matches!(prologue, Prologue::SiluMul | Prologue::GeluTanhMul | Prologue::ClampedSwigluMul);
-    let wanted = if gated { 2 * w.input() } else { w.input() };
+    let wanted = if prologue.is_gated() { 2 * w.input() } else { w.input() };
     if columns != wanted {
         return Err(shape(OP, format!("x has {columns} columns and the weight takes {wanted}")));
     }
@@ -93,6 +101,7 @@ pub(crate) fn with_prologue(
         Prologue::GeluTanh => run(dense::Prologue::Active(Gate::GeluTanh)),
         Prologue::ClampedSwigluMul => run(dense::Prologue::Gated(Gate::ClampedSwiglu)),
         Prologue::SiluMul => run(dense::Prologue::Gated(Gate::Silu)),
+        Prologue::GeluMul => run(dense::Prologue::Gated(Gate::Gelu)),
         Prologue::GeluTanhMul => run(dense::Prologue::Gated(Gate::GeluTanh)),
         Prologue::Activation(activation) => run(dense::Prologue::Activation(activation)),
         Prologue::RmsNorm { weight, eps } => {

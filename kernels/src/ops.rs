@@ -89,6 +89,11 @@ pub fn gelu_tanh_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gated("gelu_tanh_mul", gate, up, Gate::GeluTanh)
 }
 
+/// `sigmoid(gate) * x`, element by element; any shape, the same for both.
+pub fn sigmoid_mul(gate: &Tensor, x: &Tensor) -> Result<Tensor> {
+    gated("sigmoid_mul", gate, x, Gate::Sigmoid)
+}
+
 fn gated(op: &'static str, gate: &Tensor, up: &Tensor, activation: Gate) -> Result<Tensor> {
     tensors::require_cpu(op, gate.device())?;
     tensors::require_dims(op, "up", up, gate.dims())?;

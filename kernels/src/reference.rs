@@ -124,8 +124,13 @@ fn erfc(x: f64) -> f64 {
 }
 
 /// Attention in both directions: qkv `[tokens, 3 * heads * head_dim]` to `[tokens, heads * head_dim]`, softmax in two
-/// passes within each of the sequences that end at `row_ends`.
-pub fn bidirectional_attention(qkv: &[f32], row_ends: &[u32], heads: usize, head_dim: usize) -> Vec<f32> {
+/// passes within each of the sequences that end at `row_ends`, over the tokens within `reach` of each.
+pub fn bidirectional_attention(
+    qkv: &[f32],
+    row_ends: &[u32],
+    (heads, head_dim): (usize, usize),
+    reach: usize,
+) -> Vec<f32> {
     let width = heads * head_dim;
     let at = |token: usize, part: usize, head: usize| {
         let start = token * 3 * width + part * width + head * head_dim;
@@ -135,17 +140,18 @@ pub fn bidirectional_attention(qkv: &[f32], row_ends: &[u32], heads: usize, head
     let mut start = 0;
     for end in row_ends.iter().map(|end| *end as usize) {
         for token in start..end {
+            let seen = token.saturating_sub(reach).max(start)..token.saturating_add(reach).saturating_add(1).min(end);
             for head in 0..heads {
                 let q = at(token, 0, head);
                 let dot = |k: &[f32]| q.iter().zip(k).map(|(a, b)| *a as f64 * *b as f64).sum::<f64>();
                 let scores: Vec<f64> =
-                    (start..end).map(|other| dot(at(other, 1, head)) / (head_dim as f64).sqrt()).collect();
+                    seen.clone().map(|other| dot(at(other, 1, head)) / (head_dim as f64).sqrt()).collect();
                 let max = scores.iter().cloned().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 for column in 0..head_dim {
                     let mix = |(weight, other)| weight * at(other, 2, head)[column] as f64;
-                    out.push((weights.iter().zip(start..end).map(mix).sum::<f64>() / total) as f32);
+                    out.push((weights.iter().zip(seen.clone()).map(mix).sum::<f64>() / total) as f32);
                 }
             }
         }
@@ -187,6 +193,11 @@ pub fn rope(
 pub fn silu_mul(gate: &[f32], up: &[f32]) -> Vec<f32> {
     let silu = |g: f64| g / (1.0 + (-g).exp());
     gate.iter().zip(up).map(|(g, u)| (silu(*g as f64) * *u as f64) as f32).collect()
+}
+
+/// `sigmoid(gate) * x`.
+pub fn sigmoid_mul(gate: &[f32], x: &[f32]) -> Vec<f32> {
+    gate.iter().zip(x).map(|(g, x)| (*x as f64 / (1.0 + (-*g as f64).exp())) as f32).collect()
 }
 
 /// `gelu(gate) * up` with the tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415).
@@ -298,4 +309,56 @@ fn attend_one(
         let mix = |(weight, position): (&f64, u32)| weight * v[row_at(position) + i] as f64;
         *out = (weights.iter().zip(first..=position).map(mix).sum::<f64>() / total) as f32;
     }
+}
+
+/// The gated delta rule over one sequence from its first token on, everything in f64: x `[tokens, projected]`; taps
+/// `[taps, mixed]`, decay and its bias `[value_heads]`, norm `[value_dim]`.
+pub fn gated_delta_rule(
+    x: &[f32],
+    sizes: &crate::DeltaSizes,
+    taps: &[f32],
+    (decay, decay_bias): (&[f32], &[f32]),
+    (norm, eps): (&[f32], f32),
+) -> Vec<f32> {
+    let (projected, mixed, dim, width) = (sizes.projected(), sizes.mixed(), sizes.key_dim, sizes.value_dim);
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let at = |token: usize, column: usize| x[token * projected + column] as f64;
+    let mut out = vec![0.0; x.len() / projected * sizes.values()];
+    for head in 0..sizes.value_heads {
+        let mut state = vec![0.0_f64; dim * width];
+        for token in 0..x.len() / projected {
+            let convolved = |column: usize| {
+                let seen = (0..sizes.taps).filter(|tap| token + 1 + tap >= sizes.taps);
+                let of = |tap: usize| taps[tap * mixed + column] as f64 * at(token + 1 + tap - sizes.taps, column);
+                let sum: f64 = seen.map(of).sum();
+                sum * sigmoid(sum)
+            };
+            let unit = |first: usize| -> Vec<f64> {
+                let vector: Vec<f64> = (0..dim).map(|i| convolved(first + sizes.key_head(head) * dim + i)).collect();
+                let length = (vector.iter().map(|value| value * value).sum::<f64>() + 1e-6).sqrt();
+                vector.iter().map(|value| value / length).collect()
+            };
+            let (query, key) = (unit(0), unit(sizes.keys()));
+            let gates = mixed + sizes.values();
+            let written = sigmoid(at(token, gates + head));
+            let time = at(token, gates + sizes.value_heads + head) + decay_bias[head] as f64;
+            let kept = (decay[head] as f64 * (1.0 + time.exp()).ln()).exp();
+            state.iter_mut().for_each(|value| *value *= kept);
+            let mut seen = vec![0.0_f64; width];
+            for j in 0..width {
+                let known: f64 = (0..dim).map(|i| key[i] * state[i * width + j]).sum();
+                let change = written * (convolved(2 * sizes.keys() + head * width + j) - known);
+                (0..dim).for_each(|i| state[i * width + j] += key[i] * change);
+                let asked: f64 = (0..dim).map(|i| query[i] * state[i * width + j]).sum();
+                seen[j] = asked / (dim as f64).sqrt();
+            }
+            let mean = seen.iter().map(|value| value * value).sum::<f64>() / width as f64;
+            for j in 0..width {
+                let gate = at(token, mixed + head * width + j);
+                let normed = seen[j] / (mean + eps as f64).sqrt() * norm[j] as f64;
+                out[token * sizes.values() + head * width + j] = (normed * gate * sigmoid(gate)) as f32;
+            }
+        }
+    }
+    out
 }

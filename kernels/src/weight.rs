@@ -147,6 +147,14 @@ impl Weight {
         Self { out: count, offset: self.offset + first * self.row_bytes(), ..self.clone() }
     }
 
+    /// Matrices of one type and input, one below the other, as one. Panics when they differ, or there is none.
+    pub fn stacked(parts: &[Self]) -> Result<Self> {
+        let (ty, input) = (parts[0].ty, parts[0].input);
+        assert!(parts.iter().all(|part| part.ty == ty && part.input == input), "matrices of one type and input");
+        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.bytes()).copied().collect();
+        Self::new(ty, parts.iter().map(Self::out).sum(), input, Arc::new(bytes), 0)
+    }
+
     /// The matrix with rows and columns changed: in its own type where elements are stored one by one, otherwise in F32.
     pub fn transposed(&self) -> Result<Self> {
         let (out, input) = (self.out, self.input);

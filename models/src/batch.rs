@@ -1,5 +1,7 @@
 //! One ragged step as flat arrays: what the engine hands to a model, and what comes back.
 
+use sconce_kernels::StateSave;
+
 use crate::adapter::AdapterId;
 
 /// A ragged batch without padding: any mix of prefill chunks and single-token decodes, one row a sequence.
@@ -27,6 +29,13 @@ pub struct BatchInput {
     pub sample_rows: Vec<u32>,
     /// The adapter of each row. `[rows]`, or empty where no row has one.
     pub adapters: Vec<Option<AdapterId>>,
+    /// The state slot of each row, for models that keep a state a sequence: what the tokens before the row left there,
+    /// unless it begins with position 0. `[rows]`, or empty for other models.
+    pub states: Vec<u32>,
+    /// States that are copied before the step: from a slot, to a slot.
+    pub state_copies: Vec<(u32, u32)>,
+    /// States that are also left elsewhere, as they are after a token of the step; by token, ascending.
+    pub state_saves: Vec<StateSave>,
 }
 
 impl BatchInput {
@@ -41,6 +50,9 @@ impl BatchInput {
         self.block_table_ends.clear();
         self.sample_rows.clear();
         self.adapters.clear();
+        self.states.clear();
+        self.state_copies.clear();
+        self.state_saves.clear();
     }
 
     pub fn rows(&self) -> usize {

@@ -4,17 +4,26 @@
 
 use crate::batch::BatchInput;
 use crate::error::{Error, Result};
-use crate::kv::KvCache;
 use crate::spec::Spec;
 
-pub(crate) fn check_batch(batch: &BatchInput, spec: &Spec, kv: &KvCache) -> Result<()> {
+/// What a batch must know of a cache: its layers, blocks, and tokens a block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CacheSizes {
+    pub layers: usize,
+    pub blocks: u32,
+    pub block_size: u32,
+    /// 0 of a model without states.
+    pub state_slots: u32,
+}
+
+pub(crate) fn check_batch(batch: &BatchInput, spec: &Spec, kv: CacheSizes) -> Result<()> {
     find_fault(batch, spec, kv).map_or(Ok(()), |fault| Err(Error::Batch(fault)))
 }
 
-fn find_fault(batch: &BatchInput, spec: &Spec, kv: &KvCache) -> Option<String> {
+fn find_fault(batch: &BatchInput, spec: &Spec, kv: CacheSizes) -> Option<String> {
     let (tokens, rows) = (batch.tokens.len(), batch.row_ends.len());
-    if kv.layers.len() != spec.layers {
-        return Some(format!("a kv cache of {} layers for a model of {}", kv.layers.len(), spec.layers));
+    if kv.layers != spec.layers {
+        return Some(format!("a kv cache of {} layers for a model of {}", kv.layers, spec.layers));
     }
     if batch.positions.len() != tokens || batch.slots.len() != tokens {
         let (positions, slots) = (batch.positions.len(), batch.slots.len());
@@ -27,6 +36,9 @@ fn find_fault(batch: &BatchInput, spec: &Spec, kv: &KvCache) -> Option<String> {
     if !batch.adapters.is_empty() && batch.adapters.len() != rows {
         return Some(format!("{rows} rows with {} adapters", batch.adapters.len()));
     }
+    if let Some(fault) = find_state_fault(batch, kv.state_slots) {
+        return Some(fault);
+    }
     if batch.row_ends.last().map_or(0, |&end| end as usize) != tokens {
         return Some(format!("rows end at {:?}, but there are {tokens} tokens", batch.row_ends.last()));
     }
@@ -37,8 +49,8 @@ fn find_fault(batch: &BatchInput, spec: &Spec, kv: &KvCache) -> Option<String> {
     if let Some(token) = batch.tokens.iter().find(|&&token| token as usize >= spec.vocab) {
         return Some(format!("token {token} is outside the vocabulary of {}", spec.vocab));
     }
-    if let Some(block) = batch.block_tables.iter().find(|&&block| block >= kv.blocks()) {
-        return Some(format!("block {block} is outside the cache of {} blocks", kv.blocks()));
+    if let Some(block) = batch.block_tables.iter().find(|&&block| block >= kv.blocks) {
+        return Some(format!("block {block} is outside the cache of {} blocks", kv.blocks));
     }
     let are_ascending = batch.sample_rows.windows(2).all(|pair| pair[0] < pair[1]);
     if !are_ascending || batch.sample_rows.last().is_some_and(|&row| row as usize >= tokens) {
@@ -53,13 +65,32 @@ fn find_fault(batch: &BatchInput, spec: &Spec, kv: &KvCache) -> Option<String> {
         let Some(table) = batch.block_tables.get(table_start..table_end) else {
             return Some(format!("the block table of row {row} ends beyond the entries"));
         };
-        let fault = find_row_fault(batch, row, (token_start, token_end), table, (spec.context_max, kv.block_size()));
+        let fault = find_row_fault(batch, row, (token_start, token_end), table, (spec.context_max, kv.block_size));
         if fault.is_some() {
             return fault;
         }
         (token_start, table_start) = (token_end, table_end);
     }
     None
+}
+
+/// Slots that rows and saves write are all different, which the kernels check; what is copied must not meet them.
+fn find_state_fault(batch: &BatchInput, slots: u32) -> Option<String> {
+    let rows = if slots == 0 { 0 } else { batch.row_ends.len() };
+    if batch.states.len() != rows {
+        return Some(format!("{} states for {rows} rows that have one", batch.states.len()));
+    }
+    let saved = batch.state_saves.iter().map(|save| save.slot);
+    let copied = batch.state_copies.iter().flat_map(|(from, to)| [*from, *to]);
+    if let Some(slot) = batch.states.iter().copied().chain(saved.clone()).chain(copied).find(|slot| *slot >= slots) {
+        return Some(format!("state {slot} is outside the {slots} that there are"));
+    }
+    if !batch.state_saves.is_sorted_by_key(|save| save.token) {
+        return Some("saved states are not in the order of their tokens".to_owned());
+    }
+    let is_source = |slot: u32| batch.state_copies.iter().any(|(from, _)| *from == slot);
+    let lost = saved.chain(batch.states.iter().copied()).find(|slot| is_source(*slot));
+    lost.map(|slot| format!("state {slot} is copied and written in one step"))
 }
 
 /// `limits`: the model's longest context and the cache's block size.

@@ -19,31 +19,31 @@ use crate::layers::{Linear, Mixer, Mlp, Moe, Norm, OwnInput, OwnInputs, Step};
 use crate::spec::Spec;
 use crate::timing::{Operation, timed};
 
-pub(crate) struct Layer {
-    pub attention: Mixer,
-    pub mlp: FeedForward,
+pub(crate) struct Layer<M = PackedWeight> {
+    pub attention: Mixer<M>,
+    pub mlp: FeedForward<M>,
     /// Attention and feed-forward look at the same hidden state, side by side.
     pub is_parallel: bool,
-    pub own_input: Option<OwnInput>,
+    pub own_input: Option<OwnInput<M>>,
     /// Factor on what the layer gives.
     pub scale: f64,
 }
 
-pub(crate) enum FeedForward {
-    Dense(Mlp),
-    Experts(Moe),
+pub(crate) enum FeedForward<M = PackedWeight> {
+    Dense(Mlp<M>),
+    Experts(Moe<M>),
 }
 
-pub(crate) struct Decoder {
+pub(crate) struct Decoder<M = PackedWeight> {
     pub spec: Spec,
     pub device: Device,
     /// `[vocab, hidden]`
-    pub embedding: PackedWeight,
-    pub own_inputs: Option<OwnInputs>,
-    pub layers: Vec<Layer>,
+    pub embedding: M,
+    pub own_inputs: Option<OwnInputs<M>>,
+    pub layers: Vec<Layer<M>>,
     pub final_norm: Norm,
     /// `[vocab, hidden]`; the embedding itself where the two are tied.
-    pub head: Linear,
+    pub head: Linear<M>,
     pub adapters: AdapterSet,
 }
 
@@ -61,7 +61,10 @@ impl Model for Decoder {
     }
 
     fn forward(&self, batch: &BatchInput, kv: &mut KvCache, logits: &mut Logits) -> Result<()> {
-        check_batch(batch, &self.spec, kv)?;
+        check_batch(batch, &self.spec, kv.sizes())?;
+        for &(from, to) in &batch.state_copies {
+            kv.layers.iter_mut().try_for_each(|cache| cache.copy_state(from, to))?;
+        }
         logits.vocab = self.spec.vocab;
         logits.values.clear();
         if batch.tokens.is_empty() {

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
-use sconce_kernels::{GgmlType, RopeStyle, Weight};
+use sconce_kernels::{DeltaSizes, GgmlType, HeadOrder, RopeStyle, Weight};
 
 use crate::error::{Error, Result, shown};
 use crate::family::Family;
 use crate::names::{LayerPart, Part};
-use crate::spec::{Activation, NormKind, Norms, QkNorm, RopeScaling, RopeSpec, Scales, Spec, Uneven};
+use crate::spec::{Activation, DeltaRule, NormKind, Norms, QkNorm, RopeScaling, RopeSpec, Scales, Spec, Uneven};
 
 /// Standard deviation of the weights.
 const SCALE: f32 = 0.02;
@@ -50,7 +50,7 @@ const fn shape(
 
 // name, family, [layers, hidden, ffn, heads, kv heads, head size, vocabulary], context, (theta, llama3 factor), tied
 #[rustfmt::skip]
-const SHAPES: [Shape; 15] = [
+const SHAPES: [Shape; 16] = [
     shape("tiny", Family::Llama, [2, 64, 128, 4, 2, 16, 256], 2048, (1e4, 0.0), true),
     shape("smollm2-135m", Family::Llama, [30, 576, 1536, 9, 3, 64, 49152], 8192, (1e5, 0.0), true),
     shape("smollm2-360m", Family::Llama, [32, 960, 2560, 15, 5, 64, 49152], 8192, (1e5, 0.0), true),
@@ -66,6 +66,7 @@ const SHAPES: [Shape; 15] = [
     shape("qwen3-1.7b", Family::Qwen3, [28, 2048, 6144, 16, 8, 128, 151936], 40960, (1e6, 0.0), true),
     shape("qwen3-4b", Family::Qwen3, [36, 2560, 9728, 32, 8, 128, 151936], 40960, (1e6, 0.0), true),
     shape("qwen3-8b", Family::Qwen3, [36, 4096, 12288, 32, 8, 128, 151936], 40960, (1e6, 0.0), false),
+    shape("qwen3.5-0.8b", Family::Qwen35, [24, 1024, 3584, 8, 2, 256, 248320], 262144, (1e7, 0.0), true),
 ];
 
 /// Formats that a name may ask for after a colon; the first is the default.
@@ -126,14 +127,17 @@ fn spec(shape: &Shape, format: GgmlType) -> Spec {
         vocab: shape.vocab,
         context_max: shape.context_max,
         norm_eps: if matches!(shape.family, Family::Llama | Family::Mistral) { 1e-5 } else { 1e-6 },
-        rope: RopeSpec { theta: shape.theta, style: RopeStyle::Halves, rotated: shape.head_dim, scaling },
+        rope: RopeSpec { theta: shape.theta, style: RopeStyle::Halves, rotated: rotated(shape), scaling },
         local_rope: None,
         unrotated: Vec::new(),
         tied_embeddings: shape.tied,
         qkv_bias: shape.family == Family::Qwen2,
         output_bias: false,
         mlp_bias: false,
-        qk_norm: if shape.family == Family::Qwen3 { QkNorm::Heads } else { QkNorm::None },
+        qk_norm: match shape.family {
+            Family::Qwen3 | Family::Qwen35 => QkNorm::Heads,
+            _ => QkNorm::None,
+        },
         norm: NormKind::Rms,
         norms: Norms::Before,
         activation: Activation::Silu,
@@ -143,7 +147,7 @@ fn spec(shape: &Shape, format: GgmlType) -> Spec {
         sliding_window: None,
         experts: None,
         latent: None,
-        uneven: Uneven::default(),
+        uneven: uneven(shape),
         notes: Vec::new(),
         weight_format: format.name().to_owned(),
         parameters: 0,
@@ -156,6 +160,22 @@ fn spec(shape: &Shape, format: GgmlType) -> Spec {
     spec.weight_bytes =
         matrices / format.block_elements() as u64 * format.block_bytes() as u64 + vectors * size_of::<f32>() as u64;
     spec
+}
+
+/// A quarter of each head in models with the delta rule.
+fn rotated(shape: &Shape) -> usize {
+    if shape.family == Family::Qwen35 { shape.head_dim / 4 } else { shape.head_dim }
+}
+
+/// Three of four layers are the delta rule in Qwen3.5.
+fn uneven(shape: &Shape) -> Uneven {
+    if shape.family != Family::Qwen35 {
+        return Uneven::default();
+    }
+    let order = HeadOrder::Grouped;
+    let sizes = DeltaSizes { key_heads: 16, value_heads: 16, key_dim: 128, value_dim: 128, taps: 4, order };
+    let layers = (1..=shape.layers).map(|layer| layer % 4 != 0).collect();
+    Uneven { delta: Some(DeltaRule { sizes, layers }), output_gate: true, ..Uneven::default() }
 }
 
 pub(crate) struct DummyWeights {

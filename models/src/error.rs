@@ -46,6 +46,9 @@ pub enum Error {
     )]
     KvMemory { blocks: u32, block_size: u32, bytes: u64 },
 
+    #[error("{slots} states of sequences need {bytes} bytes, which this machine does not give; lower --max-num-seqs")]
+    StateMemory { slots: u32, bytes: u64 },
+
     #[error("the weights need {bytes} bytes of memory, which this machine does not give; use a smaller model")]
     WeightMemory { bytes: u64 },
 
@@ -55,6 +58,10 @@ pub enum Error {
 
     #[error(transparent)]
     Kernel(#[from] sconce_kernels::Error),
+
+    #[cfg(feature = "gpu")]
+    #[error(transparent)]
+    Cuda(#[from] sconce_cuda::Error),
 
     #[error("tensor library: {0}; please report this")]
     Candle(#[from] candle_core::Error),

@@ -4,8 +4,8 @@ use sconce_kernels::RopeStyle;
 
 use crate::error::Result;
 use crate::families::{
-    cohere, deepseek, ernie4_5, exaone4, gemma, gemma4, glm4, gpt_oss, granite, lfm2, llama, mixtral, olmo2, olmoe,
-    phi3, qwen2, qwen3, seed_oss, smollm3, stablelm, starcoder2,
+    cohere, deepseek, ernie4_5, exaone4, gemma, gemma4, glm4, gpt_oss, granite, lfm2, llama, llama4, mixtral, olmo2,
+    olmoe, phi3, qwen2, qwen3, qwen3_5, qwen3_next, seed_oss, smollm3, stablelm, starcoder2,
 };
 use crate::names::LayerPart;
 use crate::spec::fields::Fields;
@@ -31,7 +31,9 @@ pub enum Family {
     Granite,
     GraniteMoe,
     Lfm2,
+    Lfm2Moe,
     Llama,
+    Llama4,
     Ministral,
     Ministral3,
     Mistral,
@@ -44,6 +46,9 @@ pub enum Family {
     Qwen2Moe,
     Qwen3,
     Qwen3Moe,
+    Qwen3Next,
+    Qwen35,
+    Qwen35Moe,
     SeedOss,
     SmolLm3,
     StableLm,
@@ -117,6 +122,8 @@ pub(crate) struct FamilyTraits {
     pub fused_gate_up: bool,
     /// Safetensors hold all experts of a layer in one tensor, the rows of gate and up in turn.
     pub interleaved_experts: bool,
+    /// Safetensors hold all experts of a layer in one tensor, gate beside up, inputs in rows and outputs in columns.
+    pub transposed_experts: bool,
     /// Layers differ in their sizes: metadata may list them, and what a head is called says little.
     pub is_uneven: bool,
     /// Files may have layers behind the last, which are left out.
@@ -127,6 +134,8 @@ pub(crate) struct FamilyTraits {
     pub sizes: &'static [(&'static str, usize)],
     /// Names in safetensors that differ from the usual ones.
     pub names: &'static [(LayerPart, &'static str)],
+    /// The same of files that hold all experts of a layer in one tensor, where the family has both forms.
+    pub names_in_one: &'static [(LayerPart, &'static str)],
     /// Names in GGUF files that differ from the usual ones.
     pub gguf_names: &'static [(LayerPart, &'static str)],
     /// Metadata keys that the family reads and others refuse.
@@ -162,19 +171,22 @@ pub(crate) const LLAMA_LIKE: FamilyTraits = FamilyTraits {
     fused_qkv: false,
     fused_gate_up: false,
     interleaved_experts: false,
+    transposed_experts: false,
     is_uneven: false,
     has_extra_layers: false,
     renamed: &[],
     sizes: &[],
     names: &[],
+    names_in_one: &[],
     gguf_names: &[],
     gguf_keys: &[],
     config: |_, _| Ok(()),
     metadata: |_, _| Ok(()),
 };
 
-pub(crate) const FAMILIES: [&FamilyTraits; 34] = [
+pub(crate) const FAMILIES: [&FamilyTraits; 39] = [
     &llama::LLAMA,
+    &llama4::LLAMA4,
     &llama::MISTRAL,
     &llama::MINISTRAL,
     &llama::MINISTRAL3,
@@ -183,6 +195,9 @@ pub(crate) const FAMILIES: [&FamilyTraits; 34] = [
     &qwen2::QWEN2_MOE,
     &qwen3::QWEN3,
     &qwen3::QWEN3_MOE,
+    &qwen3_next::QWEN3_NEXT,
+    &qwen3_5::QWEN3_5,
+    &qwen3_5::QWEN3_5_MOE,
     &gemma::GEMMA,
     &gemma::GEMMA2,
     &gemma::GEMMA3,
@@ -191,6 +206,7 @@ pub(crate) const FAMILIES: [&FamilyTraits; 34] = [
     &deepseek::DEEPSEEK_V3,
     &deepseek::GLM4_MOE_LITE,
     &lfm2::LFM2,
+    &lfm2::LFM2_MOE,
     &phi3::PHI3,
     &smollm3::SMOLLM3,
     &granite::GRANITE,

@@ -1,15 +1,26 @@
 //! The paged K and V memory of one model: allocated once, written and read through slots and block tables.
 
 use candle_core::Device;
-use sconce_kernels::{KvDtype, KvLayer};
+use sconce_kernels::{DeltaStates, KvDtype, KvLayer};
 
+use crate::check::CacheSizes;
 use crate::error::{Error, Result};
 use crate::spec::{CacheKind, KvHeads, Spec, Uneven};
 
-/// `blocks` blocks of `block_size` tokens in every layer. Untouched blocks cost address space only.
+/// What a layer remembers.
+pub enum LayerCache {
+    /// Something of every token, in blocks.
+    Blocks(KvLayer),
+    /// One state a sequence, in slots.
+    States(DeltaStates),
+}
+
+/// `blocks` blocks of `block_size` tokens in every layer, and state slots in those that keep a state a sequence. Untouched
+/// memory costs address space only.
 pub struct KvCache {
     /// `[layers]`
-    pub layers: Vec<KvLayer>,
+    pub layers: Vec<LayerCache>,
+    state_slots: u32,
     blocks: u32,
     block_size: u32,
     bytes: u64,
@@ -27,20 +38,45 @@ impl KvCache {
         if u32::try_from(tokens).is_err() || !memory_is_given(bytes) {
             return Err(refused(bytes));
         }
-        let mut layers: Vec<KvLayer> = Vec::with_capacity(spec.layers);
+        let state_bytes = spec.state_bytes();
+        if !memory_is_given(bytes.saturating_add(state_bytes)) {
+            return Err(Error::StateMemory { slots: 1, bytes: state_bytes });
+        }
+        let mut layers: Vec<LayerCache> = Vec::with_capacity(spec.layers);
         for layer in 0..spec.layers {
             layers.push(match spec.cache_of(layer) {
                 CacheKind::KeysAndValues(KvHeads { kv_heads, head_dim }) => {
-                    KvLayer::new([blocks as usize, kv_heads, block_size as usize, head_dim], dtype, device)?
+                    let sizes = [blocks as usize, kv_heads, block_size as usize, head_dim];
+                    LayerCache::Blocks(KvLayer::new(sizes, dtype, device)?)
                 }
                 CacheKind::Vector(width) => {
-                    KvLayer::of_vectors([blocks as usize, block_size as usize, width], dtype, device)?
+                    let sizes = [blocks as usize, block_size as usize, width];
+                    LayerCache::Blocks(KvLayer::of_vectors(sizes, dtype, device)?)
                 }
-                // A clone of a layer is the same memory.
-                CacheKind::Shared(earlier) => layers[earlier].clone(),
+                CacheKind::State(sizes) => LayerCache::States(DeltaStates::new(sizes, 1)?),
+                CacheKind::Shared(earlier) => layers[earlier].again()?,
             });
         }
-        Ok(Self { layers, blocks, block_size, bytes })
+        let state_slots = u32::from(spec.uneven.delta.is_some());
+        Ok(Self { layers, state_slots, blocks, block_size, bytes })
+    }
+
+    /// With slots for so many states instead of one, if the model keeps any.
+    pub fn with_state_slots(mut self, slots: u32, spec: &Spec) -> Result<Self> {
+        let bytes = spec.state_bytes().saturating_mul(u64::from(slots));
+        if self.state_slots == 0 {
+            return Ok(self);
+        }
+        if slots == 0 || !memory_is_given(bytes) {
+            return Err(Error::StateMemory { slots, bytes });
+        }
+        for (layer, cache) in self.layers.iter_mut().enumerate() {
+            if let CacheKind::State(sizes) = spec.cache_of(layer) {
+                *cache = LayerCache::States(DeltaStates::new(sizes, slots)?);
+            }
+        }
+        self.state_slots = slots;
+        Ok(self)
     }
 
     /// As [`Self::new`] with one layer's memory for all of them: for a step whose tokens are all of their sequences, so
@@ -50,8 +86,17 @@ impl KvCache {
             return Self::new(spec, blocks, block_size, dtype, device);
         }
         let one = Self::new(&Spec { layers: 1, ..spec.clone() }, blocks, block_size, dtype, device)?;
-        // A clone of a layer is the same memory.
-        Ok(Self { layers: one.layers.into_iter().cycle().take(spec.layers).collect(), ..one })
+        let layers = (0..spec.layers).map(|_| one.layers[0].again()).collect::<Result<_>>()?;
+        Ok(Self { layers, ..one })
+    }
+
+    pub(crate) fn sizes(&self) -> CacheSizes {
+        CacheSizes {
+            layers: self.layers.len(),
+            blocks: self.blocks,
+            block_size: self.block_size,
+            state_slots: self.state_slots,
+        }
     }
 
     pub fn blocks(&self) -> u32 {
@@ -65,6 +110,25 @@ impl KvCache {
     /// Bytes of K and V in all layers, touched or not.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+}
+
+impl LayerCache {
+    /// The same memory once more.
+    fn again(&self) -> Result<Self> {
+        match self {
+            // A clone of a layer is the same memory.
+            Self::Blocks(layer) => Ok(Self::Blocks(layer.clone())),
+            Self::States(_) => Err(Error::Batch("states are not shared between layers".to_owned())),
+        }
+    }
+
+    /// Makes the state of one slot that of another.
+    pub(crate) fn copy_state(&mut self, from: u32, to: u32) -> Result<()> {
+        match self {
+            Self::Blocks(_) => Ok(()),
+            Self::States(states) => Ok(states.copy(from, to)?),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Model specs, weights, and one file an architecture family over shared layers.
 //!
 //! A model is a pure function of a ragged batch and a paged KV cache ([`Model::forward`]); it knows nothing of
-//! requests, sequences or sampling.
+//! requests or sequences. [`sampling`] is how a model that samples on its own device is told what a step's logits are for.
 //!
 //! Invariants: a file is checked before a byte of it is trusted (sizes, offsets, shapes, names), so that no file can
 //! make this crate panic or allocate more than the file's own size justifies; what a file asks for and this crate
@@ -13,6 +13,8 @@ use std::sync::Arc;
 mod adapter;
 mod assemble;
 mod check;
+#[cfg(feature = "gpu")]
+pub mod cuda;
 mod decoder;
 mod dummy;
 mod embedder;
@@ -31,6 +33,8 @@ pub mod batch;
 pub mod error;
 pub mod gguf;
 pub mod kv;
+pub mod plain;
+pub mod sampling;
 pub mod spec;
 pub mod timing;
 
@@ -45,17 +49,19 @@ pub use family::Family;
 pub use kv::KvCache;
 pub use load::{DeviceChoice, LoadOptions, OnProgress, Source, load, load_embedder, read_spec, read_spec_as};
 pub use quantise::{QuantFormat, Quantize};
-pub use sconce_kernels::{KvDtype, Precision};
+pub use sampling::{Sample, SampleRequest, SampleRequests, SampleScores, Want};
+pub use sconce_kernels::{DeltaSizes, HeadOrder, KvDtype, Precision, StateSave};
 pub use spec::{
-    Activation, CacheKind, Convolution, Experts, GroupScore, Groups, KvHeads, Latent, NormKind, Norms, QkNorm,
-    RopeScaling, RopeSpec, Routing, Scales, Scoring, SlidingWindow, Spec, Uneven,
+    Activation, CacheKind, Convolution, DeltaRule, Experts, GroupScore, Groups, KvHeads, Latent, NormKind, Norms,
+    QkNorm, RopeScaling, RopeSpec, Routing, Scales, Scoring, SlidingWindow, Spec, Uneven,
 };
 
 /// A loaded decoder-only language model.
 pub trait Model: Send {
     fn spec(&self) -> &Spec;
 
-    /// K and V memory for `blocks` blocks of `block_size` tokens, on the model's device.
+    /// K and V memory for `blocks` blocks of `block_size` tokens, on the model's device; of a model that keeps a state a
+    /// sequence, with a slot for one of them.
     fn new_kv_cache(&self, blocks: u32, block_size: u32, dtype: KvDtype) -> Result<KvCache>;
 
     /// Puts an adapter at hand for batches that name it, or takes it away again.

@@ -7,7 +7,7 @@ use candle_core::Device;
 use sconce_kernels::Precision;
 
 use crate::Model;
-use crate::assemble::{Assembler, WeightSource};
+use crate::assemble::{Assembler, OnCpu, WeightSource};
 use crate::dummy;
 use crate::embedder::{self, Embedder, EmbedderOptions};
 use crate::error::{Error, Result};
@@ -62,7 +62,17 @@ pub(crate) struct Progress<'a> {
     report: Option<&'a OnProgress>,
 }
 
-impl Progress<'_> {
+impl<'a> Progress<'a> {
+    pub fn new(total: u64, report: Option<&'a OnProgress>) -> Self {
+        Self { done: 0, total, report }
+    }
+
+    /// Everything is ready.
+    pub fn finish(mut self) {
+        self.done = self.total;
+        self.tell();
+    }
+
     pub fn add(&mut self, bytes: u64) {
         self.done = (self.done + bytes).min(self.total);
         self.tell();
@@ -109,19 +119,28 @@ pub fn load(source: &Source, options: LoadOptions) -> Result<Box<dyn Model>> {
         DeviceChoice::Cpu => Device::Cpu,
     };
     let report = options.progress.as_ref();
-    let (spec, weights) = match &options.quantize {
-        None => open(source)?,
-        Some(quantize) => open_quantised(source, quantize, report)?,
-    };
+    let (spec, weights) = open_any(source, options.quantize.as_ref(), report)?;
     if matches!(source, Source::Dummy(_)) && !memory_is_given(spec.weight_bytes) {
         return Err(Error::WeightMemory { bytes: spec.weight_bytes });
     }
-    let progress = Progress { done: 0, total: spec.weight_bytes, report };
+    let progress = Progress::new(spec.weight_bytes, report);
     let context = options.max_model_len.unwrap_or(spec.context_max);
-    let decoder = Assembler::new(weights, device, options.precision, progress).decoder(spec, context)?;
+    let decoder = Assembler::new(weights, device, OnCpu::new(options.precision), progress).decoder(spec, context)?;
     // Tensors that files carry and models do not read count as ready, too.
-    Progress { done: decoder.spec.weight_bytes, total: decoder.spec.weight_bytes, report }.tell();
+    Progress::new(decoder.spec.weight_bytes, report).finish();
     Ok(Box::new(decoder))
+}
+
+/// Spec and weights of a source, quantised on the way if that is wanted.
+pub(crate) fn open_any(
+    source: &Source,
+    quantize: Option<&Quantize>,
+    report: Option<&OnProgress>,
+) -> Result<(Spec, WeightSource)> {
+    match quantize {
+        None => open(source),
+        Some(quantize) => open_quantised(source, quantize, report),
+    }
 }
 
 /// The model with its matrices quantised; the first time that takes reading and converting all of them.
@@ -130,7 +149,7 @@ fn open_quantised(source: &Source, quantize: &Quantize, report: Option<&OnProgre
     let planned = quantise::plan(&tensors, spec.layers, quantize.format)?;
     let total: u64 = planned.iter().map(|planned| planned.from.bytes as u64).sum();
     // One byte short of the end, which is when the weights are loaded.
-    let mut progress = Progress { done: 0, total: total + 1, report };
+    let mut progress = Progress::new(total + 1, report);
     quantise::convert(&mut tensors, &planned, quantize, &mut progress)?;
     Ok(with_totals(spec, tensors))
 }
@@ -154,8 +173,8 @@ pub fn load_embedder(source: &Source, embedder: EmbedderOptions, options: LoadOp
         return Err(Error::WeightMemory { bytes: total });
     }
     let report = options.progress.as_ref();
-    let loaded = plan.load(device, options.precision, Progress { done: 0, total, report })?;
-    Progress { done: total, total, report }.tell();
+    let loaded = plan.load(device, options.precision, Progress::new(total, report))?;
+    Progress::new(total, report).finish();
     Ok(loaded)
 }
 
@@ -180,9 +199,9 @@ fn open_gguf(path: &Path) -> Result<(Spec, WeightSource)> {
     let file = Arc::new(MappedFile::open(path)?);
     let header = Header::parse((*file).as_ref(), path)?;
     let mut tensors = TensorSet::from_gguf(&file, &header);
-    let spec = from_gguf::spec(&header, &tensors)?;
+    let mut spec = from_gguf::spec(&header, &tensors)?;
     if spec.family.traits().has_extra_layers {
-        tensors.drop_layers_from(spec.layers);
+        drop_extra_layers(&mut spec, &mut tensors);
         return Ok(with_totals(spec, tensors));
     }
     Ok((spec, WeightSource::Files(tensors)))
@@ -212,18 +231,29 @@ fn open_folder(folder: &Path) -> Result<(Spec, WeightSource)> {
 
 /// The tensors of a folder under the names of their family, in the form that its config says they have.
 fn described(parsed: Parsed, folder: &Path) -> Result<(Spec, TensorSet)> {
-    let Parsed { spec, quantisation, is_text_part } = parsed;
-    let mut tensors = safetensors::open(folder, Naming::HuggingFace(spec.family.traits().names))?;
+    let Parsed { mut spec, quantisation, is_text_part } = parsed;
+    let traits = spec.family.traits();
+    let mut tensors = safetensors::open(folder, Naming::HuggingFace(traits.names))?;
+    if traits.names_in_one.iter().any(|(_, name)| tensors.has_experts_in_one(name)) {
+        tensors.naming = Naming::HuggingFace(traits.names_in_one);
+    }
     if is_text_part {
         tensors.keep_text_part();
     }
     tensors.rename(spec.family.traits().renamed);
     if spec.family.traits().has_extra_layers {
-        tensors.drop_layers_from(spec.layers);
+        drop_extra_layers(&mut spec, &mut tensors);
     }
     tensors.quantisation = quantisation;
     tensors.interleaved_experts = spec.family.traits().interleaved_experts;
+    tensors.transposed_experts = spec.family.traits().transposed_experts;
     Ok((spec, tensors))
+}
+
+fn drop_extra_layers(spec: &mut Spec, tensors: &mut TensorSet) {
+    if tensors.drop_layers_from(spec.layers) {
+        spec.notes.push("layers that predict further tokens are left out".to_owned());
+    }
 }
 
 fn with_totals(mut spec: Spec, tensors: TensorSet) -> (Spec, WeightSource) {

@@ -102,12 +102,34 @@ pub(crate) enum LayerPart {
     TapsBias,
     ConvolutionOut,
     ConvolutionOutBias,
+    /// A layer of the gated delta rule.
+    Delta(DeltaPart),
     /// What a layer does with its own input.
     InputGate,
     InputProjection,
     InputNorm,
     /// Factor on what the layer gives.
     LayerScale,
+}
+
+/// A tensor of a layer of the gated delta rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeltaPart {
+    /// What is convolved: query above key above value.
+    Mixed,
+    /// On the result.
+    Gate,
+    /// How much each head writes, and how much it keeps.
+    Written,
+    Kept,
+    /// The first two, and the last two, key head by key head.
+    MixedAndGate,
+    WrittenAndKept,
+    Taps,
+    Decay,
+    DecayBias,
+    Norm,
+    Out,
 }
 
 /// Scaled rope frequencies of a GGUF; not a weight.
@@ -239,10 +261,31 @@ impl LayerPart {
             Self::TapsBias => ("conv.conv.bias", "shortconv.conv.bias"),
             Self::ConvolutionOut => ("conv.out_proj.weight", "shortconv.out_proj.weight"),
             Self::ConvolutionOutBias => ("conv.out_proj.bias", "shortconv.out_proj.bias"),
+            Self::Delta(part) => part.names(),
             Self::InputGate => ("per_layer_input_gate.weight", "inp_gate.weight"),
             Self::InputProjection => ("per_layer_projection.weight", "proj.weight"),
             Self::InputNorm => ("post_per_layer_input_norm.weight", "post_norm.weight"),
             Self::LayerScale => ("layer_scalar", "layer_output_scale.weight"),
+        }
+    }
+}
+
+impl DeltaPart {
+    /// As [`LayerPart::names`].
+    #[rustfmt::skip]
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Mixed => ("linear_attn.in_proj_qkv.weight", "attn_qkv.weight"),
+            Self::Gate => ("linear_attn.in_proj_z.weight", "attn_gate.weight"),
+            Self::Written => ("linear_attn.in_proj_b.weight", "ssm_beta.weight"),
+            Self::Kept => ("linear_attn.in_proj_a.weight", "ssm_alpha.weight"),
+            Self::MixedAndGate => ("linear_attn.in_proj_qkvz.weight", "ssm_in.weight"),
+            Self::WrittenAndKept => ("linear_attn.in_proj_ba.weight", "ssm_ba.weight"),
+            Self::Taps => ("linear_attn.conv1d.weight", "ssm_conv1d.weight"),
+            Self::Decay => ("linear_attn.A_log", "ssm_a"),
+            Self::DecayBias => ("linear_attn.dt_bias", "ssm_dt.bias"),
+            Self::Norm => ("linear_attn.norm.weight", "ssm_norm.weight"),
+            Self::Out => ("linear_attn.out_proj.weight", "ssm_out.weight"),
         }
     }
 }
@@ -253,5 +296,5 @@ pub(crate) fn is_ignorable(name: &str, tied_embeddings: bool) -> bool {
         || GGUF_LONGROPE.contains(&name)
         || name.ends_with(".rotary_emb.inv_freq")
         || name.ends_with(".self_attn.masked_bias")
-        || (tied_embeddings && matches!(name, "lm_head.weight" | "output.weight"))
+        || (tied_embeddings && matches!(name, "lm_head.weight" | "output.weight" | "cls.output.weight"))
 }

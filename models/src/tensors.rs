@@ -18,6 +18,9 @@ use crate::weights::MappedFile;
 /// Said in messages; the list itself is `GgmlType`.
 const SUPPORTED: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS or MXFP4";
 
+/// Before the names of layers that predict further tokens, where they do not stand behind the others.
+const PREDICTION: &str = "mtp.";
+
 /// An element format that kernels compute with, or the name of one that they do not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -60,6 +63,8 @@ pub(crate) struct TensorSet {
     pub quantisation: Option<Quantisation>,
     /// See [`crate::family::FamilyTraits`].
     pub interleaved_experts: bool,
+    /// See [`crate::family::FamilyTraits`].
+    pub transposed_experts: bool,
     tensors: BTreeMap<String, Stored>,
 }
 
@@ -77,6 +82,7 @@ impl TensorSet {
             naming,
             quantisation: None,
             interleaved_experts: false,
+            transposed_experts: false,
             tensors: BTreeMap::new(),
         }
     }
@@ -109,11 +115,12 @@ impl TensorSet {
 
     /// Leaves the text part of a model that sees images, under the names that it has alone.
     pub fn keep_text_part(&mut self) {
-        const PREFIXES: [(&str, &str); 4] = [
+        const PREFIXES: [(&str, &str); 5] = [
             ("language_model.model.", "model."),
             ("language_model.lm_head.", "lm_head."),
             ("model.language_model.", "model."),
             ("lm_head.", "lm_head."),
+            (PREDICTION, PREDICTION),
         ];
         let own_name = |name: &str| {
             let found = PREFIXES.iter().find_map(|(from, to)| Some((to, name.strip_prefix(from)?)));
@@ -132,14 +139,16 @@ impl TensorSet {
         }
     }
 
-    /// Leaves out the layers from the `first` on.
-    pub fn drop_layers_from(&mut self, first: usize) {
+    /// Leaves out the layers from the `first` on, and those that predict further tokens. False if there are none.
+    pub fn drop_layers_from(&mut self, first: usize) -> bool {
+        let before = self.tensors.len();
         let is_kept = |name: &str| {
             let rest = name.strip_prefix("model.layers.").or(name.strip_prefix("blk."));
             let layer = rest.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-            layer.is_none_or(|layer| layer < first)
+            layer.is_none_or(|layer| layer < first) && !name.starts_with(PREDICTION)
         };
         self.tensors.retain(|name, _| is_kept(name));
+        self.tensors.len() < before
     }
 
     pub fn insert(&mut self, name: String, stored: Stored) -> Result<()> {
@@ -162,6 +171,11 @@ impl TensorSet {
     /// The tensor lies elsewhere, or in another format, from now on.
     pub fn replace(&mut self, name: &str, stored: Stored) {
         self.tensors.insert(name.to_owned(), stored);
+    }
+
+    /// Whether some layer holds all experts in one tensor whose name ends so.
+    pub fn has_experts_in_one(&self, end: &str) -> bool {
+        self.tensors.keys().any(|name| name.ends_with(end))
     }
 
     pub fn has(&self, part: Part) -> bool {
@@ -219,9 +233,29 @@ impl TensorSet {
         if let Some((expert, half)) = self.half_of(part) {
             return interleaved_expert(self, &part.name(self.naming), expert, half, (out, input));
         }
+        if let Some(weight) = self.transposed_expert(part, out, input)? {
+            return Ok(weight);
+        }
         let (name, stored) = self.find(part)?;
         let stored = one_of(&name, stored, part, &[out, input])?;
         read_in(&name, &stored, out, input)
+    }
+
+    /// One expert's part of a tensor `[experts, input, out]`, where gate and up stand side by side in `out`.
+    fn transposed_expert(&self, part: Part, out: usize, input: usize) -> Result<Option<Weight>> {
+        let is_transposed = self.transposed_experts && self.is_hugging_face();
+        let Some(expert) = part.expert().filter(|_| is_transposed) else { return Ok(None) };
+        let (wide, first) = match part {
+            Part::Layer(_, LayerPart::ExpertGate(_)) => (2 * out, 0),
+            Part::Layer(_, LayerPart::ExpertUp(_)) => (2 * out, out),
+            _ => (out, 0),
+        };
+        let (name, stored) = self.find(part)?;
+        check_shape(&name, stored, &[expert.of, input, wide])?;
+        let bytes = stored.bytes / expert.of;
+        let offset = stored.offset + expert.index * bytes;
+        let one = Stored { shape: vec![input, wide], offset, bytes, ..stored.clone() };
+        Ok(Some(read_in(&name, &one, input, wide)?.transposed()?.rows(first, out)))
     }
 
     /// The part was copied and will not be read again: its pages need not stay in memory.
@@ -246,7 +280,7 @@ impl TensorSet {
     /// As [`Self::matrix`], for a tensor by its name.
     pub fn named_matrix(&self, name: &str, out: usize, input: usize) -> Result<Weight> {
         let stored = self.named(name)?;
-        check_shape(name, stored, &[out, input])?;
+        check_matrix(name, stored, &[out, input])?;
         read_in(name, stored, out, input)
     }
 
@@ -360,9 +394,7 @@ fn row(weight: &Weight) -> Vec<f32> {
 /// upper or lower half of gate above up.
 fn one_of<'a>(name: &str, stored: &'a Stored, part: Part, shape: &[usize]) -> Result<Cow<'a, Stored>> {
     let Some(expert) = part.expert().filter(|_| stored.shape.len() > shape.len()) else {
-        // A matrix of one row may be stored as a vector.
-        let row = if shape.len() == 2 && shape[0] == 1 && stored.shape.len() == 1 { &shape[1..] } else { shape };
-        check_shape(name, stored, row)?;
+        check_matrix(name, stored, shape)?;
         return Ok(Cow::Borrowed(stored));
     };
     let wide = [&[expert.of, 2 * shape[0]], &shape[1..]].concat();
@@ -378,6 +410,12 @@ fn one_of<'a>(name: &str, stored: &'a Stored, part: Part, shape: &[usize]) -> Re
     let offset = stored.offset + (expert.index * halves + half) * bytes;
     let file = Arc::clone(&stored.file);
     Ok(Cow::Owned(Stored { format: stored.format.clone(), shape: shape.to_vec(), file, offset, bytes }))
+}
+
+/// A matrix of one row may be stored as a vector.
+fn check_matrix(name: &str, stored: &Stored, shape: &[usize]) -> Result<()> {
+    let row = if shape.len() == 2 && shape[0] == 1 && stored.shape.len() == 1 { &shape[1..] } else { shape };
+    check_shape(name, stored, row)
 }
 
 fn check_shape(name: &str, stored: &Stored, expected: &[usize]) -> Result<()> {

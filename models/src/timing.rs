@@ -109,7 +109,7 @@ mod tests {
             block_tables: vec![0],
             block_table_ends: vec![1],
             sample_rows: vec![1],
-            adapters: Vec::new(),
+            ..BatchInput::default()
         };
         let mut logits = Logits::default();
         start();

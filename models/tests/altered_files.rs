@@ -64,7 +64,7 @@ fn load_and_run(source: &Source) {
         block_tables: vec![0],
         block_table_ends: vec![1],
         sample_rows: vec![0],
-        adapters: Vec::new(),
+        ..BatchInput::default()
     };
     let mut logits = Logits::default();
     if model.forward(&batch, &mut kv, &mut logits).is_ok() {

@@ -1,6 +1,9 @@
 //! Caches that no machine has, and batches that contradict themselves: refused before anything is written.
 
-use sconce_models::{BatchInput, KvDtype, LoadOptions, Logits, Source, load};
+use std::path::Path;
+
+use sconce_models::kv::LayerCache;
+use sconce_models::{BatchInput, KvDtype, LoadOptions, Logits, Source, StateSave, load};
 
 #[test]
 fn a_cache_beyond_the_machine_is_refused() {
@@ -13,18 +16,51 @@ fn a_cache_beyond_the_machine_is_refused() {
     let cache = model.new_kv_cache(8, 16, KvDtype::F16).unwrap();
     assert_eq!((cache.blocks(), cache.block_size()), (8, 16));
     assert_eq!(cache.bytes(), 8 * 16 * model.spec().kv_bytes_per_token(KvDtype::F16));
-    let held: usize = cache.layers.iter().map(|layer| 2 * (layer.k.elem_count() + layer.v.elem_count())).sum();
+    let elements = |layer: &LayerCache| match layer {
+        LayerCache::Blocks(layer) => layer.k.elem_count() + layer.v.elem_count(),
+        LayerCache::States(_) => 0,
+    };
+    let held: usize = cache.layers.iter().map(|layer| 2 * elements(layer)).sum();
     assert_eq!(cache.bytes(), held as u64);
+}
+
+#[test]
+fn states_that_rows_do_not_own_are_refused() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/qwen3_5");
+    let model = load(&Source::Folder(folder), LoadOptions::default()).unwrap();
+    let kv = model.new_kv_cache(4, 4, KvDtype::F16).unwrap();
+    let mut kv = kv.with_state_slots(3, model.spec()).unwrap();
+    let mut logits = Logits::default();
+    let sound = BatchInput { states: vec![2, 0], state_saves: vec![StateSave { token: 0, slot: 1 }], ..sound() };
+    model.forward(&sound, &mut kv, &mut logits).unwrap();
+    let cases: &[(Spoil, &str)] = &[
+        (|batch| batch.states.clear(), "0 states for 2 rows"),
+        (|batch| batch.states[0] = 3, "state 3 is outside the 3"),
+        (|batch| batch.states[0] = 0, "slot 0 or a saved state's is taken twice"),
+        (|batch| batch.state_saves[0].slot = 2, "slot 2 or a saved state's is taken twice"),
+        (|batch| batch.state_saves[0].slot = 4, "state 4 is outside the 3"),
+        (|batch| batch.state_copies.push((1, 0)), "state 1 is copied and written in one step"),
+        (|batch| batch.state_copies.push((0, 3)), "state 3 is outside the 3"),
+    ];
+    for (spoil, expected) in cases {
+        let mut batch = sound.clone();
+        spoil(&mut batch);
+        let message = model.forward(&batch, &mut kv, &mut logits).expect_err(expected).to_string();
+        assert!(message.contains(expected), "expected {expected:?} in {message:?}");
+    }
+    let plain = load(&Source::Dummy("tiny".to_owned()), LoadOptions::default()).unwrap();
+    let mut kv = plain.new_kv_cache(4, 4, KvDtype::F16).unwrap();
+    let message = plain.forward(&sound, &mut kv, &mut logits).expect_err("it has no states").to_string();
+    assert!(message.contains("2 states for 0 rows"), "{message:?}");
+    let none = model.new_kv_cache(4, 4, KvDtype::F16).unwrap().with_state_slots(0, model.spec());
+    assert!(none.err().expect("no state").to_string().contains("lower --max-num-seqs"));
 }
 
 type Spoil = fn(&mut BatchInput);
 
-#[test]
-fn batches_that_contradict_themselves_are_refused() {
-    let model = load(&Source::Dummy("tiny".to_owned()), LoadOptions::default()).unwrap();
-    let mut kv = model.new_kv_cache(4, 4, KvDtype::F16).unwrap();
-    let mut logits = Logits::default();
-    let sound = BatchInput {
+/// A prompt of two tokens and one of one.
+fn sound() -> BatchInput {
+    BatchInput {
         tokens: vec![1, 2, 3],
         positions: vec![0, 1, 0],
         slots: vec![8, 9, 4],
@@ -33,8 +69,16 @@ fn batches_that_contradict_themselves_are_refused() {
         block_tables: vec![2, 1],
         block_table_ends: vec![1, 2],
         sample_rows: vec![1, 2],
-        adapters: Vec::new(),
-    };
+        ..BatchInput::default()
+    }
+}
+
+#[test]
+fn batches_that_contradict_themselves_are_refused() {
+    let model = load(&Source::Dummy("tiny".to_owned()), LoadOptions::default()).unwrap();
+    let mut kv = model.new_kv_cache(4, 4, KvDtype::F16).unwrap();
+    let mut logits = Logits::default();
+    let sound = sound();
     model.forward(&sound, &mut kv, &mut logits).unwrap();
     assert_eq!(logits.values.len(), 2 * 256);
     model.forward(&BatchInput::default(), &mut kv, &mut logits).unwrap();

@@ -22,13 +22,14 @@ fn shapes_have_the_published_sizes() {
         ("qwen3-1.7b", 1720.6),
         ("qwen3-4b", 4022.5),
         ("qwen3-8b", 8190.7),
+        ("qwen3.5-0.8b", 752.4),
     ] {
         let spec = read_spec(&Source::Dummy(name.to_owned())).unwrap();
         let found = spec.parameters as f64 / 1e6;
         assert!((found - millions).abs() < 0.1, "{name} has {found} million parameters, not {millions}");
         assert_eq!((spec.weight_format.as_str(), spec.layers > 0), ("BF16", true));
     }
-    assert_eq!(dummy_shapes().count(), 15);
+    assert_eq!(dummy_shapes().count(), 16);
 }
 
 #[test]
@@ -42,7 +43,7 @@ fn every_format_runs_and_reports_its_progress() {
         block_tables: vec![0],
         block_table_ends: vec![1],
         sample_rows: vec![2],
-        adapters: Vec::new(),
+        ..BatchInput::default()
     };
     for format in ["bf16", "f16", "f32", "q8_0", "q4_0", "q4_1"] {
         let source = Source::Dummy(format!("tiny:{format}"));

@@ -40,7 +40,7 @@ fn continue_greedily(model: &dyn Model, prompt: &[u32], steps: usize) -> Vec<u32
             block_tables: (0..blocks).collect(),
             block_table_ends: vec![blocks],
             sample_rows: vec![end - done - 1],
-            adapters: Vec::new(),
+            ..BatchInput::default()
         };
         model.forward(&batch, &mut kv, &mut logits).unwrap();
         let token = sconce_kernels::argmax(logits.row(0));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::bedrock::role::RoleSource;
 use crate::secret::Secret;
 
 /// The wire format that a provider speaks.
@@ -56,12 +57,14 @@ pub enum Credentials {
     Bearer(Secret),
     /// Signs every request (SigV4). Only for Bedrock.
     Aws { access_key_id: Secret, secret_access_key: Secret, session_token: Option<Secret> },
+    /// The same with keys that a role lends, fetched and renewed.
+    AwsRole(RoleSource),
 }
 
 impl Credentials {
     pub(crate) fn secrets(&self) -> Vec<Secret> {
         match self {
-            Self::None => Vec::new(),
+            Self::None | Self::AwsRole(_) => Vec::new(),
             Self::ApiKey(secret) | Self::Bearer(secret) => vec![secret.clone()],
             Self::Aws { access_key_id, secret_access_key, session_token } => {
                 let pair = [access_key_id.clone(), secret_access_key.clone()];

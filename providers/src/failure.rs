@@ -4,7 +4,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::HeaderMap;
+use http::header::HeaderMap;
 use sconce_vocabulary::error::{Error, ErrorKind};
 use serde_json::Value;
 
@@ -307,7 +307,7 @@ fn whole_s(duration: Duration) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use reqwest::header::{HeaderName, HeaderValue};
+    use http::header::{HeaderName, HeaderValue};
     use serde_json::json;
 
     use super::*;

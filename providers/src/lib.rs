@@ -2,7 +2,7 @@
 //!
 //! [`Provider`] is one model at one provider. `config.rs` says what it may be told, `openai/`, `azure.rs`, `anthropic/`,
 //! `bedrock/`, `gemini/` and `mistral/` are the kinds, each with its own wire format; compatible servers are
-//! `openai/` with more parameters. Everything else is shared: HTTP and its patience (`transport.rs`), messages out of
+//! `openai/` with more parameters. Everything else is shared: connections (`connect.rs`), an exchange and its patience (`transport.rs`), messages out of
 //! bytes (`sse.rs`, `bedrock/frames.rs`), the order of events (`answer.rs`), what is refused before anything is sent
 //! (`limits.rs`), and what failures mean (`failure.rs`).
 //!
@@ -15,11 +15,17 @@
 
 #![forbid(unsafe_code)]
 
+tokio::task_local! {
+    /// The W3C `traceparent` that goes along with what is asked of a provider within its scope.
+    pub static TRACEPARENT: std::sync::Arc<str>;
+}
+
 mod answer;
 mod anthropic;
 mod azure;
 mod bedrock;
 mod config;
+mod connect;
 mod counts;
 mod failure;
 mod forms;
@@ -36,11 +42,12 @@ mod transport;
 mod turns;
 mod wish;
 
+pub use bedrock::role::{RoleSource, RoleToken};
 pub use config::{Credentials, Kind, ProviderConfig, SchemaBy, Timeouts};
+pub use connect::HttpClient;
 pub use provider::Provider;
 pub use secret::Secret;
 pub use stream::EventStream;
-pub use transport::HttpClient;
 
 #[cfg(test)]
 mod tests;

@@ -2,21 +2,25 @@
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Method, Url};
+use http::Method;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use sconce_vocabulary::error::{Error, ErrorKind, Result};
 use sconce_vocabulary::request::{EmbedRequest, Embedded, Request};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
+use url::Url;
 
 use crate::answer::Answer;
+use crate::bedrock::role::Role;
 use crate::config::{Credentials, Kind, ProviderConfig};
+use crate::connect::{Clients, HttpClient};
 use crate::failure::Party;
 use crate::limits::Takes;
 use crate::secret::Secret;
 use crate::stream::{Decoder, EventStream, Framing, Reader, events};
-use crate::transport::{Body, Call, HttpClient, Patience, accepted, send};
+use crate::transport::{Body, Call, Patience, accepted, send};
 use crate::{anthropic, azure, bedrock, gemini, mistral, openai};
 
 /// One model at one provider. Cheap to clone; every request is one connection's work.
@@ -34,7 +38,9 @@ struct Inner {
     /// What every request carries.
     headers: HeaderMap,
     party: Party,
-    client: Client,
+    clients: Clients,
+    /// Who lends the keys.
+    role: Option<Role>,
 }
 
 impl fmt::Debug for Inner {
@@ -60,6 +66,8 @@ impl Prepared {
     }
 }
 
+/// Whoever hands out a role's keys is near.
+const ROLE_CONNECT: Duration = Duration::from_secs(2);
 /// The largest answer that is read as one document: vectors of a full batch.
 const DOCUMENT_BYTES_MAX: usize = 256 << 20;
 
@@ -71,8 +79,9 @@ impl Provider {
         secrets.extend(config.headers.iter().map(|(_, value)| value.clone()));
         let party = Party { kind: config.kind, secrets };
         let headers = headers(&config)?;
-        let client = client.client(config.timeouts.connect)?;
-        Ok(Self { inner: Arc::new(Inner { config, base, usual: OnceLock::new(), headers, party, client }) })
+        let role = role(&config.credentials, client)?;
+        let clients = client.clients(config.timeouts.connect);
+        Ok(Self { inner: Arc::new(Inner { config, base, usual: OnceLock::new(), headers, party, clients, role }) })
     }
 
     pub fn kind(&self) -> Kind {
@@ -119,13 +128,13 @@ impl Provider {
             Framing::Sse => "text/event-stream",
             Framing::Amazon => "application/vnd.amazon.eventstream",
         };
-        let call = inner.call(Method::POST, &prepared.path, Some(&prepared.body), accept)?;
-        let response = send(&inner.client, call, &inner.party, patience).await?;
-        let response = accepted(response, &inner.party, patience).await?;
+        let (call, party) = inner.call(Method::POST, &prepared.path, Some(&prepared.body), accept).await?;
+        let response = send(&inner.clients, call, &party, patience).await?;
+        let response = accepted(response, &party, patience).await?;
         let answer = Answer::new(&request.id, request.params.n, prepared.answer_tool);
-        let mut decoder = Decoder::new(prepared.framing, prepared.reader, inner.party.clone(), answer);
+        let mut decoder = Decoder::new(prepared.framing, prepared.reader, party.clone(), answer);
         decoder.expect(&response)?;
-        Ok(events(response, decoder, inner.party.clone(), patience))
+        Ok(events(response, decoder, party, patience))
     }
 
     /// Vectors for texts.
@@ -209,7 +218,14 @@ impl Inner {
         })
     }
 
-    fn call(&self, method: Method, path: &str, body: Option<&Map<String, Value>>, accept: &str) -> Result<Call> {
+    /// A request as it is sent, and to whom: what is told of it must not have the secrets in it.
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Map<String, Value>>,
+        accept: &str,
+    ) -> Result<(Call, Party)> {
         let url = self.url(path)?;
         let mut headers = self.headers.clone();
         let body = match body {
@@ -223,12 +239,30 @@ impl Inner {
             headers.insert(ACCEPT, accept);
         }
         let mut call = Call { method, url, headers, body };
-        if let Credentials::Aws { access_key_id, secret_access_key, session_token } = &self.config.credentials {
+        let mut party = self.party.clone();
+        let lent = match &self.role {
+            None => None,
+            Some(role) => Some(role.keys().await?),
+        };
+        let keys = match (&self.config.credentials, &lent) {
+            (_, Some(lent)) => {
+                party.secrets.extend(lent.secrets());
+                Some((&lent.access_key_id, &lent.secret_access_key, lent.session_token.as_ref()))
+            }
+            (Credentials::Aws { access_key_id, secret_access_key, session_token }, None) => {
+                Some((access_key_id, secret_access_key, session_token.as_ref()))
+            }
+            _ => None,
+        };
+        if let Some((access_key_id, secret_access_key, session_token)) = keys {
             let region = self.config.region.as_deref().unwrap_or_default();
-            let keys = bedrock::sign::Keys { access_key_id, secret_access_key, session_token: session_token.as_ref() };
+            let keys = bedrock::sign::Keys { access_key_id, secret_access_key, session_token };
             bedrock::sign::sign(&mut call, &keys, region, std::time::SystemTime::now())?;
         }
-        Ok(call)
+        if let Ok(Ok(traceparent)) = crate::TRACEPARENT.try_with(|value| HeaderValue::from_str(value)) {
+            call.headers.insert("traceparent", traceparent);
+        }
+        Ok((call, party))
     }
 
     fn url(&self, path: &str) -> Result<Url> {
@@ -243,18 +277,18 @@ impl Inner {
     }
 
     async fn document(&self, path: &str, body: &Map<String, Value>, deadline: Instant) -> Result<Vec<u8>> {
-        self.whole(self.call(Method::POST, path, Some(body), "application/json")?, deadline).await
+        self.whole(self.call(Method::POST, path, Some(body), "application/json").await?, deadline).await
     }
 
     async fn get(&self, path: &str, deadline: Instant) -> Result<Vec<u8>> {
-        self.whole(self.call(Method::GET, path, None, "application/json")?, deadline).await
+        self.whole(self.call(Method::GET, path, None, "application/json").await?, deadline).await
     }
 
-    async fn whole(&self, call: Call, deadline: Instant) -> Result<Vec<u8>> {
+    async fn whole(&self, (call, party): (Call, Party), deadline: Instant) -> Result<Vec<u8>> {
         let patience = Patience::new(self.config.timeouts, deadline);
-        let response = send(&self.client, call, &self.party, patience).await?;
-        let response = accepted(response, &self.party, patience).await?;
-        Body::new(response, self.party.clone(), patience).whole(DOCUMENT_BYTES_MAX).await
+        let response = send(&self.clients, call, &party, patience).await?;
+        let response = accepted(response, &party, patience).await?;
+        Body::new(response, party, patience).whole(DOCUMENT_BYTES_MAX).await
     }
 
     /// Bedrock has nothing to list on this host. A request without messages is checked for its signature first, and
@@ -267,6 +301,12 @@ impl Inner {
             result => result.map(drop),
         }
     }
+}
+
+/// Who lends the keys, where somebody does.
+fn role(credentials: &Credentials, client: &HttpClient) -> Result<Option<Role>> {
+    let Credentials::AwsRole(source) = credentials else { return Ok(None) };
+    Role::new(source.clone(), client.clients(ROLE_CONNECT)).map(Some)
 }
 
 /// A text as one segment of a path.
@@ -291,11 +331,11 @@ fn base(config: &ProviderConfig) -> Result<String> {
     if config.model.is_empty() {
         return Err(wrong(format!("a provider of the kind {kind} has no model; name one")));
     }
-    if config.kind == Kind::Bedrock && matches!(config.credentials, Credentials::Aws { .. }) && config.region.is_none()
-    {
+    let has_aws_keys = matches!(config.credentials, Credentials::Aws { .. } | Credentials::AwsRole(_));
+    if config.kind == Kind::Bedrock && has_aws_keys && config.region.is_none() {
         return Err(wrong("a provider of the kind bedrock needs a region to sign for; set region"));
     }
-    if config.kind != Kind::Bedrock && matches!(config.credentials, Credentials::Aws { .. }) {
+    if config.kind != Kind::Bedrock && has_aws_keys {
         return Err(wrong(format!("a provider of the kind {kind} takes no AWS keys; give an api key")));
     }
     let own = match (config.kind, &config.region) {
@@ -360,7 +400,7 @@ fn headers(config: &ProviderConfig) -> Result<HeaderMap> {
         Credentials::ApiKey(secret) if key_header == AUTHORIZATION.as_str() => set(key_header, &bearer(secret), true)?,
         Credentials::ApiKey(secret) => set(key_header, secret.expose(), true)?,
         Credentials::Bearer(secret) => set(AUTHORIZATION.as_str(), &bearer(secret), true)?,
-        Credentials::None | Credentials::Aws { .. } => {}
+        Credentials::None | Credentials::Aws { .. } | Credentials::AwsRole(_) => {}
     }
     if config.kind == Kind::Anthropic {
         set("anthropic-version", config.api_version.as_deref().unwrap_or("2023-06-01"), false)?;

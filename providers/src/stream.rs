@@ -3,13 +3,13 @@
 use std::pin::Pin;
 
 use futures_util::Stream;
-use reqwest::Response;
-use reqwest::header::CONTENT_TYPE;
+use http::header::CONTENT_TYPE;
 use sconce_vocabulary::error::{Error, ErrorKind, Result};
 use sconce_vocabulary::request::Event;
 
 use crate::answer::{Answer, Interleaved};
 use crate::bedrock::frames::{FrameFault, FrameParser};
+use crate::connect::Response;
 use crate::failure::{Party, Told};
 use crate::sse::{SseEvent, SseFault, SseParser};
 use crate::transport::{Body, Patience};

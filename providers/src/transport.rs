@@ -1,71 +1,20 @@
-//! HTTP to one provider: no redirects, no proxies that nobody configured, three patiences and a deadline.
+//! One exchange with a provider: three patiences and a deadline.
 
-use std::collections::HashMap;
-use std::error::Error as _;
-use std::fmt;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use reqwest::header::HeaderMap;
-use reqwest::{Client, Method, Proxy, Response, Url, redirect};
+use http::Method;
+use http::header::HeaderMap;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use sconce_vocabulary::error::{Error, ErrorKind, Result};
 use tokio::time::{Instant, timeout_at};
+use url::Url;
 
 use crate::config::Timeouts;
+use crate::connect::{Clients, Response, Unsent};
 use crate::failure::Party;
-
-/// Connections of all providers. Clients with the same patience for connecting share them.
-#[derive(Default)]
-pub struct HttpClient {
-    proxy: Option<Proxy>,
-    clients: Mutex<HashMap<Duration, Client>>,
-}
-
-impl fmt::Debug for HttpClient {
-    /// A proxy's address may hold a password.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HttpClient")
-    }
-}
-
-impl HttpClient {
-    /// Goes straight to the providers, whatever proxies the environment names.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Goes through this proxy, `http://host:port`.
-    pub fn through(proxy: &str) -> Result<Self> {
-        let proxy = Proxy::all(proxy).map_err(|_| {
-            Error::new(ErrorKind::InvalidRequest, "the proxy's address cannot be read; give it as http://host:port")
-        })?;
-        Ok(Self { proxy: Some(proxy), clients: Mutex::default() })
-    }
-
-    pub(crate) fn client(&self, connect: Duration) -> Result<Client> {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&connect) {
-            return Ok(client.clone());
-        }
-        let mut builder = Client::builder()
-            .redirect(redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .connect_timeout(connect)
-            .pool_idle_timeout(Duration::from_secs(60))
-            .tcp_nodelay(true)
-            .user_agent(concat!("sconce/", env!("CARGO_PKG_VERSION")))
-            .no_proxy();
-        if let Some(proxy) = &self.proxy {
-            builder = builder.proxy(proxy.clone());
-        }
-        let client = builder.build().map_err(|why| Error::internal(format!("cannot set up an HTTP client: {why}")))?;
-        clients.insert(connect, client.clone());
-        Ok(client)
-    }
-}
 
 /// A request, ready to be sent.
 #[derive(Debug)]
@@ -108,44 +57,49 @@ impl Patience {
 }
 
 /// The answer to a call, once its head is there.
-pub(crate) async fn send(client: &Client, call: Call, party: &Party, patience: Patience) -> Result<Response> {
-    let request = client.request(call.method, call.url).headers(call.headers).body(call.body).build();
-    let request = request.map_err(|why| Error::internal(format!("cannot make a request: {}", deepest(&why))))?;
+pub(crate) async fn send(clients: &Clients, call: Call, party: &Party, patience: Patience) -> Result<Response> {
     let (at, overdue) = patience.until(false, party);
-    match timeout_at(at, client.execute(request)).await {
+    match timeout_at(at, clients.send(call.method, &call.url, call.headers, call.body)).await {
         Err(_) => Err(overdue),
         Ok(Ok(response)) => Ok(response),
-        Ok(Err(why)) => Err(not_sent(&why, party)),
+        Ok(Err(why)) => Err(not_sent(why, party)),
     }
 }
 
-fn not_sent(why: &reqwest::Error, party: &Party) -> Error {
-    let (name, cause) = (party.name(), party.words(&deepest(why)));
-    match (why.is_connect(), why.is_timeout()) {
-        (true, true) => Error::new(ErrorKind::Unavailable, format!("{name} could not be reached in time"))
+fn not_sent(why: Unsent, party: &Party) -> Error {
+    let name = party.name();
+    match why {
+        Unsent::Unable(error) => error,
+        Unsent::UnreachableInTime => Error::new(ErrorKind::Unavailable, format!("{name} could not be reached in time"))
             .with_code("connect_timeout"),
-        (true, false) => Error::new(ErrorKind::Unavailable, format!("{name} could not be reached: {cause}"))
-            .with_code("connect_failed"),
-        _ => party
-            .upstream(format!("closed the connection before it answered: {cause}"))
-            .with_code("upstream_broken_off"),
+        Unsent::Unreachable(cause) => {
+            let cause = party.words(&cause);
+            Error::new(ErrorKind::Unavailable, format!("{name} could not be reached: {cause}"))
+                .with_code("connect_failed")
+        }
+        Unsent::BrokenOff(cause) => {
+            let cause = party.words(&cause);
+            party
+                .upstream(format!("closed the connection before it answered: {cause}"))
+                .with_code("upstream_broken_off")
+        }
     }
 }
 
-/// The cause of the causes: what lies above it says only where it happened.
-fn deepest(why: &reqwest::Error) -> String {
-    let mut text = why.to_string();
-    let mut source = why.source();
-    while let Some(cause) = source {
-        text = cause.to_string();
-        source = cause.source();
+/// The next bytes of an answer; `None` at its end.
+pub(crate) async fn chunk(incoming: &mut Incoming) -> Result<Option<Bytes>, hyper::Error> {
+    while let Some(frame) = incoming.frame().await {
+        // Trailers say nothing that is asked for.
+        if let Ok(bytes) = frame?.into_data() {
+            return Ok(Some(bytes));
+        }
     }
-    text
+    Ok(None)
 }
 
 /// The bytes of an answer, under the same patience.
 pub(crate) struct Body {
-    response: Response,
+    incoming: Incoming,
     party: Party,
     patience: Patience,
     had_byte: bool,
@@ -153,13 +107,13 @@ pub(crate) struct Body {
 
 impl Body {
     pub fn new(response: Response, party: Party, patience: Patience) -> Self {
-        Self { response, party, patience, had_byte: false }
+        Self { incoming: response.into_body(), party, patience, had_byte: false }
     }
 
     /// The next piece; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         let (at, overdue) = self.patience.until(self.had_byte, &self.party);
-        match timeout_at(at, self.response.chunk()).await {
+        match timeout_at(at, chunk(&mut self.incoming)).await {
             Err(_) => Err(overdue),
             Ok(Ok(piece)) => {
                 self.had_byte = true;
@@ -172,7 +126,7 @@ impl Body {
     /// Reads what is left of an answer that has said its last word, so that its connection is good for the next request.
     /// Mostly the end has come with the word; otherwise a task waits for it, but not for long.
     pub fn drain(mut self) {
-        let end = self.response.chunk().now_or_never();
+        let end = chunk(&mut self.incoming).now_or_never();
         if !matches!(end, Some(Ok(None) | Err(_))) {
             tokio::spawn(self.drained());
         }
@@ -181,7 +135,7 @@ impl Body {
     async fn drained(mut self) {
         const DRAIN: Duration = Duration::from_secs(1);
         let until = Instant::now() + DRAIN;
-        while let Ok(Ok(Some(_))) = timeout_at(until, self.response.chunk()).await {}
+        while let Ok(Ok(Some(_))) = timeout_at(until, chunk(&mut self.incoming)).await {}
     }
 
     /// Everything, but no more than `bytes_max`.

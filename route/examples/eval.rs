@@ -9,7 +9,7 @@
 //! ```
 //!
 //! FILE is CSV or JSON lines with the fields id, prompt, weak, strong and, optionally, subject; `-` is standard input.
-//! VECTORS are little-endian f32, one vector a prompt, in the file's order.
+//! VECTORS are little-endian f32, one vector a prompt, in the file's order; `-` compares words.
 
 use std::io::Read;
 
@@ -88,7 +88,9 @@ struct Data {
 impl Data {
     fn read(file: &str, vectors: &[&str]) -> Result<Self, Fault> {
         let examples = read(file)?;
-        let Some(path) = vectors.first() else { return Ok(Self { examples, vectors: None }) };
+        let Some(path) = vectors.first().filter(|path| **path != "-") else {
+            return Ok(Self { examples, vectors: None });
+        };
         let bytes = std::fs::read(path).map_err(|fault| format!("{path}: {fault}"))?;
         let width = bytes.len() / 4 / examples.len();
         if width == 0 || bytes.len() != width * 4 * examples.len() {

@@ -174,6 +174,27 @@ fn strange_prompts_keep_the_general_score() {
     assert!((strange.raw - plain.raw).abs() < 0.3, "{strange:?} {plain:?}");
 }
 
+/// What a prompt is about is not how it is put: near neighbours say nothing of a prompt in another form.
+#[test]
+fn prompts_that_look_otherwise_keep_the_general_score() {
+    let (examples, vectors) = topical(400);
+    let given = || Some(Embeddings { name: "tiny", vectors: &vectors });
+    let general = general(&examples).unwrap();
+    let in_form = "comet orbit star planet comet orbit".to_owned();
+    let many_lines = in_form.replace(' ', "\n\n");
+    let with_code = format!("{in_form} if (star == 1) {{ return orbit[0] + 12 * 7; }} // 1 + 2 = 3");
+    let long = vec![in_form.as_str(); 80].join(" ");
+    for fitted in [None, given()] {
+        let router = fit(&examples, fitted, &FitOptions { axes: 3, ..FitOptions::default() }).unwrap();
+        let near = |prompt: &str| router.score(prompt, Some(&vectors[0]));
+        assert!(near(&in_form).familiarity > 0.5, "{:?}", near(&in_form));
+        for foreign in [&many_lines, &with_code, &long] {
+            let scored = near(foreign);
+            assert_eq!((scored.familiarity, scored.raw), (0.0, general.score(foreign, None).raw), "{foreign}");
+        }
+    }
+}
+
 #[test]
 fn without_its_embedding_a_fit_is_the_general_score() {
     let (examples, vectors) = topical(200);
@@ -234,7 +255,7 @@ fn artefacts_of_others_are_refused() {
     let json = fit(&examples, Some(embeddings), &FitOptions::default()).unwrap().to_json();
     assert!(Router::parse(&json).is_ok());
     for (from, to, fault) in [
-        ("\"version\":1", "\"version\":2", "version: 2"),
+        ("\"version\":2", "\"version\":1", "version: 1"),
         ("\"characters\"", "\"bytes\"", "features"),
         ("\"dimensions\":4", "\"dimensions\":5", "embedder"),
         ("\"percentiles\":[", "\"percentiles\":[-9,", "percentiles"),

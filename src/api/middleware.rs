@@ -21,8 +21,10 @@ use super::ids;
 use super::trace;
 use crate::pool::Trace;
 use crate::telemetry::access::{AccessLine, RequestLog};
+use crate::telemetry::otel::Tracing;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
 
 /// The part of a request's name that is unique; endpoints put their own prefix before it.
@@ -47,7 +49,15 @@ pub(super) async fn observe(State(state): State<AppState>, mut request: Request,
     request.extensions_mut().insert(UniqueId(unique));
     request.extensions_mut().insert(RequestId(id.clone()));
     request.extensions_mut().insert(log.clone());
-    let trace = Trace::default();
+    let (tracing, trace) = match state.metrics.exporter() {
+        None => (None, Trace::default()),
+        Some(exporter) => {
+            let traceparent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+            let (tracing, trace) = Tracing::begin(exporter, traceparent);
+            (Some(tracing), trace)
+        }
+    };
+    line = line.with_tracing(tracing);
     request.extensions_mut().insert(trace.clone());
 
     let mut response = next.run(request).instrument(line.span().clone()).await;

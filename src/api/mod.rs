@@ -44,6 +44,7 @@ use crate::telemetry::Metrics;
 
 pub use auth::KeyRing;
 pub use openai::batches::BatchLimits;
+pub use ops::{Reload, ReloadWish, Reloaded};
 pub use serve::{ServeOptions, serve};
 
 /// Every limit of the HTTP side. All are applied before a request reaches a model.
@@ -96,6 +97,8 @@ pub struct ApiConfig {
     pub load_reports: LoadReports,
     /// What is on offer at `/openrouter/v1/models`.
     pub listings: Vec<Listing>,
+    /// Who reads the configuration file again; `None` where there is none.
+    pub reload: Option<Reload>,
 }
 
 impl Default for ApiConfig {
@@ -125,6 +128,7 @@ impl Default for ApiConfig {
             web: true,
             load_reports: LoadReports::default(),
             listings: Vec::new(),
+            reload: None,
         }
     }
 }
@@ -231,10 +235,12 @@ pub fn router_with_keys(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfi
         .route("/v1/unload_lora_adapter", post(openai::lora::unload))
         .route("/openrouter/v1/models", get(openrouter::list))
         .route("/v1/log-level", get(ops::log_level).post(ops::set_log_level))
+        .route("/v1/reload", post(ops::reload))
         .route("/v1/route/explain", post(routing::explain))
         .route("/v1/usage", get(routing::usage))
         .route("/tokenize", post(openai::tokenize::tokenize))
         .route("/detokenize", post(openai::tokenize::detokenize))
+        .route("/tokenizer_info", get(openai::tokenize::tokenizer_info))
         .merge(generating)
         .route_layer(axum::middleware::from_fn_with_state(state.clone(), auth::require_key));
     let open = Router::new()
@@ -244,7 +250,10 @@ pub fn router_with_keys(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfi
         .route("/metrics", get(ops::metrics))
         .route("/version", get(ops::version))
         .route("/openapi.json", get(ops::openapi));
-    let pages = Router::new().route("/docs", get(web::docs)).route("/web/{file}", get(web::asset));
+    let pages = Router::new()
+        .route("/docs", get(web::docs))
+        .route("/usage", get(web::usage))
+        .route("/web/{file}", get(web::asset));
     let pages = if state.config.web { pages } else { Router::new() };
     guarded
         .merge(open)

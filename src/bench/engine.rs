@@ -113,35 +113,108 @@ pub struct Bench {
     name: String,
     precision: Precision,
     spec: Spec,
-    executor: ModelExecutor,
+    executor: Box<dyn Executor>,
     batch: BatchInput,
     logits: Logits,
     blocks_each: usize,
+    step_tokens: usize,
+    /// Operations are timed on the CPU only.
+    has_times: bool,
     weights: WeightBytes,
     times: StepTimes,
 }
 
 impl Bench {
-    /// With KV memory for all of `cases`.
+    /// On the CPU, with KV memory for all of `cases`.
     pub fn load(name: &str, source: &Source, precision: Precision, cases: &[Case]) -> Result<Self> {
         let broken = |why: &dyn std::fmt::Display| Error::invalid("MODEL", format!("{name}: {why}"));
         let options = LoadOptions { precision, ..LoadOptions::default() };
         let model = sconce_models::load(source, options).map_err(|why| broken(&why))?;
         let spec = model.spec().clone();
-        let longest = cases.iter().map(|case| case.tokens_each()).max().unwrap_or(0);
-        if longest > spec.context_max as usize {
-            return Err(broken(&format!(
-                "a case of {longest} tokens is over the model's context of {}",
-                spec.context_max
-            )));
-        }
-        let blocks_each = cases.iter().map(|case| case.blocks_each()).max().unwrap_or(1);
-        let blocks = cases.iter().map(|case| case.sequences).max().unwrap_or(1) * blocks_each;
+        let (sequences, blocks_each) = room(name, &spec, cases)?;
+        let (blocks, block_size) = ((sequences * blocks_each) as u32, BLOCK_TOKENS as u32);
+        let executor = ModelExecutor::new(model, blocks, block_size, KvDtype::F16)
+            .and_then(|executor| executor.with_state_slots(sequences as u32))
+            .map_err(|why| broken(&why))?;
+        Ok(Self { has_times: true, ..Self::with(name, source, precision, (Box::new(executor), spec, blocks_each)) })
+    }
+
+    /// The same on a GPU.
+    #[cfg(feature = "gpu")]
+    pub fn load_on(
+        device: &sconce_cuda::Device,
+        name: &str,
+        source: &Source,
+        precision: Precision,
+        cases: &[Case],
+    ) -> Result<Self> {
+        let options = LoadOptions { precision, ..LoadOptions::default() };
+        let mut each = 1;
+        let (executor, spec) = super::gpu::executor(device, source, options, |spec| {
+            let (sequences, blocks_each) = room(name, spec, cases)?;
+            each = blocks_each;
+            let tokens = cases.iter().map(|case| case.sequences * case.prompt).max().unwrap_or(1);
+            Ok(super::gpu::Room {
+                sequences,
+                tokens_each: blocks_each * BLOCK_TOKENS,
+                blocks: sequences * blocks_each,
+                block_tokens: BLOCK_TOKENS,
+                step_tokens: tokens.clamp(sequences, super::gpu::STEP_TOKENS.max(sequences)),
+            })
+        })
+        .map_err(|why| Error::invalid("MODEL", format!("{name}: {}", why.message)))?;
+        let made = Self::with(name, source, precision, (executor, spec, each));
+        Ok(Self { step_tokens: super::gpu::STEP_TOKENS, ..made })
+    }
+
+    /// The same on the first device of a PJRT plugin.
+    #[cfg(feature = "pjrt")]
+    pub fn load_on_plugin(
+        plugin: &std::path::Path,
+        name: &str,
+        (source, precision): (&Source, Precision),
+        cases: &[Case],
+    ) -> Result<Self> {
+        use sconce_pjrt::{ElementType, Limits, PjrtDevice, PjrtExecutor, PjrtOptions};
+
+        let broken = |why: &dyn std::fmt::Display| Error::invalid("MODEL", format!("{name}: {why}"));
+        let spec = sconce_models::read_spec(source).map_err(|why| broken(&why))?;
+        let (sequences, blocks_each) = room(name, &spec, cases)?;
+        let limits = Limits {
+            max_num_seqs: sequences as u32,
+            max_num_batched_tokens: STEP_TOKENS as u32,
+            max_model_len: (blocks_each * BLOCK_TOKENS) as u32,
+            blocks: (sequences * blocks_each) as u32,
+            block_size: BLOCK_TOKENS as u32,
+        };
+        let element = if precision == Precision::High { ElementType::F32 } else { ElementType::Bf16 };
+        let device = PjrtDevice::open(plugin).map_err(|why| broken(&why))?;
+        let options = PjrtOptions { element, limits };
         let executor =
-            ModelExecutor::new(model, blocks as u32, BLOCK_TOKENS as u32, KvDtype::F16).map_err(|why| broken(&why))?;
-        let (batch, logits) = (BatchInput::default(), Logits::default());
+            PjrtExecutor::load(device, source, LoadOptions::default(), options).map_err(|why| broken(&why))?;
+        Ok(Self::with(name, source, precision, (Box::new(executor), spec, blocks_each)))
+    }
+
+    fn with(
+        name: &str,
+        source: &Source,
+        precision: Precision,
+        (executor, spec, blocks_each): (Box<dyn Executor>, Spec, usize),
+    ) -> Self {
         let (weights, times) = (WeightBytes::of(&spec, source), StepTimes::default());
-        Ok(Self { name: name.to_owned(), precision, spec, executor, batch, logits, blocks_each, weights, times })
+        Self {
+            name: name.to_owned(),
+            precision,
+            spec,
+            executor,
+            batch: BatchInput::default(),
+            logits: Logits::default(),
+            blocks_each,
+            step_tokens: STEP_TOKENS,
+            has_times: false,
+            weights,
+            times,
+        }
     }
 
     /// One run to warm up, then `runs`. With the machine's rates the limits are given too.
@@ -213,6 +286,9 @@ impl Bench {
         case: Case,
         hardware: Option<&Hardware>,
     ) -> Result<(Vec<OperationTime>, Vec<OperationTime>)> {
+        if !self.has_times {
+            return Ok((Vec::new(), Vec::new()));
+        }
         let (sequences, prompt, answer) = (case.sequences as f64, case.prompt as f64, case.answer as f64);
         let scheduling_s = breakdown::scheduling_s(case.sequences)
             .map_err(|why| Error::internal(format!("{}: the scheduler cannot be measured: {why}", case.name())))?;
@@ -270,11 +346,11 @@ impl Bench {
             let mut done = 0;
             while done < tokens {
                 let used: usize = rows.iter().map(|row: &Row| row.tokens.len()).sum();
-                let take = (tokens - done).min(STEP_TOKENS - used);
+                let take = (tokens - done).min(self.step_tokens - used);
                 let ids = (done..done + take).map(|at| prompt_token(sequence, at, self.spec.vocab)).collect();
                 done += take;
                 rows.push(Row { sequence, from: done - take, tokens: ids, sample: done == tokens });
-                if used + take == STEP_TOKENS {
+                if used + take == self.step_tokens {
                     next.extend(self.step(&rows)?);
                     rows.clear();
                 }
@@ -314,6 +390,9 @@ impl Bench {
             }
             self.batch.row_ends.push(self.batch.tokens.len() as u32);
             self.batch.context_lens.push(end);
+            if self.spec.state_bytes() > 0 {
+                self.batch.states.push(row.sequence as u32);
+            }
             let blocks = end.div_ceil(BLOCK_TOKENS as u32);
             self.batch.block_tables.extend((0..blocks).map(|block| first_block + block));
             self.batch.block_table_ends.push(self.batch.block_tables.len() as u32);
@@ -331,6 +410,17 @@ impl Bench {
         self.times.steps += 1;
         Ok(sampled)
     }
+}
+
+/// Sequences and blocks of each that all cases have room with.
+fn room(name: &str, spec: &Spec, cases: &[Case]) -> Result<(usize, usize)> {
+    let longest = cases.iter().map(|case| case.tokens_each()).max().unwrap_or(0);
+    if longest > spec.context_max as usize {
+        let why = format!("{name}: a case of {longest} tokens is over the model's context of {}", spec.context_max);
+        return Err(Error::invalid("MODEL", why));
+    }
+    let blocks_each = cases.iter().map(|case| case.blocks_each()).max().unwrap_or(1);
+    Ok((cases.iter().map(|case| case.sequences).max().unwrap_or(1), blocks_each))
 }
 
 /// A part of a sequence.

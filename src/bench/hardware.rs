@@ -68,10 +68,10 @@ pub fn measure_and_keep() -> Result<Hardware> {
 pub fn render(hardware: &Hardware) -> String {
     let giga = |rate: f64| format!("{:.1}", rate / 1e9);
     let maybe = |rate: Option<f64>| rate.map_or("none: made in f32".to_owned(), |rate| giga(rate) + " GOP/s");
+    let workers = if hardware.threads > 1 { format!(", {} threads", hardware.threads) } else { String::new() };
     format!(
-        "{}, {} threads\n\nmemory read     {} GB/s\nf32 products    {} GFLOP/s\nbf16 products   {}\nint8 products   {}\n",
+        "{}{workers}\n\nmemory read     {} GB/s\nf32 products    {} GFLOP/s\nbf16 products   {}\nint8 products   {}\n",
         hardware.processor,
-        hardware.threads,
         giga(hardware.read_bytes_per_s),
         giga(hardware.f32_per_s),
         maybe(hardware.bf16_per_s),

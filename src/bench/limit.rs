@@ -33,11 +33,15 @@ pub fn needs(spec: &Spec, kv_dtype: KvDtype, shape: Shape) -> Needs {
     let (body_read, body_used) = with_experts(spec, body, tokens);
     let bytes_a_parameter = spec.weight_bytes as f64 / total.max(1.0);
     let kv = spec.kv_bytes_per_token(kv_dtype) as f64 * shape.context * shape.sequences;
-    let attention = 4.0 * (spec.layers * spec.heads * spec.head_dim) as f64 * shape.context * tokens;
+    let attending = (0..spec.layers).filter(|layer| spec.delta_of(*layer).is_none()).count();
+    let attention = 4.0 * (attending * spec.heads * spec.head_dim) as f64 * shape.context * tokens;
+    // Read and written once a step; four products and sums an element and token.
+    let states = spec.state_bytes() as f64;
+    let recurrence = 8.0 * states / 4.0 * tokens;
     let read_head = if shape.samples > 0.0 { head } else { 0.0 };
     Needs {
-        bytes: (body_read + read_head) * bytes_a_parameter + kv,
-        operations: 2.0 * body_used * tokens + 2.0 * head * shape.samples + attention,
+        bytes: (body_read + read_head) * bytes_a_parameter + kv + 2.0 * states * shape.sequences,
+        operations: 2.0 * body_used * tokens + 2.0 * head * shape.samples + attention + recurrence,
     }
 }
 

@@ -3,5 +3,7 @@
 
 pub mod breakdown;
 pub mod engine;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 pub mod hardware;
 pub mod limit;

@@ -10,8 +10,10 @@ use serde_json::json;
 use super::output;
 use crate::bench::engine::{self, Bench, Case};
 use crate::bench::hardware;
+use crate::config::DeviceChoice;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{self, HubOptions, LocalFiles, ModelRef, progress};
+use crate::launch::check_device;
 
 #[derive(Args)]
 pub struct BenchArgs {
@@ -41,6 +43,9 @@ struct EngineArgs {
     /// What to run
     #[arg(value_name = "CASE", default_values = engine::CASES_DEFAULT)]
     cases: Vec<Case>,
+    /// Where to run: cpu, cuda, cuda:N or pjrt:/path/to/plugin.so (experimental, no limit beside it)
+    #[arg(long, default_value = "cpu")]
+    device: DeviceChoice,
     /// CPU threads [default: every core this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -66,6 +71,9 @@ struct EngineArgs {
 
 #[derive(Args)]
 struct HardwareArgs {
+    /// What to measure: cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    device: DeviceChoice,
     /// CPU threads [default: every core this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -90,7 +98,15 @@ pub fn run(args: BenchArgs) -> Result<()> {
         BenchCommand::Engine(args) => measure_engine(&args),
         BenchCommand::Hardware(args) => {
             set_threads(args.threads);
-            let found = hardware::measure_and_keep()?;
+            let found = match &args.device {
+                DeviceChoice::Auto | DeviceChoice::Cpu => hardware::measure_and_keep()?,
+                DeviceChoice::Cuda(_) => on_gpu::measure(&args.device)?,
+                DeviceChoice::Pjrt(_) => {
+                    let why =
+                        "--device pjrt:PATH: what a plugin's device can do at best is not measured; use cpu or cuda";
+                    return Err(Error::invalid("--device", why));
+                }
+            };
             let text = if args.json { json!(found).to_string() + "\n" } else { hardware::render(&found) };
             let _ = output::print(&text);
             Ok(())
@@ -105,9 +121,21 @@ fn set_threads(threads: Option<u16>) {
 fn measure_engine(args: &EngineArgs) -> Result<()> {
     set_threads(args.threads);
     let source = local(&args.model)?;
-    let limits = if args.no_limit { None } else { Some(hardware::measure()?) };
     let precision = if args.high_precision { Precision::High } else { Precision::Fast };
-    let mut bench = Bench::load(&args.model, &source, precision, &args.cases)?;
+    let (limits, mut bench) = match &args.device {
+        DeviceChoice::Auto | DeviceChoice::Cpu => {
+            let limits = if args.no_limit { None } else { Some(hardware::measure()?) };
+            (limits, Bench::load(&args.model, &source, precision, &args.cases)?)
+        }
+        DeviceChoice::Cuda(_) => {
+            let limits = if args.no_limit { None } else { Some(on_gpu::measure(&args.device)?) };
+            (limits, on_gpu::load(&args.device, &args.model, (&source, precision), &args.cases)?)
+        }
+        DeviceChoice::Pjrt(path) => {
+            check_device(&args.device)?;
+            (None, on_plugin::load(path, &args.model, (&source, precision), &args.cases)?)
+        }
+    };
     let mut all = Vec::new();
     for case in &args.cases {
         let measured = bench.measure(*case, usize::from(args.runs), limits.as_ref())?;
@@ -127,6 +155,58 @@ fn measure_engine(args: &EngineArgs) -> Result<()> {
     match &args.html {
         Some(path) => write(path, &sconce_bench::report::html::page(&[], &whole)),
         None => Ok(()),
+    }
+}
+
+#[cfg(feature = "gpu")]
+mod on_gpu {
+    use super::{Bench, Case, DeviceChoice, Precision, Result, Source};
+    use crate::bench::gpu;
+    use crate::device::rates::Hardware;
+
+    pub fn measure(device: &DeviceChoice) -> Result<Hardware> {
+        gpu::measure(&crate::launch::gpu::named(device)?)
+    }
+
+    pub fn load(device: &DeviceChoice, name: &str, what: (&Source, Precision), cases: &[Case]) -> Result<Bench> {
+        Bench::load_on(&crate::launch::gpu::named(device)?, name, what.0, what.1, cases)
+    }
+}
+
+/// A build without GPUs says so.
+#[cfg(not(feature = "gpu"))]
+mod on_gpu {
+    use super::check_device;
+    use super::{Bench, Case, DeviceChoice, Precision, Result, Source};
+    use crate::device::rates::Hardware;
+
+    pub fn measure(device: &DeviceChoice) -> Result<Hardware> {
+        check_device(device)?;
+        super::hardware::measure()
+    }
+
+    pub fn load(device: &DeviceChoice, name: &str, what: (&Source, Precision), cases: &[Case]) -> Result<Bench> {
+        check_device(device)?;
+        Bench::load(name, what.0, what.1, cases)
+    }
+}
+
+#[cfg(feature = "pjrt")]
+mod on_plugin {
+    use super::{Bench, Case, Path, Precision, Result, Source};
+
+    pub fn load(path: &Path, name: &str, what: (&Source, Precision), cases: &[Case]) -> Result<Bench> {
+        Bench::load_on_plugin(path, name, what, cases)
+    }
+}
+
+/// A build without plugins has said so before.
+#[cfg(not(feature = "pjrt"))]
+mod on_plugin {
+    use super::{Bench, Case, Path, Precision, Result, Source};
+
+    pub fn load(_: &Path, name: &str, what: (&Source, Precision), cases: &[Case]) -> Result<Bench> {
+        Bench::load(name, what.0, what.1, cases)
     }
 }
 

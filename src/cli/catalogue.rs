@@ -35,6 +35,7 @@ fn kind(kind: Kind) -> &'static str {
         Kind::Chat => "chat",
         Kind::Base => "base",
         Kind::Embedding => "embedding",
+        Kind::Reranker => "reranker",
     }
 }
 

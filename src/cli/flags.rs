@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 /// How a model is run. Flags that `vllm serve` has carry its names.
 #[derive(Args, Debug, Clone, Default)]
 pub struct ModelFlags {
-    /// Where to run: auto, cpu, cuda or cuda:N [default: auto]
+    /// Where to run: auto, cpu, cuda, cuda:N or pjrt:/path/to/plugin.so (experimental) [default: auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
     /// What the model does: generate text, embed (vectors of texts), score (rerank pairs of texts), or auto: what its
@@ -169,7 +169,7 @@ impl ModelFlags {
         Ok(ModelConfig {
             reference: section.model.clone(),
             served_names: section.served_model_names.clone(),
-            device: self.device.or(in_file_device).unwrap_or_default(),
+            device: self.device.clone().or(in_file_device).unwrap_or_default(),
             task: self.task.or(in_file_task).unwrap_or_default(),
             limits,
             chat_template: self.chat_template.clone().or_else(|| section.chat_template.clone()),

@@ -1,4 +1,4 @@
-//! `sconce ps`, `sconce load` and `sconce stop`: the models of a running server.
+//! `sconce ps`, `sconce load`, `sconce stop` and `sconce reload`: the models and the configuration of a running server.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,7 +17,7 @@ pub struct ServerArgs {
     /// Address of the server
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     url: String,
-    /// Key of the server; for load and stop one with admin = true
+    /// Key of the server; for load, stop and reload one with admin = true
     #[arg(long, value_name = "KEY", env = crate::config::env::SCONCE_API_KEY.name, hide_env_values = true)]
     api_key: Option<String>,
 }
@@ -38,6 +38,15 @@ pub struct ModelArgs {
     models: Vec<String>,
     #[command(flatten)]
     server: ServerArgs,
+}
+
+#[derive(Args)]
+pub struct ReloadArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// JSON in place of lines
+    #[arg(long)]
+    json: bool,
 }
 
 pub async fn ps(args: &PsArgs) -> Result<()> {
@@ -65,6 +74,25 @@ pub async fn stop(args: &ModelArgs) -> Result<()> {
         output::line(&format!("{} is {}", word(&status["id"]), word(&status["state"])));
     }
     Ok(())
+}
+
+/// Prints what changed, one line each.
+pub async fn reload(args: &ReloadArgs) -> Result<()> {
+    let answer = asked(&args.server, Method::POST, "/v1/reload", Some(&json!({}))).await?;
+    let text = if args.json { format!("{answer:#}\n") } else { changes(&answer) };
+    // Nobody reads any more: there is no one to tell either.
+    let _ = output::print(&text);
+    Ok(())
+}
+
+fn changes(answer: &Value) -> String {
+    let marked = [("+ ", "added"), ("- ", "removed"), ("~ ", "changed"), ("needs a restart: ", "needs_restart")];
+    let lines = marked.iter().flat_map(|(mark, list)| {
+        let names = answer[*list].as_array().into_iter().flatten();
+        names.map(move |name| format!("{mark}{}\n", word(name)))
+    });
+    let text: String = lines.collect();
+    if text.is_empty() { "nothing changed\n".to_owned() } else { text }
 }
 
 async fn asked(server: &ServerArgs, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
@@ -143,6 +171,15 @@ fn now_s() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn changes_are_read_by_people() {
+        let answer = json!({
+            "added": ["route a"], "removed": [], "changed": ["member b", "route c"], "keys": 1, "needs_restart": ["web"],
+        });
+        assert_eq!(changes(&answer), "+ route a\n~ member b\n~ route c\nneeds a restart: web\n");
+        assert_eq!(changes(&json!({"added": [], "keys": 1})), "nothing changed\n");
+    }
 
     #[test]
     fn a_table_is_read_by_people() {

@@ -20,6 +20,7 @@ mod route;
 mod run;
 mod serve;
 mod usage;
+mod vectors;
 mod worker_guard;
 
 use std::process::ExitCode;
@@ -63,6 +64,8 @@ enum Command {
     /// Have a running server unload models when they have finished what they have begun
     #[command(visible_alias = "unload")]
     Stop(lifecycle::ModelArgs),
+    /// Have a running server read its configuration file again, and say what changed
+    Reload(lifecycle::ReloadArgs),
     /// Measure servers, the engine and this machine
     Bench(bench::BenchArgs),
     /// Say what hardware is here, what is missing and which models fit
@@ -113,6 +116,7 @@ pub fn main() -> ExitCode {
             Command::Ps(args) => lifecycle::ps(&args).await,
             Command::Load(args) => lifecycle::load(&args).await,
             Command::Stop(args) => lifecycle::stop(&args).await,
+            Command::Reload(args) => lifecycle::reload(&args).await,
             Command::Keys(args) => keys::run(&args),
             Command::Check(args) => check::check(&args),
             Command::Route(args) => route::route(args).await,

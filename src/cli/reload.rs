@@ -1,4 +1,4 @@
-//! Takes a changed `sconce.toml` over while the server runs: on SIGHUP, and when the file has changed.
+//! Takes a changed `sconce.toml` over while the server runs: on SIGHUP, on `/v1/reload`, and when the file has changed.
 //!
 //! The file is checked as a whole first; a bad one changes nothing and is told in the log. What a running server cannot
 //! change is told, too.
@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 use super::resolve::resolve;
 use super::serve::ServeArgs;
-use crate::api::KeyRing;
+use crate::api::{KeyRing, ReloadWish, Reloaded};
 use crate::config::ServeConfig;
 use crate::error::{Error, Result};
 use crate::hub::progress;
@@ -46,7 +47,7 @@ impl Stamp {
 
 impl Reloader {
     /// Runs as long as the server does.
-    pub async fn run(mut self) {
+    pub async fn run(mut self, mut wishes: mpsc::Receiver<ReloadWish>) {
         let Ok(mut hangup) = signal(SignalKind::hangup()) else {
             tracing::error!("cannot listen for SIGHUP; changes of the configuration need a restart");
             return;
@@ -60,8 +61,10 @@ impl Reloader {
         let mut taken = Stamp::of(&path);
         let mut seen = taken;
         loop {
+            let mut asked: Option<ReloadWish> = None;
             tokio::select! {
                 _ = hangup.recv() => {}
+                Some(wish) = wishes.recv() => asked = Some(wish),
                 () = tokio::time::sleep(LOOK) => {
                     let now = Stamp::of(&path);
                     // Twice the same, or somebody is still writing.
@@ -72,25 +75,38 @@ impl Reloader {
                 }
             }
             taken = Stamp::of(&path);
-            if let Err(error) = self.reload().await {
+            let outcome = self.reload().await;
+            if let Err(error) = &outcome {
                 tracing::error!(file = %path.display(), %error, "the configuration was not taken over; the old one stays");
+            }
+            if let Some(asked) = asked {
+                // Who asked may have gone away meanwhile.
+                let _ = asked.send(outcome);
             }
         }
     }
 
-    async fn reload(&mut self) -> Result<()> {
+    async fn reload(&mut self) -> Result<Reloaded> {
         let args = self.args.clone();
         let next = tokio::task::spawn_blocking(move || resolve(&args)).await;
         let next = next.map_err(|panic| Error::internal(format!("reading the configuration failed: {panic}")))??;
         let progress = progress::for_stderr().into();
         let change = self.launch.reload(&next.models, &next.pool, progress).await?;
         self.keys.replace(&next.api_keys, &next.keys);
-        tracing::info!(%change, keys = next.api_keys.len() + next.keys.len(), "the configuration was taken over");
-        for what in needs_restart(&self.current, &next) {
+        let keys = next.api_keys.len() + next.keys.len();
+        tracing::info!(%change, keys, "the configuration was taken over");
+        let needs_restart = needs_restart(&self.current, &next);
+        for what in &needs_restart {
             tracing::warn!("{what} changed in the configuration; that needs a restart");
         }
         self.current = next;
-        Ok(())
+        Ok(Reloaded {
+            added: change.added,
+            removed: change.removed,
+            changed: change.changed,
+            keys,
+            needs_restart: needs_restart.into_iter().map(str::to_owned).collect(),
+        })
     }
 }
 
@@ -103,6 +119,7 @@ fn needs_restart(now: &ServeConfig, next: &ServeConfig) -> Vec<&'static str> {
         ("web", now.web != next.web),
         ("orca_load_report", now.load_reports != next.load_reports),
         ("[[listing]]", now.listings != next.listings),
+        ("http_threads", now.http_threads != next.http_threads),
         ("drain_delay_s", now.drain_delay != next.drain_delay),
         ("shutdown_timeout_s", now.shutdown_timeout != next.shutdown_timeout),
         ("[ledger]", now.pool.ledger != next.pool.ledger),

@@ -59,6 +59,10 @@ pub fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
         let message = "an API key is empty or begins or ends with a space; set it, or leave it out to need none";
         return Err(Error::invalid("--api-key", message));
     }
+    let http_threads = args.http_threads.or(file.server.http_threads);
+    if http_threads == Some(0) {
+        return Err(Error::invalid("http_threads", "http_threads is 0; allow at least one thread for connections"));
+    }
     let timeout_s = args.shutdown_timeout.or(file.server.shutdown_timeout_s);
     let mut keys = keys::checked(&file.keys)?;
     for key in &mut keys {
@@ -74,6 +78,7 @@ pub fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
         web: args.web.or(file.server.web).unwrap_or(true),
         load_reports: args.orca_load_report.or(file.server.orca_load_report).unwrap_or_default(),
         listings,
+        http_threads,
         drain_delay: Duration::from_secs(args.drain_delay.or(file.server.drain_delay_s).unwrap_or(0)),
         shutdown_timeout: Duration::from_secs(timeout_s.unwrap_or(config::SHUTDOWN_TIMEOUT_DEFAULT_S)),
         models,

@@ -69,8 +69,8 @@ pub async fn route(args: RouteArgs) -> Result<()> {
     let text = match args.command {
         RouteCommand::Explain(args) => explained(&asked(&args).await?),
         RouteCommand::Replay(args) => replayed(&args)?,
-        RouteCommand::Fit(args) => outcomes::fit(&args)?,
-        RouteCommand::Eval(args) => outcomes::eval(&args)?,
+        RouteCommand::Fit(args) => outcomes::fit(&args).await?,
+        RouteCommand::Eval(args) => outcomes::eval(&args).await?,
     };
     // Nobody reads any more: there is no one to tell either.
     let _ = output::print(&text);

@@ -14,7 +14,7 @@ use super::flags::ModelFlags;
 use super::output;
 use super::reload::Reloader;
 use super::resolve::resolve;
-use crate::api::{self, ApiConfig, BatchLimits, KeyRing, ServeOptions};
+use crate::api::{self, ApiConfig, BatchLimits, KeyRing, Reload, ServeOptions};
 use crate::config::orca::LoadReports;
 use crate::config::{self, FilesConfig, ResponsesConfig, ServeConfig, StorePlace};
 use crate::error::{Error, ErrorKind, Result};
@@ -23,6 +23,10 @@ use crate::launch::{self, Launch, LoadReport};
 use crate::pool::{self, Pool, Task};
 use crate::store::files::{FileLimits, FileStore};
 use crate::store::{ResponseStore, Retention};
+use crate::telemetry::otel::start_export;
+
+/// What is not with the OpenTelemetry collector by then is lost.
+const EXPORT_PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Args, Debug, Clone, Default)]
 pub struct ServeArgs {
@@ -95,6 +99,9 @@ pub struct ServeArgs {
     /// endpoint-load-metrics-format), always or off [default: asked]
     #[arg(long, value_name = "WHEN")]
     pub(super) orca_load_report: Option<LoadReports>,
+    /// Threads for connections, beside those that compute [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(super) http_threads: Option<u16>,
     /// Seconds after SIGTERM during which requests are still taken while /ready says 503, so that balancers notice
     /// before connections are refused [default: 0]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=3600))]
@@ -126,9 +133,13 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     let launch = Arc::new(Launch::plan_pool(&config.models, &config.pool, shared)?);
     let listener = bind(&config).await?;
     let address = listener.local_addr().map_err(|why| Error::internal(format!("no local address: {why}")))?;
+    if let Some(exporter) = start_export(reachable(address))? {
+        launch.metrics.export_to(exporter);
+    }
     let (stop, stopping) = watch::channel(false);
     listen_for_signals(stop.clone())?;
 
+    let (reload, wishes) = Reload::new();
     let api_config = ApiConfig {
         api_keys: config.api_keys.clone(),
         keys: config.keys.clone(),
@@ -138,12 +149,14 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         web: config.web,
         load_reports: config.load_reports,
         listings: config.listings.clone(),
+        reload: args.config.is_some().then_some(reload),
         ..ApiConfig::default()
     };
     let keys = KeyRing::new(&config.api_keys, &config.keys);
     let (pool, metrics) = (Arc::clone(&launch.pool), Arc::clone(&launch.metrics));
     let router = api::router_with_keys(pool, metrics, api_config, keys.clone());
-    let options = ServeOptions { drain_timeout: config.shutdown_timeout, ..ServeOptions::default() };
+    let threads = config.http_threads.map_or(ServeOptions::default().threads, usize::from);
+    let options = ServeOptions { drain_timeout: config.shutdown_timeout, threads, ..ServeOptions::default() };
     tokio::spawn(pool::keep(Arc::downgrade(&launch.pool)));
     let drain = left(stopping.clone(), Arc::clone(&launch.pool), config.drain_delay);
     let server = tokio::spawn(api::serve(listener, router, Arc::clone(&launch.pool), drain, options));
@@ -151,7 +164,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         loaded = launch.load(progress::for_stderr().into()) => {
             banner(&config, address, &loaded?, started.elapsed());
             let reloader = Reloader { args, launch: Arc::clone(&launch), keys, current: config };
-            tokio::spawn(reloader.run());
+            tokio::spawn(reloader.run(wishes));
         }
         () = stopped(stopping) => {}
     }
@@ -160,6 +173,9 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     if let Some(ledger) = &launch.pool.shared().ledger {
         // What could not be written was told in the log.
         let _ = ledger.flush().await;
+    }
+    if let Some(exporter) = launch.metrics.exporter() {
+        exporter.flush(EXPORT_PATIENCE).await;
     }
     served
 }

@@ -62,9 +62,43 @@ pub const SCONCE_API_KEY: Variable =
 pub const OPENAI_API_KEY: Variable =
     Variable { name: "OPENAI_API_KEY", help: "key that sconce bench sends, as its --api-key" };
 
+/// What a program's OpenTelemetry export is told by.
+pub const OTEL_PREFIX: &str = "OTEL_";
+pub const OTEL_EXPORTER_OTLP_ENDPOINT: Variable = Variable {
+    name: "OTEL_EXPORTER_OTLP_ENDPOINT",
+    help: "collector that traces and metrics go to as OTLP over HTTP in JSON, e.g. http://localhost:4318; with the other \
+           standard variables: OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, ...",
+};
+
 pub const NEURON_LOGICAL_NC_CONFIG: Variable = Variable {
     name: "NEURON_LOGICAL_NC_CONFIG",
     help: "physical Neuron cores that make a logical one, as Neuron's runtime reads it (doctor counts cores by it)",
+};
+
+pub const AWS_EC2_METADATA_SERVICE_ENDPOINT: Variable = Variable {
+    name: "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+    help: "where aws_role = \"instance\" asks (default http://169.254.169.254)",
+};
+pub const AWS_CONTAINER_CREDENTIALS_RELATIVE_URI: Variable = Variable {
+    name: "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    help: "where aws_role = \"container\" asks on ECS: a path at 169.254.170.2",
+};
+pub const AWS_CONTAINER_CREDENTIALS_FULL_URI: Variable = Variable {
+    name: "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    help: "where aws_role = \"container\" asks otherwise, e.g. on EKS",
+};
+pub const AWS_CONTAINER_AUTHORIZATION_TOKEN: Variable =
+    Variable { name: "AWS_CONTAINER_AUTHORIZATION_TOKEN", help: "what is sent along there" };
+pub const AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE: Variable =
+    Variable { name: "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", help: "a file that has it; it wins" };
+pub const AWS_WEB_IDENTITY_TOKEN_FILE: Variable =
+    Variable { name: "AWS_WEB_IDENTITY_TOKEN_FILE", help: "token for aws_role = \"web_identity\"" };
+pub const AWS_ROLE_ARN: Variable = Variable { name: "AWS_ROLE_ARN", help: "role for aws_role = \"web_identity\"" };
+pub const AWS_ROLE_SESSION_NAME: Variable =
+    Variable { name: "AWS_ROLE_SESSION_NAME", help: "name of its sessions (default sconce)" };
+pub const AWS_ENDPOINT_URL_STS: Variable = Variable {
+    name: "AWS_ENDPOINT_URL_STS",
+    help: "where aws_role = \"web_identity\" asks (default https://sts.REGION.amazonaws.com)",
 };
 
 /// All of them, in the order of the reference page.
@@ -83,5 +117,15 @@ pub const ALL: &[&Variable] = &[
     &SCONCE_LOG,
     &SCONCE_API_KEY,
     &OPENAI_API_KEY,
+    &OTEL_EXPORTER_OTLP_ENDPOINT,
     &NEURON_LOGICAL_NC_CONFIG,
+    &AWS_EC2_METADATA_SERVICE_ENDPOINT,
+    &AWS_CONTAINER_CREDENTIALS_RELATIVE_URI,
+    &AWS_CONTAINER_CREDENTIALS_FULL_URI,
+    &AWS_CONTAINER_AUTHORIZATION_TOKEN,
+    &AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE,
+    &AWS_WEB_IDENTITY_TOKEN_FILE,
+    &AWS_ROLE_ARN,
+    &AWS_ROLE_SESSION_NAME,
+    &AWS_ENDPOINT_URL_STS,
 ];

@@ -64,6 +64,8 @@ pub struct ServerSection {
     #[serde(default)]
     pub api_keys: Vec<String>,
     pub shutdown_timeout_s: Option<u64>,
+    /// As `--http-threads` takes it.
+    pub http_threads: Option<u16>,
     /// As `--drain-delay` takes it.
     pub drain_delay_s: Option<u64>,
     /// `asked`, `always` or `off`, as `--orca-load-report` takes it.

@@ -34,6 +34,8 @@ pub struct ServeConfig {
     pub load_reports: orca::LoadReports,
     /// What is on offer to others.
     pub listings: Vec<listing::Listing>,
+    /// Threads that serve connections; `None`: one a core.
+    pub http_threads: Option<u16>,
     /// From SIGTERM on, as long as balancers need to notice that the server is leaving.
     pub drain_delay: Duration,
     pub shutdown_timeout: Duration,
@@ -289,13 +291,15 @@ impl FromStr for MatmulPrecision {
 }
 
 /// Where a model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
     /// The best device there is; today the CPU.
     #[default]
     Auto,
     Cpu,
     Cuda(u32),
+    /// A PJRT plugin: the path of its shared library.
+    Pjrt(PathBuf),
 }
 
 impl std::str::FromStr for DeviceChoice {
@@ -306,11 +310,13 @@ impl std::str::FromStr for DeviceChoice {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
-            _ => text
-                .strip_prefix("cuda:")
-                .and_then(|index| index.parse().ok())
-                .map(Self::Cuda)
-                .ok_or_else(|| format!("'{text}' is not a device; give auto, cpu, cuda or cuda:N")),
+            _ => {
+                let cuda = text.strip_prefix("cuda:").and_then(|index| index.parse().ok()).map(Self::Cuda);
+                let plugin = text.strip_prefix("pjrt:").filter(|path| !path.is_empty());
+                cuda.or(plugin.map(|path| Self::Pjrt(PathBuf::from(path)))).ok_or_else(|| {
+                    format!("'{text}' is not a device; give auto, cpu, cuda, cuda:N or pjrt:/path/to/plugin.so")
+                })
+            }
         }
     }
 }
@@ -400,6 +406,8 @@ mod tests {
     #[test]
     fn devices_are_named_as_in_the_contract() {
         assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
+        assert_eq!("pjrt:/a/b.so".parse(), Ok(DeviceChoice::Pjrt("/a/b.so".into())));
+        assert!("pjrt:".parse::<DeviceChoice>().is_err() && "pjrt".parse::<DeviceChoice>().is_err());
         assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
         assert!("gpu".parse::<DeviceChoice>().is_err() && "cuda:x".parse::<DeviceChoice>().is_err());
     }

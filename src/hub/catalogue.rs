@@ -18,6 +18,8 @@ const SERVED_ARCHITECTURES: &[&str] = &[
     "granite",
     "llama",
     "mistral",
+    "modernbert",
+    "nomic_bert",
     "phi3",
     "qwen2",
     "qwen3",
@@ -34,6 +36,14 @@ pub enum Kind {
     Chat,
     Base,
     Embedding,
+    /// It scores pairs of texts, whatever its files look like.
+    Reranker,
+}
+
+impl Kind {
+    pub fn makes_text(self) -> bool {
+        matches!(self, Self::Chat | Self::Base)
+    }
 }
 
 /// One model of the catalogue.

@@ -35,6 +35,10 @@ impl Draft {
         };
         let spec = sconce_models::read_spec(&source)
             .map_err(|why| Error::new(ErrorKind::InvalidRequest, format!("the draft model: {why}")))?;
+        if let Some(which) = [(&spec, "it"), (target, "the model")].iter().find(|(spec, _)| spec.state_bytes() > 0) {
+            let why = "keeps a state a sequence, which cannot take guesses back; use method off";
+            return refused(format!("{} {why}", which.1));
+        }
         if spec.vocab != target.vocab {
             let (has, wanted) = (spec.vocab, target.vocab);
             return refused(format!("it has {has} logits and the model has {wanted}; take one of the same family"));

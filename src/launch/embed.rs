@@ -15,9 +15,10 @@ use crate::device::fit::human_bytes;
 use crate::device::fit::roofline::Share;
 use crate::engine::{EmbedConfig, EmbedHandle};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hub::Progress;
+use crate::hub::catalogue::Kind;
+use crate::hub::{ModelRef, Progress};
 use crate::pool::lifecycle::NO_MEMORY;
-use crate::pool::local::{Embedding, Memory};
+use crate::pool::local::{Embedding, JudgePrompt, Memory};
 use crate::pool::{ModelCard, Task};
 
 /// A step's token budget when none is given: large enough that arithmetic and not memory is the limit, small enough
@@ -25,7 +26,8 @@ use crate::pool::{ModelCard, Task};
 const BATCHED_TOKENS_DEFAULT: u32 = 512;
 
 /// What the model is to do: what the operator says, if the model can do that, else what its files say.
-pub fn purpose(task: TaskChoice, source: Option<&Source>) -> Result<Purpose> {
+pub fn purpose(config: &ModelConfig, source: Option<&Source>) -> Result<Purpose> {
+    let task = task(config);
     let Some(source) = source else {
         return match task {
             TaskChoice::Auto | TaskChoice::Generate => Ok(Purpose::Generate),
@@ -39,13 +41,23 @@ pub fn purpose(task: TaskChoice, source: Option<&Source>) -> Result<Purpose> {
         (TaskChoice::Auto, own) => Ok(own),
         (TaskChoice::Generate, Purpose::Generate | Purpose::Embed) => Ok(Purpose::Generate),
         (TaskChoice::Embed, Purpose::Generate | Purpose::Embed) => Ok(Purpose::Embed),
-        (TaskChoice::Score, Purpose::Score) => Ok(Purpose::Score),
-        (TaskChoice::Score, _) => {
-            Err(Error::invalid("--task", "--task score needs a model with a head that scores pairs; leave it out"))
+        // A decoder scores by the logits of "yes" and "no".
+        (TaskChoice::Score, Purpose::Score | Purpose::Generate) => Ok(Purpose::Score),
+        (TaskChoice::Score, Purpose::Embed) => {
+            let message = "--task score needs a model with a head that scores pairs, or a Qwen3-Reranker; leave it out";
+            Err(Error::invalid("--task", message))
         }
         (TaskChoice::Generate | TaskChoice::Embed, Purpose::Score) => {
             Err(Error::invalid("--task", "the model scores pairs of texts and nothing else; leave --task out"))
         }
+    }
+}
+
+/// What the operator says, else what the catalogue knows of a reranker whose files look like a chat model's.
+fn task(config: &ModelConfig) -> TaskChoice {
+    match (config.task, ModelRef::parse(&config.reference)) {
+        (TaskChoice::Auto, Ok(ModelRef::Catalogue(entry))) if entry.kind == Kind::Reranker => TaskChoice::Score,
+        (task, _) => task,
     }
 }
 
@@ -64,6 +76,7 @@ pub fn load(
     let budget = step_budget(config);
     let memory = check_room(config, &spec, job.available_bytes(&machine))?;
     let parts = text::read(&source, spec.vocab, None)?;
+    let judge = if spec.judges { Some(JudgePrompt::new(&parts.tokenizer)?) } else { None };
     let limits = &config.limits;
     let engine_config = EmbedConfig {
         max_num_batched_tokens: budget,
@@ -104,6 +117,7 @@ pub fn load(
         lower_case: spec.lower_case,
         has_types: spec.types > 1,
         vocab_size: spec.vocab,
+        judge,
     };
     Ok((embedding, memory, report))
 }
@@ -118,7 +132,11 @@ fn step_budget(config: &ModelConfig) -> u32 {
 }
 
 fn options(config: &ModelConfig) -> EmbedderOptions {
-    EmbedderOptions { usual_pooling: config.task == TaskChoice::Embed, tokens_max: config.limits.max_model_len }
+    EmbedderOptions {
+        usual_pooling: config.task == TaskChoice::Embed,
+        tokens_max: config.limits.max_model_len,
+        judge: task(config) == TaskChoice::Score,
+    }
 }
 
 fn read_spec(config: &ModelConfig, source: &Source) -> Result<EmbedderSpec> {
@@ -204,6 +222,7 @@ fn choices(spec: &EmbedderSpec, budget: u32) -> Vec<String> {
         Output::Embedding { normalize: false } => {
             format!("vectors of {} values, pooled by {}", spec.width, spec.pooling.name())
         }
+        Output::Score { .. } if spec.judges => "scores of pairs, the share of \"yes\" against \"no\"".to_owned(),
         Output::Score { sigmoid: true } => "scores of pairs, from 0 to 1".to_owned(),
         Output::Score { sigmoid: false } => "scores of pairs, as the model's logits".to_owned(),
     };

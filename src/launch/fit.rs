@@ -76,9 +76,11 @@ pub fn forecast(
     room: Room<'_>,
 ) -> Result<Forecast> {
     check_limits(&config.limits)?;
-    check_device(config.device)?;
+    check_device(&config.device)?;
     let source = source_of(&model.files);
-    match embed::purpose(config.task, source.as_ref())? {
+    let purpose = embed::purpose(config, source.as_ref())?;
+    super::model::check_purpose(config, source.as_ref(), purpose)?;
+    match purpose {
         Purpose::Generate => {}
         Purpose::Embed | Purpose::Score => {
             return embed::forecast(config, source.as_ref(), room.available_bytes);
@@ -91,7 +93,21 @@ pub fn forecast(
     let draft = draft.map(|draft| sconce_models::read_spec(&draft).map_err(unusable)).transpose()?;
     let specs: Vec<&Spec> = std::iter::once(&spec).chain(&draft).collect();
     let kv = kv_dtype(config.limits.kv_cache_dtype);
-    let (size, wishes) = (size(&specs, kv), wishes(&config.limits));
+    let (size, mut wishes) = (size(&specs, kv), wishes(&config.limits));
+    let mut room = room;
+    if let Some(bytes) = card_bytes(config, &spec, &source)? {
+        (room.available_bytes, room.hardware, wishes.kv_bytes_chosen_max) = (Some(bytes), None, None);
+    }
+    #[cfg(feature = "pjrt")]
+    let size = if matches!(config.device, crate::config::DeviceChoice::Pjrt(_)) {
+        sconce_models::plain::check_spec(&spec, &source).map_err(|why| super::model::unusable(&why))?;
+        let size;
+        // As if the plugin's device had this machine's memory: a plugin for the CPU has.
+        (room.hardware, (size, wishes)) = (None, super::pjrt::size_and_wishes(&spec, &config.limits));
+        size
+    } else {
+        size
+    };
     let demand = demand(&spec, kv);
     let share = Share::of_cpu(&spec.weight_format);
     let outcome = fit::plan(&size, &wishes, room.available_bytes).map(needs).map_err(|why| {
@@ -106,6 +122,18 @@ pub fn forecast(
         share,
         asks: Some(Asks { size, wishes, demand }),
     })
+}
+
+/// What is available on the GPU that a model would start on; `None` is the CPU.
+#[cfg(feature = "gpu")]
+fn card_bytes(config: &ModelConfig, spec: &Spec, source: &Source) -> Result<Option<u64>> {
+    super::gpu::available_on(config, spec, source)
+}
+
+#[cfg(not(feature = "gpu"))]
+#[expect(clippy::unnecessary_wraps, reason = "the build with GPUs can fail")]
+fn card_bytes(_: &ModelConfig, _: &Spec, _: &Source) -> Result<Option<u64>> {
+    Ok(None)
 }
 
 fn needs(plan: Plan) -> Needs {
@@ -139,6 +167,7 @@ pub fn of_catalogue(entry: &Entry, room: Room<'_>) -> (Forecast, bool) {
     let mut size = ModelSize {
         weight_bytes,
         kv_bytes_per_token: 0,
+        state_bytes: 0,
         context_max: entry.context,
         step_bytes_per_token: 0,
         logits_row_bytes: 0,
@@ -212,6 +241,8 @@ pub(super) fn size(specs: &[&Spec], kv: KvDtype) -> ModelSize {
     ModelSize {
         weight_bytes: specs.iter().map(|spec| spec.weight_bytes).sum(),
         kv_bytes_per_token: specs.iter().map(|spec| spec.kv_bytes_per_token(kv)).sum(),
+        // A draft model has none, see `Draft::read`.
+        state_bytes: specs[0].state_bytes(),
         context_max: specs[0].context_max,
         step_bytes_per_token: specs.iter().map(|spec| step_bytes_per_token(spec)).max().unwrap_or(0),
         // In f32, as the head's matmul leaves them and as the sampler reads them.
@@ -222,6 +253,9 @@ pub(super) fn size(specs: &[&Spec], kv: KvDtype) -> ModelSize {
 /// Activations of one token: residual, normed, q, k, v, attention output, gate, up and their product, in f32.
 fn step_bytes_per_token(spec: &Spec) -> u64 {
     let heads = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
+    // What a delta rule projects, convolves and gives.
+    let of_deltas = spec.uneven.delta.as_ref().map_or(0, |delta| 2 * delta.sizes.projected());
+    let heads = heads.max(of_deltas / 2);
     let widest = spec.experts.as_ref().map_or(0, |experts| experts.ffn.max(experts.shared_ffn)).max(spec.ffn);
     4 * (4 * spec.hidden + 2 * heads + 3 * widest) as u64
 }
@@ -235,6 +269,8 @@ pub(super) fn wishes(limits: &ModelLimits) -> Wishes {
         kv_cache_bytes: limits.kv_cache_memory_bytes,
         further_rows_max: further_rows_max(limits),
         memory_share_permille: limits.memory_share_permille,
+        kv_bytes_chosen_max: Some(fit::KV_BYTES_CHOSEN_MAX_ON_CPU),
+        saves_states: limits.enable_prefix_caching,
     }
 }
 

@@ -4,8 +4,12 @@ mod adapters;
 mod draft;
 mod embed;
 pub mod fit;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 mod loader;
 mod model;
+#[cfg(feature = "pjrt")]
+mod pjrt;
 mod pool;
 mod reload;
 mod synthetic;
@@ -160,7 +164,7 @@ fn plan_models(models: &[ModelConfig], metrics: &Metrics) -> Result<Vec<Planned>
 
 fn plan_model(config: &ModelConfig, metrics: &Metrics) -> Result<Planned> {
     check_limits(&config.limits)?;
-    check_device(config.device)?;
+    check_device(&config.device)?;
     text::check_parsers(&config.parsers)?;
     let reference = ModelRef::parse(&config.reference)?;
     let draft = match &config.limits.speculation {
@@ -260,13 +264,29 @@ fn unix_time_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Never falls back in silence: who names a GPU gets one or an error.
-fn check_device(device: DeviceChoice) -> Result<()> {
+/// Never falls back in silence: who names a GPU or a plugin gets it or an error.
+pub fn check_device(device: &DeviceChoice) -> Result<()> {
     match device {
         DeviceChoice::Auto | DeviceChoice::Cpu => Ok(()),
+        #[cfg(feature = "gpu")]
+        DeviceChoice::Cuda(_) => gpu::device(device).map(|_| ()),
+        #[cfg(not(feature = "gpu"))]
         DeviceChoice::Cuda(index) => Err(Error::new(
             ErrorKind::Unavailable,
-            format!("--device cuda:{index} is not possible: this version has no CUDA engine yet; use --device cpu"),
+            format!(
+                "--device cuda:{index} is not possible: this program was built without the feature 'cuda'; use --device \
+                 cpu"
+            ),
+        )),
+        #[cfg(feature = "pjrt")]
+        DeviceChoice::Pjrt(path) => pjrt::check(path),
+        #[cfg(not(feature = "pjrt"))]
+        DeviceChoice::Pjrt(path) => Err(Error::new(
+            ErrorKind::Unavailable,
+            format!(
+                "--device pjrt:{} is not possible: this program was built without the feature 'pjrt'; use --device cpu",
+                path.display()
+            ),
         )),
     }
 }

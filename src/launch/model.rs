@@ -57,6 +57,9 @@ pub struct Files {
     pub draft: Option<LocalModel>,
 }
 
+/// Said where speculation is on and the model keeps a state a sequence.
+const UNGUESSED: &str = "no tokens are guessed ahead: a state that has seen a wrong guess cannot take it back";
+
 /// What to load, and how much it may take beside what the machine has.
 pub struct Job<'a> {
     pub config: &'a ModelConfig,
@@ -74,16 +77,21 @@ impl Job<'_> {
 pub fn load(job: &Job<'_>, card: ModelCard, progress: Arc<dyn Progress>) -> Result<(Ready, Memory, LoadReport)> {
     let started = Instant::now();
     let source = source_of(&job.files.model.files);
-    let purpose = embed::purpose(job.config.task, source.as_ref())?;
+    let purpose = embed::purpose(job.config, source.as_ref())?;
+    check_purpose(job.config, source.as_ref(), purpose)?;
     let (ready, memory, mut report) = match (source, purpose) {
         (Some(source), Purpose::Embed | Purpose::Score) => {
             let (embedding, memory, report) = embed::load(job, source, card, progress)?;
             (Ready::Embedding(Box::new(embedding)), memory, report)
         }
         (source, _) => {
-            let (mut loaded, memory, report) = match source {
-                Some(source) => load_weights(job, source, card, progress)?,
-                None => load_sim(job.config, card)?,
+            let (mut loaded, memory, report) = match (source, &job.config.device) {
+                #[cfg(feature = "pjrt")]
+                (Some(source), config::DeviceChoice::Pjrt(path)) => {
+                    super::pjrt::load(job, (source, path), card, progress)?
+                }
+                (Some(source), _) => load_weights(job, source, card, progress)?,
+                (None, _) => load_sim(job.config, card)?,
             };
             loaded.card.chat = loaded.template.is_some();
             (Ready::Generating(Box::new(loaded)), memory, report)
@@ -93,16 +101,29 @@ pub fn load(job: &Job<'_>, card: ModelCard, progress: Arc<dyn Progress>) -> Resu
     Ok((ready, memory, report))
 }
 
+/// Programs for plugins generate text: what else a model does stays where it can be done.
+pub(super) fn check_purpose(config: &ModelConfig, source: Option<&Source>, purpose: Purpose) -> Result<()> {
+    if matches!(config.device, config::DeviceChoice::Pjrt(_)) && (source.is_none() || purpose != Purpose::Generate) {
+        let why = "--device pjrt:PATH runs models that have weights and generate text; use --device cpu for others";
+        return Err(Error::invalid("--device", why));
+    }
+    Ok(())
+}
+
 /// What [`load`] would take if the machine had nothing else to do.
 pub fn need(job: &Job<'_>) -> Result<Memory> {
     let config = job.config;
     let Some(source) = source_of(&job.files.model.files) else {
         return sim_plan(config).map(|(_, size, plan)| memory(&size, &plan));
     };
-    if embed::purpose(config.task, Some(&source))? != Purpose::Generate {
+    if embed::purpose(config, Some(&source))? != Purpose::Generate {
         return embed::need(job, &source);
     }
     let spec = fit::read_spec(config, &source)?;
+    #[cfg(feature = "pjrt")]
+    if matches!(config.device, config::DeviceChoice::Pjrt(_)) {
+        return super::pjrt::plan(&spec, &config.limits, job.room_bytes).map(|(size, plan)| memory(&size, &plan));
+    }
     let draft = job.files.draft.as_ref().and_then(|draft| source_of(&draft.files));
     let draft = draft.map(|draft| sconce_models::read_spec(&draft).map_err(|why| unusable(&why))).transpose()?;
     let specs: Vec<&Spec> = std::iter::once(&spec).chain(&draft).collect();
@@ -122,6 +143,10 @@ fn load_weights(
 ) -> Result<(Loaded, Memory, LoadReport)> {
     let config = job.config;
     let spec = fit::read_spec(config, &source)?;
+    #[cfg(feature = "gpu")]
+    if let Some(device) = super::gpu::device_for(&config.device, &spec, &source)? {
+        return super::gpu::load(job, (source, spec, device), card, progress);
+    }
     let machine = cpu::detect();
     let kv_dtype = fit::kv_dtype(config.limits.kv_cache_dtype);
     let parts = text::read(&source, spec.vocab, config.chat_template.as_deref())?;
@@ -133,12 +158,15 @@ fn load_weights(
     if let Some(draft) = &draft {
         draft.check_context(plan.max_model_len)?;
     }
+    let mut settings = engine_config(&plan, &config.limits);
+    let unguessed = spec.state_bytes() > 0 && settings.speculation.take().is_some();
     let engine = {
         let (source, draft) = (source.clone(), draft.clone().map(|draft| draft.source));
         let (precision, quantize) = (precision(&config.limits), config.limits.quantize.clone());
         let (blocks, block_size, model_name) = (plan.blocks, plan.block_size, card.id.clone());
+        let state_slots = plan.state_slots;
         let max_model_len = Some(plan.max_model_len);
-        EngineHandle::start(&card.id, engine_config(&plan, &config.limits), move || {
+        EngineHandle::start(&card.id, settings, move || {
             let shown = LoadingBar::new(progress, model_name);
             let options = LoadOptions {
                 precision,
@@ -148,7 +176,8 @@ fn load_weights(
                 ..Default::default()
             };
             let model = sconce_models::load(&source, options).map_err(|why| why.to_string())?;
-            let mut executor = ModelExecutor::new(model, blocks, block_size, kv_dtype)?;
+            let mut executor =
+                ModelExecutor::new(model, blocks, block_size, kv_dtype)?.with_state_slots(state_slots)?;
             if let Some(draft) = draft {
                 // Guesses need not be exact.
                 let options = LoadOptions { max_model_len, ..LoadOptions::default() };
@@ -163,12 +192,7 @@ fn load_weights(
         id: card.id.clone(),
         what: describe(&spec),
         device: device_line(&machine),
-        choices: draft
-            .map(|draft| format!("tokens guessed by {}", describe(&draft.spec)))
-            .into_iter()
-            .chain(plan.reasons.clone())
-            .chain(spec.notes.clone())
-            .collect(),
+        choices: choices(&spec, draft.as_ref(), &plan, unguessed),
         predicted: Some(fit::predicted(&spec, kv_dtype, &plan)),
         load_time: Duration::ZERO,
         task: Task::Generate,
@@ -180,12 +204,24 @@ fn load_weights(
     Ok((Loaded { adapters: loader, ..loaded }, memory(&size, &plan), report))
 }
 
+/// One line for each thing that was chosen.
+fn choices(spec: &Spec, draft: Option<&Draft>, plan: &Plan, unguessed: bool) -> Vec<String> {
+    draft
+        .map(|draft| format!("tokens guessed by {}", describe(&draft.spec)))
+        .into_iter()
+        .chain(plan.reasons.clone())
+        .chain(spec.notes.clone())
+        .chain(unguessed.then(|| UNGUESSED.to_owned()))
+        .collect()
+}
+
 /// What the simulated model reads and takes.
 fn sim_plan(config: &ModelConfig) -> Result<(text::Parts, ModelSize, Plan)> {
     let vocab = synthetic::vocabulary(synthetic::SMALLEST_VOCABULARY)?;
     let size = ModelSize {
         weight_bytes: 0,
         kv_bytes_per_token: SIM_KV_BYTES_PER_TOKEN,
+        state_bytes: 0,
         context_max: SIM_CONTEXT_TOKENS,
         step_bytes_per_token: 0,
         logits_row_bytes: 0,
@@ -239,14 +275,14 @@ pub(super) fn load_sim_on(
 }
 
 /// The half of a loaded model that is not text.
-struct Running {
-    card: ModelCard,
-    engine: EngineHandle,
-    block_size: u32,
-    vocab_size: usize,
+pub(super) struct Running {
+    pub card: ModelCard,
+    pub engine: EngineHandle,
+    pub block_size: u32,
+    pub vocab_size: usize,
 }
 
-fn loaded(config: &ModelConfig, parts: text::Parts, running: Running) -> Loaded {
+pub(super) fn loaded(config: &ModelConfig, parts: text::Parts, running: Running) -> Loaded {
     let Running { card, engine, block_size, vocab_size } = running;
     let answer = text::answer_format(parts.template.as_ref(), &config.parsers);
     let reasoning = AnswerFormat { tools: None, ..answer };
@@ -289,7 +325,7 @@ fn drafts_max(limits: &ModelLimits) -> usize {
     }
 }
 
-fn engine_config(plan: &Plan, limits: &ModelLimits) -> EngineConfig {
+pub(super) fn engine_config(plan: &Plan, limits: &ModelLimits) -> EngineConfig {
     EngineConfig {
         block_size: plan.block_size,
         blocks: plan.blocks,

@@ -95,9 +95,13 @@ fn vocab(header: &mut Header) -> GgufVocab {
         unk: id("unknown"),
         pad: id("padding"),
         eot: id("eot"),
+        // The key is spelled like that.
+        sep: id("seperator"),
+        add_sep: flag("add_sep_token"),
         add_bos: flag("add_bos_token"),
         add_eos: flag("add_eos_token"),
         add_space_prefix: flag("add_space_prefix"),
+        remove_extra_whitespaces: flag("remove_extra_whitespaces"),
         scores: scores.to_vec(),
         types: types.to_vec(),
         ..GgufVocab::default()
@@ -107,6 +111,7 @@ fn vocab(header: &mut Header) -> GgufVocab {
         pre: take_string(header, "tokenizer.ggml.pre"),
         tokens: take_strings(header, "tokenizer.ggml.tokens"),
         merges: take_strings(header, "tokenizer.ggml.merges"),
+        precompiled_charsmap: take_bytes(header, "tokenizer.ggml.precompiled_charsmap"),
         ..vocab
     }
 }
@@ -115,6 +120,14 @@ fn take_string(header: &mut Header, key: &str) -> Option<String> {
     match header.metadata.remove(key) {
         Some(Value::String(text)) => Some(text),
         _ => None,
+    }
+}
+
+fn take_bytes(header: &mut Header, key: &str) -> Vec<u8> {
+    match header.metadata.remove(key) {
+        Some(Value::Array(Array::U8(bytes))) => bytes,
+        Some(Value::Array(Array::I8(bytes))) => bytes.into_iter().map(i8::cast_unsigned).collect(),
+        _ => Vec::new(),
     }
 }
 

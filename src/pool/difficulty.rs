@@ -62,20 +62,25 @@ fn asked(prompt: &Prompt) -> Option<String> {
     }
 }
 
-async fn vector(node: &Node, text: &str) -> Option<Vec<f32>> {
-    if !matches!(node.member.card().task, Task::Embed { .. }) {
-        return None;
-    }
-    let _permit = node.admission.admit(1).ok()?;
-    let request = EmbedRequest {
-        model: node.name.clone(),
-        inputs: vec![EmbedInput::Text(text.to_owned())],
+/// What is asked of an embedder for prompts. A fit and the routes that go by it must ask alike.
+pub fn vectors_of(model: &str, prompts: impl IntoIterator<Item = String>) -> EmbedRequest {
+    EmbedRequest {
+        model: model.to_owned(),
+        inputs: prompts.into_iter().map(EmbedInput::Text).collect(),
         label: |_| "messages".to_owned(),
         overlong: Overlong::Cut(None),
         add_special_tokens: true,
         finish: EmbedFinish::default(),
         priority: 0,
-    };
+    }
+}
+
+async fn vector(node: &Node, text: &str) -> Option<Vec<f32>> {
+    if !matches!(node.member.card().task, Task::Embed { .. }) {
+        return None;
+    }
+    let _permit = node.admission.admit(1).ok()?;
+    let request = vectors_of(&node.name, [text.to_owned()]);
     let made = tokio::time::timeout(EMBED_TIMEOUT, node.member.embed(request)).await;
     made.ok()?.ok().map(|embedded| embedded.values)
 }

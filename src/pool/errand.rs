@@ -27,6 +27,8 @@ pub struct Errand {
 pub struct Trace {
     // Taken a handful of times a request, never a token.
     traced: Arc<Mutex<Traced>>,
+    /// What hosted members are told of the request's place in its trace.
+    traceparent: Option<Arc<str>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -54,6 +56,15 @@ impl Traced {
 }
 
 impl Trace {
+    /// One that passes this `traceparent` on.
+    pub fn passing(traceparent: &str) -> Self {
+        Self { traceparent: Some(traceparent.into()), ..Self::default() }
+    }
+
+    pub fn traceparent(&self) -> Option<Arc<str>> {
+        self.traceparent.clone()
+    }
+
     pub fn get(&self) -> Traced {
         self.traced.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -18,6 +18,12 @@ pub trait Model: Send + Sync {
     fn state(&self) -> MemberState;
     fn tokenize(&self, input: TokenizeInput) -> Result<Tokenized>;
     fn detokenize(&self, tokens: &[u32]) -> Result<String>;
+    /// What a client needs beside ids: the special tokens' texts, and the chat template.
+    fn tokenizer_info(&self) -> Result<TokenizerInfo> {
+        let message =
+            format!("model '{}' has no tokenizer here; send its name to a server that has it", self.card().id);
+        Err(Error::invalid("model", message).with_code("no_tokenizer"))
+    }
     /// Waits until it is in memory, for what cannot wait itself. Dropping the future gives up.
     fn awake(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(std::future::ready(Ok(())))
@@ -169,6 +175,16 @@ pub enum TokenizeInput {
     Chat(Chat),
 }
 
+/// A tokenizer's names for its special tokens, and the template as the model brings it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TokenizerInfo {
+    pub bos: Option<String>,
+    pub eos: Option<String>,
+    pub unk: Option<String>,
+    pub pad: Option<String>,
+    pub chat_template: Option<String>,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tokenized {
     pub tokens: Vec<u32>,
@@ -187,6 +203,8 @@ pub struct EngineSnapshot {
     pub generation_tokens: u64,
     pub cached_prompt_tokens: u64,
     pub recomputed_prompt_tokens: u64,
+    /// Tokens that steps were filled up with to a size that the executor has compiled.
+    pub padding_tokens: u64,
     pub prefix_queries: u64,
     pub prefix_hits: u64,
     pub preemptions: u64,
@@ -223,6 +241,7 @@ impl EngineSnapshot {
             (&mut self.generation_tokens, before.generation_tokens),
             (&mut self.cached_prompt_tokens, before.cached_prompt_tokens),
             (&mut self.recomputed_prompt_tokens, before.recomputed_prompt_tokens),
+            (&mut self.padding_tokens, before.padding_tokens),
             (&mut self.prefix_queries, before.prefix_queries),
             (&mut self.prefix_hits, before.prefix_hits),
             (&mut self.preemptions, before.preemptions),

@@ -17,6 +17,7 @@ pub mod errand;
 pub mod explain;
 mod keeper;
 pub mod lifecycle;
+mod lines;
 mod load;
 pub mod local;
 pub mod member;
@@ -44,13 +45,14 @@ use lifecycle::Lifecycle;
 pub use admission::{Admission, AdmissionLimits};
 pub use budget::Budgets;
 pub use decisions::DecisionLog;
+pub use difficulty::vectors_of;
 pub use dispatch::today;
 pub use errand::{Errand, Trace, Traced};
 pub use keeper::keep;
 pub use load::Load;
 pub use member::{
     AdapterFigures, EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, NewAdapter, Task,
-    TokenizeInput, Tokenized,
+    TokenizeInput, Tokenized, TokenizerInfo,
 };
 pub use node::{Declared, Node};
 pub use route::Route;

@@ -1,10 +1,11 @@
 //! A member at a hosted provider.
 
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use sconce_providers::{Credentials, HttpClient, Provider, ProviderConfig, Secret};
+use sconce_providers::{Credentials, HttpClient, Provider, ProviderConfig, RoleSource, RoleToken, Secret};
 use sconce_route::price::PriceTable;
 use sconce_route::{Capabilities, Kind, Pricing, Residency};
 use sha2::{Digest, Sha256};
@@ -14,9 +15,10 @@ use super::member::{
     EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, Task, TokenizeInput, Tokenized,
 };
 use super::node::Declared;
-use crate::config::pool::{MemberConfig, MemberTask, RemoteConfig, Secrets};
+use crate::config::env;
+use crate::config::pool::{AwsRole, MemberConfig, MemberTask, RemoteConfig, Secrets};
 use crate::config::secret::SecretSource;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::request::{EmbedRequest, Embedded, Request};
 
 /// Where no route's deadline ends a request, this does: a day is longer than any answer.
@@ -84,6 +86,9 @@ fn provider_config(remote: &RemoteConfig, hash: &mut Sha256) -> Result<ProviderC
             secret_access_key: read(secret_access_key)?,
             session_token: session_token.as_ref().map(&mut read).transpose()?,
         },
+        Secrets::AwsRole(role) => {
+            Credentials::AwsRole(role_source(*role, remote.region.as_deref().unwrap_or_default())?)
+        }
     };
     config.region.clone_from(&remote.region);
     config.api_version.clone_from(&remote.api_version);
@@ -96,6 +101,51 @@ fn provider_config(remote: &RemoteConfig, hash: &mut Sha256) -> Result<ProviderC
     }
     config.timeouts = remote.timeouts;
     Ok(config)
+}
+
+/// Where the keys of a role are asked for: AWS's own variables, as its clients read them.
+fn role_source(role: AwsRole, region: &str) -> Result<RoleSource> {
+    let needed = |variable: &env::Variable| {
+        let message = format!("the environment variable {} is not set, which aws_role needs", variable.name);
+        variable.get().ok_or_else(|| Error::new(ErrorKind::InvalidRequest, message))
+    };
+    Ok(match role {
+        AwsRole::Instance => {
+            let endpoint = env::AWS_EC2_METADATA_SERVICE_ENDPOINT.get();
+            RoleSource::Instance { endpoint: endpoint.unwrap_or_else(|| "http://169.254.169.254".to_owned()) }
+        }
+        AwsRole::Container => RoleSource::Container {
+            uri: match env::AWS_CONTAINER_CREDENTIALS_RELATIVE_URI.get() {
+                Some(path) => format!("http://169.254.170.2{path}"),
+                None => needed(&env::AWS_CONTAINER_CREDENTIALS_FULL_URI)?,
+            },
+            token: match (
+                env::AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE.path(),
+                env::AWS_CONTAINER_AUTHORIZATION_TOKEN.get(),
+            ) {
+                (Some(path), _) => Some(token_in(path)),
+                (None, Some(token)) => {
+                    let token = RoleToken::new(env::AWS_CONTAINER_AUTHORIZATION_TOKEN.name, move || Ok(token.clone()));
+                    Some(token)
+                }
+                (None, None) => None,
+            },
+        },
+        AwsRole::WebIdentity => RoleSource::WebIdentity {
+            endpoint: env::AWS_ENDPOINT_URL_STS.get().unwrap_or_else(|| {
+                let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+                format!("https://sts.{region}.{suffix}")
+            }),
+            role_arn: needed(&env::AWS_ROLE_ARN)?,
+            session_name: env::AWS_ROLE_SESSION_NAME.get().unwrap_or_else(|| "sconce".to_owned()),
+            token: token_in(needed(&env::AWS_WEB_IDENTITY_TOKEN_FILE)?.into()),
+        },
+    })
+}
+
+/// Whoever rotates the token writes the file again.
+fn token_in(path: PathBuf) -> RoleToken {
+    RoleToken::new(path.display().to_string(), move || std::fs::read_to_string(&path))
 }
 
 /// What the operator declared, else what is usual for the kind and known of the model's price.

@@ -1,5 +1,6 @@
 //! A name that clients use, and the members that can answer for it.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -8,7 +9,8 @@ use futures_util::future::BoxFuture;
 use sconce_route::{Facts, Nanos, Policy, Rule, Stay};
 
 use super::difficulty::Scorer;
-use super::member::{MemberState, Model, ModelCard, Task, TokenizeInput, Tokenized};
+use super::dispatch::compare::Comparisons;
+use super::member::{MemberState, Model, ModelCard, Task, TokenizeInput, Tokenized, TokenizerInfo};
 use super::node::Node;
 use super::{Admission, AdmissionLimits};
 use crate::config::pool::{Budget, RouteConfig, RouteMember};
@@ -40,6 +42,8 @@ pub struct Route {
 pub struct Shadow {
     pub node: Arc<Node>,
     pub share_permille: u32,
+    /// Both answers go here, and where that is.
+    pub answers: Option<(PathBuf, Arc<Comparisons>)>,
 }
 
 /// A member's place in a route.
@@ -103,7 +107,14 @@ impl Route {
         let seats = config.members.iter().map(seat).collect::<Result<Vec<_>>>()?;
         let shadow = match &config.shadow {
             None => None,
-            Some(shadow) => Some(Shadow { node: find(&shadow.member)?, share_permille: shadow.share_permille }),
+            Some(shadow) => {
+                let start = |path: &PathBuf| {
+                    let log = Comparisons::start(path, "answers of shadows", "shadow.answers")?;
+                    Ok::<_, Error>((path.clone(), Arc::new(log)))
+                };
+                let answers = shadow.answers.as_ref().map(start).transpose()?;
+                Some(Shadow { node: find(&shadow.member)?, share_permille: shadow.share_permille, answers })
+            }
         };
         let goes_by_difficulty = matches!(config.policy.rule, Rule::Score { .. });
         let scorer = goes_by_difficulty.then(|| Scorer::new(config.fitted.as_deref(), nodes)).transpose()?;
@@ -139,7 +150,10 @@ impl Route {
     /// What was configured, to see whether it changed.
     pub fn outline(&self) -> String {
         let parts: Vec<_> = self.seats.iter().map(|seat| &seat.part).collect();
-        let shadow = self.shadow.as_ref().map(|shadow| (&shadow.node.name, shadow.share_permille));
+        let shadow = self.shadow.as_ref().map(|shadow| {
+            let answers = shadow.answers.as_ref().map(|(path, _)| path);
+            (&shadow.node.name, shadow.share_permille, answers)
+        });
         let limits = (self.deadline, self.attempts_max, self.cost_max, self.hedge_after, self.budget);
         format!("{:?} {:?} {:?} {:?} {limits:?} {shadow:?}", self.provisional.aliases, self.policy, self.stay, parts)
     }
@@ -222,6 +236,10 @@ impl Model for Route {
 
     fn detokenize(&self, tokens: &[u32]) -> Result<String> {
         self.tokenizing()?.member.detokenize(tokens)
+    }
+
+    fn tokenizer_info(&self) -> Result<TokenizerInfo> {
+        self.tokenizing()?.member.tokenizer_info()
     }
 }
 

@@ -221,7 +221,7 @@ async fn what_must_stay_stays_whatever_fails() {
         ];
         let mut config = route(&members);
         config.hedge_after = Some(Duration::from_millis(1));
-        config.shadow = Some(Shadow { member: "cloud@us".into(), share_permille: 1000 });
+        config.shadow = Some(Shadow { member: "cloud@us".into(), share_permille: 1000, answers: None });
         let world = world(&members, &config);
         let (_, end, traced) = world.ask(Errand { stay: stay.clone(), ..errand() }).await;
         assert_eq!(end.is_ok(), expected.is_some(), "{stay:?}");
@@ -347,7 +347,9 @@ async fn a_cascade_escalates_what_is_not_sure_and_shows_nothing_of_it() {
 async fn a_shadow_is_seen_by_nobody_and_written_down_apart() {
     let members = [Scripted::answering("a", "hello"), Scripted::answering("candidate", "hm")];
     let mut config = route(&members[..1]);
-    config.shadow = Some(Shadow { member: "candidate".into(), share_permille: 1000 });
+    let folder = tempfile::tempdir().expect("a folder");
+    let answers = folder.path().join("both.jsonl");
+    config.shadow = Some(Shadow { member: "candidate".into(), share_permille: 1000, answers: Some(answers.clone()) });
     let world = world(&members, &config);
     let (said, _, traced) = world.ask(errand()).await;
     assert_eq!((said.as_str(), traced.attempts, traced.known_cost()), ("hello!", 1, Nanos::from_dollars(0.012)));
@@ -361,6 +363,14 @@ async fn a_shadow_is_seen_by_nobody_and_written_down_apart() {
         [("a".to_owned(), AttemptOutcome::Answered, 2), ("candidate".to_owned(), AttemptOutcome::Shadow, 2)]
     );
     assert_eq!(world.ledger.spent_since(0).await.expect("read").len(), 1, "nobody pays for it");
+    let line = || std::fs::read_to_string(&answers).ok().filter(|text| text.ends_with('\n'));
+    while line().is_none() {
+        tokio::task::yield_now().await;
+    }
+    let both: serde_json::Value = serde_json::from_str(line().expect("a line").trim()).expect("JSON");
+    assert_eq!((&both["answer"]["member"], &both["answer"]["text"]), (&"a".into(), &"hello!".into()), "{both}");
+    assert_eq!((&both["shadow"]["member"], &both["shadow"]["finish"]), (&"candidate".into(), &"stop".into()), "{both}");
+    assert!(both["asked"].as_array().is_some_and(|asked| !asked.is_empty()), "{both}");
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use tracing::Span;
 
+use super::otel::Tracing;
 use crate::request::Usage;
 
 /// Status logged when the client went away before an answer was begun (as nginx does).
@@ -104,6 +105,8 @@ pub struct AccessLine {
     complete: bool,
     log: RequestLog,
     span: Span,
+    /// Where traces are exported.
+    tracing: Option<Tracing>,
 }
 
 impl AccessLine {
@@ -118,7 +121,15 @@ impl AccessLine {
             complete: false,
             log,
             span,
+            tracing: None,
         }
+    }
+
+    /// The request becomes a span of a trace, too.
+    #[must_use]
+    pub fn with_tracing(mut self, tracing: Option<Tracing>) -> Self {
+        self.tracing = tracing;
+        self
     }
 
     #[must_use]
@@ -155,6 +166,11 @@ impl Drop for AccessLine {
                 (true, _) => "done",
                 (false, _) => "cancelled",
             });
+            if let Some(tracing) = self.tracing.take().filter(|_| !details.model.is_empty()) {
+                let about = (self.id.as_str(), self.endpoint.as_str(), details.model.as_str());
+                let first_token_s = details.time_to_first_token_ms.map(|first_ms| first_ms as f64 / 1e3);
+                tracing.end(about, (status, finish), details.usage, (self.log.started, first_token_s));
+            }
             let not_yet_ready = self.endpoint == "/ready" && status == 503;
             if details.model.is_empty() && (status < 400 || not_yet_ready) {
                 // Probes and scrapes: too many and too dull for the default level.

@@ -74,6 +74,9 @@ const FIGURES: &[Figure] = &[
     counter("sconce_embedded_texts_total", "texts that were made vectors or scores", |engine| {
         engine.embedded_texts as f64
     }),
+    counter("sconce_padding_tokens_total", "tokens that filled steps up to a compiled size", |engine| {
+        engine.padding_tokens as f64
+    }),
     counter("sconce_engine_steps_total", "steps of the engine", |engine| engine.steps as f64),
 ];
 

@@ -4,11 +4,13 @@
 //! itself are not duplicated here: they are written from its snapshot when `/metrics` is read.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
 };
+
+use sconce_otel::Exporter;
 
 use super::batches::BatchMetrics;
 use super::exposition::Exposition;
@@ -88,6 +90,7 @@ pub struct Metrics {
     neuron: NeuronFamilies,
     // Taken once a model at start-up and once a scrape, never while serving tokens.
     models: Mutex<BTreeMap<String, Arc<ModelMetrics>>>,
+    exporter: OnceLock<Exporter>,
 }
 
 struct Families {
@@ -142,7 +145,16 @@ impl Metrics {
         let batches = BatchMetrics::register(&registry);
         let members = MemberFamilies::register(&registry);
         let neuron = NeuronFamilies::register(&registry);
-        Self { registry, families, http_requests, batches, members, neuron, models: Mutex::default() }
+        Self {
+            registry,
+            families,
+            http_requests,
+            batches,
+            members,
+            neuron,
+            models: Mutex::default(),
+            exporter: OnceLock::new(),
+        }
     }
 
     /// The handles for one model, made on first use; `name` is the id of its model card.
@@ -164,6 +176,15 @@ impl Metrics {
     /// A report of neuron-monitor.
     pub fn neuron(&self, report: &sconce_worker::neuron::Report) {
         self.neuron.report(report);
+    }
+
+    /// From now on requests are exported as well. A second exporter is not used.
+    pub fn export_to(&self, exporter: Exporter) {
+        let _first = self.exporter.set(exporter);
+    }
+
+    pub fn exporter(&self) -> Option<&Exporter> {
+        self.exporter.get()
     }
 
     pub fn batches(&self) -> &BatchMetrics {
@@ -189,6 +210,16 @@ impl Metrics {
         workers::write(&mut page, pool);
         lifecycle::write(&mut page, pool);
         process::write(&mut page);
+        if let Some(exporter) = self.exporter() {
+            let counts = exporter.counts();
+            for (name, help, count) in [
+                ("sconce_otel_spans_exported_total", "spans that the collector took", counts.exported),
+                ("sconce_otel_spans_dropped_total", "requests not exported, as the queue was full", counts.dropped),
+                ("sconce_otel_spans_failed_total", "spans that the collector did not take", counts.failed),
+            ] {
+                page.counter(name, help, count as f64);
+            }
+        }
         let mut registered = Vec::with_capacity(16 * 1024);
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut registered) {
             tracing::error!(%error, "the registered metrics could not be written");

@@ -7,6 +7,7 @@ mod lifecycle;
 mod logging;
 mod members;
 mod metrics;
+pub mod otel;
 mod process;
 mod workers;
 

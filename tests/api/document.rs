@@ -86,8 +86,17 @@ async fn examples_work() {
             continue;
         };
         // These need a model of another kind, one that comes and goes, a file, or the process to themselves.
-        let others =
-            ["/embeddings", "/rerank", "/score", "/batches", "/load", "/unload", "_lora_adapter", "/log-level"];
+        let others = [
+            "/embeddings",
+            "/rerank",
+            "/score",
+            "/batches",
+            "/load",
+            "/unload",
+            "_lora_adapter",
+            "/log-level",
+            "/reload",
+        ];
         if others.iter().any(|end| path.ends_with(end)) {
             continue;
         }

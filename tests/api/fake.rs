@@ -12,7 +12,7 @@ use sconce::api::{ApiConfig, router};
 use sconce::error::{Error, Result};
 use sconce::pool::{
     AdmissionLimits, EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, Pool, Task, TokenizeInput,
-    Tokenized,
+    Tokenized, TokenizerInfo,
 };
 use sconce::request::{
     EmbedInput, EmbedRequest, Embedded, Event, Finish, PromptReport, Request, TokenLogprob, TokenReport, Usage,
@@ -126,6 +126,10 @@ impl Model for Fake {
             char::from_u32(token).ok_or_else(|| Error::invalid("tokens", format!("{token} is not in the vocabulary")))
         };
         tokens.iter().map(character).collect()
+    }
+
+    fn tokenizer_info(&self) -> Result<TokenizerInfo> {
+        Ok(TokenizerInfo { eos: Some("</s>".to_owned()), ..TokenizerInfo::default() })
     }
 }
 

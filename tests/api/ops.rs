@@ -58,6 +58,17 @@ async fn tokenize_and_back() {
     assert_eq!((answer.status.as_u16(), error(&answer).2.as_deref()), (400, Some("tokens")));
     let answer = post(&app, "/detokenize", r#"{"tokens": [-1]}"#).await;
     assert_eq!((answer.status.as_u16(), error(&answer).2.as_deref()), (400, Some("tokens[0]")));
+    let expected = json!({
+        "model": "org/tiny:q4", "model_max_length": 2048, "bos_token": null, "eos_token": "</s>", "unk_token": null,
+        "pad_token": null, "chat_template": null,
+    });
+    for path in ["/tokenizer_info", "/tokenizer_info?model=tiny"] {
+        assert_eq!(get(&app, path).await.json(), expected, "{path}");
+    }
+    let answer = get(&app, "/tokenizer_info?model=other").await;
+    assert_eq!((answer.status.as_u16(), error(&answer).2.as_deref()), (404, Some("model")));
+    let answer = get(&app, "/tokenizer_info?name=tiny").await;
+    assert_eq!((answer.status.as_u16(), error(&answer).2.as_deref()), (400, Some("query")));
 }
 
 #[tokio::test]
@@ -319,4 +330,29 @@ async fn what_is_on_offer_is_listed_as_openrouter_reads_it() {
     assert_eq!(list(Task::Score).await[0]["output_modalities"][0]["type"], "rerank");
     let none = get(&app(&Fake::hello()), "/openrouter/v1/models").await;
     assert_eq!(none.json(), json!({"data": []}));
+}
+
+#[tokio::test]
+async fn the_configuration_is_read_again_by_who_has_it() {
+    const PATH: &str = "/v1/reload";
+    let (message, _, _, code) = error(&post(&app(&Fake::hello()), PATH, "{}").await);
+    assert_eq!(code.as_deref(), Some("no_configuration_file"), "{message}");
+    let (reload, mut wishes) = sconce::api::Reload::new();
+    let app = app_with(&Fake::hello(), ApiConfig { reload: Some(reload), ..ApiConfig::default() });
+    // A page elsewhere cannot ask for it without being asked about itself first.
+    assert_eq!(post(&app, PATH, r#"{"dry_run": true}"#).await.status, StatusCode::BAD_REQUEST);
+    let plain = Request::post(PATH).body(Body::from("{}")).expect("a request");
+    assert_eq!(ask(&app, plain).await.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    let told = sconce::api::Reloaded { added: vec!["route a".to_owned()], keys: 2, ..Default::default() };
+    let (answer, ()) = tokio::join!(post(&app, PATH, "{}"), async {
+        wishes.recv().await.expect("a wish").send(Ok(told)).expect("somebody waits");
+    });
+    assert_eq!((answer.status, &answer.json()["added"]), (StatusCode::OK, &json!(["route a"])), "{}", answer.text);
+    let fault = sconce::error::Error::invalid("routes", "sconce.toml, line 3: name is a number");
+    let (answer, ()) = tokio::join!(post(&app, PATH, "{}"), async {
+        wishes.recv().await.expect("a wish").send(Err(fault)).expect("somebody waits");
+    });
+    assert!(answer.status == StatusCode::BAD_REQUEST && answer.text.contains("line 3"), "{}", answer.text);
+    drop(wishes);
+    assert_eq!(post(&app, PATH, "{}").await.status, StatusCode::SERVICE_UNAVAILABLE);
 }

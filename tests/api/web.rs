@@ -52,7 +52,7 @@ async fn browsers_get_a_page_and_clients_what_they_got_before() {
 #[tokio::test]
 async fn pages_are_strict_and_whole() {
     let app = app(&Fake::hello());
-    for (page, least) in [("/", 10), ("/docs", 5)] {
+    for (page, least) in [("/", 10), ("/docs", 5), ("/usage", 6)] {
         let files = files(&app, page).await;
         assert!(files.len() >= least, "{page} has {} files", files.len());
         for (name, answer) in &files {
@@ -71,7 +71,7 @@ async fn pages_are_strict_and_whole() {
 #[tokio::test]
 async fn no_file_leads_outside_or_reads_text_as_markup() {
     let app = app(&Fake::hello());
-    for page in ["/", "/docs"] {
+    for page in ["/", "/docs", "/usage"] {
         for (name, answer) in files(&app, page).await {
             let text = answer.text.replace("http://www.w3.org/", "");
             for banned in [
@@ -101,7 +101,7 @@ async fn no_file_leads_outside_or_reads_text_as_markup() {
 async fn pages_can_be_switched_off() {
     let app = app_with(&Fake::hello(), ApiConfig { web: false, ..ApiConfig::default() });
     assert_eq!(ask_for(&app, "/", BROWSER).await.json()["name"], "sconce");
-    for path in ["/docs", "/web/chat.js"] {
+    for path in ["/docs", "/usage", "/web/chat.js"] {
         assert_eq!(app_status(&app, path).await, StatusCode::NOT_FOUND, "{path}");
     }
 }

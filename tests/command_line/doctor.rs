@@ -106,7 +106,11 @@ fn models_of_a_file_share_one_memory() {
 fn what_would_not_start_is_no_better_than_what_does_not_fit() {
     let output = doctor(&["dummy:tiny", "--device", "cuda"]);
     fails_with(&output, &["not every model fits"]);
-    assert!(text(&output).contains("no CUDA engine"), "{}", text(&output));
+    assert!(text(&output).contains("without the feature 'cuda'"), "{}", text(&output));
+    let output = doctor(&["dummy:tiny", "--device", "pjrt:/nowhere/plugin.so"]);
+    fails_with(&output, &["not every model fits"]);
+    let why = if cfg!(feature = "pjrt") { "there is no such file" } else { "without the feature 'pjrt'" };
+    assert!(text(&output).contains(why), "{}", text(&output));
     fails_with(&doctor(&["/nowhere/model.gguf"]), &["/nowhere/model.gguf"]);
     fails_with(&doctor(&["--root", "/nowhere/at/all"]), &["--root"]);
     // Not downloaded is not known, which is no failure; the catalogue knows the size of its own.

@@ -46,17 +46,16 @@ fn memory_comes_back() {
     };
     std::fs::write(&file, ["a", "b", "c"].map(model).concat()).expect("written");
     let arguments = ["serve", "--config", &file.display().to_string(), "--port", "0"];
-    // Else the allocator keeps pages for later, as many as it thinks fit.
-    let server = Server::begin_with(&arguments, &[("MIMALLOC_PURGE_DELAY", "0")]);
+    let server = Server::begin(&arguments);
     let url = format!("http://{}", server.address);
     let rounds: usize = std::env::var("SCONCE_TEST_MEMORY_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
     let round = |name: &str| {
         told(&run(&["load", name, "--url", &url]));
-        let loaded = server.memory_kib();
+        let loaded = server.own_memory_kib();
         told(&run(&["stop", name, "--url", &url]));
-        (loaded, server.memory_kib())
+        (loaded, server.own_memory_kib())
     };
-    let before = server.memory_kib();
+    let before = server.own_memory_kib();
     let (loaded, first) = round("a");
     let mut last = first;
     for turn in 0..rounds {
@@ -64,9 +63,10 @@ fn memory_comes_back() {
     }
     println!("{before} KiB at first, {loaded} loaded, {first} after one round, {last} after {rounds} more");
     assert!(loaded > before + 100 * 1024, "{before} KiB before, {loaded} KiB loaded");
-    assert!(last < before + (loaded - before) / 4, "{last} KiB are left of {loaded}, {before} before");
-    // The first rounds still find their size; what is lost in each would pass this in a longer run.
-    assert!(last < first + first / 3, "{first} KiB after one round, {last} KiB after {rounds} more");
+    let model = loaded - before;
+    // 5 % are wanted; 7 to 9 were seen of a model so small, most of it once for all models.
+    assert!(first < before + model / 8, "of {model} KiB {} are left after one round", first - before);
+    assert!(last < before + model / 8, "of {model} KiB {} are left after {rounds} more", last - before);
 }
 
 fn configuration(folder: &Path) -> String {

@@ -132,3 +132,24 @@ fn no_worker_outlives_its_server() {
         wait("a guard is still there", &|| with_word(&script) == 0);
     }
 }
+
+#[test]
+fn an_operator_has_the_file_read_again_and_is_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = configuration(folder.path(), "before");
+    let server = Server::begin(&["serve", "--config", &file, "--port", "0"]);
+    let url = format!("http://{}", server.address);
+    let reload = |more: &[&str]| run(&[&["reload", "--url", &url], more].concat());
+    let told = |more: &[&str]| String::from_utf8(reload(more).stdout).expect("UTF-8");
+    assert_eq!(told(&[]), "nothing changed\n");
+    configuration(folder.path(), "after");
+    let text = std::fs::read_to_string(&file).expect("a file") + "decisions = \"/tmp/nowhere\"\n";
+    std::fs::write(&file, text).expect("written");
+    assert_eq!(told(&[]), "+ route after\n- route before\nneeds a restart: [ledger]\n");
+    assert!(super::answer(server.chat_with("after", 2, false)).contains("200 OK"));
+    let json: serde_json::Value = serde_json::from_str(&told(&["--json"])).expect("JSON");
+    assert_eq!((json["added"].as_array().map(Vec::len), &json["keys"]), (Some(0), &0.into()), "{json}");
+    std::fs::write(&file, "[[route]]\nname = 3\n").expect("written");
+    fails_with(&reload(&[]), &["sconce.toml", "line 2"]);
+    assert!(super::answer(server.chat_with("after", 2, false)).contains("200 OK"), "the old one stays");
+}

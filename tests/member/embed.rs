@@ -111,6 +111,20 @@ async fn vectors_are_sentence_transformers() {
     launch.stop(Duration::from_secs(5)).await;
 }
 
+/// The same model, its vocabulary in the GGUF file.
+#[tokio::test]
+async fn a_gguf_gives_the_same_vectors() {
+    let launch = launch("bert_f32.gguf").await;
+    let golden: BertTexts = read(&fixtures().join("bert.texts.json"));
+    let cut = EmbedRequest { overlong: Overlong::Cut(Some(24)), ..request(texts(&golden.texts)) };
+    let embedded = launch.pool.embed(cut).await.expect("cut");
+    assert_eq!(embedded.prompt_tokens, golden.tokens.iter().sum::<u32>());
+    for ((found, expected), text) in embedded.rows().zip(&golden.vectors).zip(&golden.texts) {
+        close(found, expected, 1e-5, text);
+    }
+    launch.stop(Duration::from_secs(5)).await;
+}
+
 #[tokio::test]
 async fn what_a_request_may_decide_about_its_vectors() {
     let launch = launch("bert").await;
@@ -175,6 +189,59 @@ async fn many_texts_come_back_in_order_and_alike() {
     assert!(error.message.contains("more than 48 tokens"), "{error}");
     assert_eq!(pool.live(), 0);
     launch.stop(Duration::from_secs(5)).await;
+}
+
+#[derive(Deserialize)]
+struct Judged {
+    pairs: Vec<(String, String)>,
+    scores: Vec<f32>,
+    tokens: Vec<u32>,
+    longest: u32,
+    cut: Vec<f32>,
+}
+
+#[tokio::test]
+async fn a_decoder_judges_as_its_model_card_says() {
+    let reference = fixtures().join("qwen3_reranker");
+    let launch = launched(&reference, TaskChoice::Score, ModelLimits::default()).await.expect("it loads");
+    assert_eq!(launch.pool.member("m").expect("the model").card().task, Task::Score);
+    let golden: Judged = read(&fixtures().join("qwen3_reranker.texts.json"));
+    let pairs = || {
+        let inputs = golden.pairs.iter().map(|(a, b)| EmbedInput::Pair(a.as_str().into(), b.clone())).collect();
+        request(inputs)
+    };
+    let scores = launch.pool.embed(pairs()).await.expect("scores");
+    close(&scores.values, &golden.scores, 1e-5, "scores");
+    assert_eq!(scores.prompt_tokens, golden.tokens.iter().sum::<u32>());
+    let cut = EmbedRequest { overlong: Overlong::Cut(Some(golden.longest)), ..pairs() };
+    let cut = launch.pool.embed(cut).await.expect("cut documents");
+    close(&cut.values, &golden.cut, 1e-5, "cut");
+    assert_ne!(cut.values, scores.values);
+    let finish = EmbedFinish { dimensions: None, activate: Some(false) };
+    let logits = launch.pool.embed(EmbedRequest { finish, ..pairs() }).await.expect("logits").values;
+    let shares: Vec<f32> = logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect();
+    close(&shares, &golden.scores, 1e-5, "the share of yes");
+    let long = EmbedInput::Pair("a".into(), "word ".repeat(200));
+    let error = refusal(launch.pool.embed(request(vec![long])).await);
+    assert_eq!(error.code, Some("context_length_exceeded"), "{error}");
+    launch.stop(Duration::from_secs(5)).await;
+    // Without being told it generates.
+    let launch = launched(&reference, TaskChoice::Auto, ModelLimits::default()).await.expect("it loads");
+    assert_eq!(launch.pool.member("m").expect("the model").card().task, Task::Generate);
+    launch.stop(Duration::from_secs(5)).await;
+    // Another decoder's vocabulary has no such prompt.
+    let folder = tempfile::tempdir().expect("a folder");
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        let text = std::fs::read(reference.join(file)).expect("a fixture");
+        let text = match file {
+            "tokenizer.json" => String::from_utf8(text).expect("text").replace("<think>", "<thunk>").into_bytes(),
+            _ => text,
+        };
+        std::fs::write(folder.path().join(file), text).expect("written");
+    }
+    let refused = launched(folder.path(), TaskChoice::Score, ModelLimits::default()).await;
+    let error = refused.err().expect("another prompt");
+    assert!(error.message.contains("no token <think>"), "{error}");
 }
 
 #[derive(Deserialize)]

@@ -120,6 +120,39 @@ async fn with_one_member_sick_at_a_time_everybody_is_answered_once() {
     tokio::time::timeout(Duration::from_secs(20), healed).await.expect("who is well again is asked again");
 }
 
+/// After a failure one request finds out how the member is, and the others wait for that instead of failing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_only_member_is_probed_the_others_wait() {
+    let failing = Arc::new(AtomicBool::new(true));
+    let is_failing = Arc::clone(&failing);
+    let fake = FakeProvider::start(move |_| {
+        let Play::Stream { content_type, steps } = answer("openai", Said::Text("hello"), false) else {
+            unreachable!("answers are streams")
+        };
+        if is_failing.load(Ordering::Relaxed) {
+            return Play::json(500, "{}");
+        }
+        let slow = [Step::Wait(Duration::from_millis(100))].into_iter().chain(steps);
+        Play::Stream { content_type, steps: slow.collect() }
+    })
+    .await;
+    let health = "health = { breaker = { failures_in_row = 1, open_ms = 1 } }\n";
+    let route = "[[route]]\nname = \"r\"\nmembers = [\"m\"]\nattempts_max = 1\n";
+    let world = World::new(&format!("{}{health}{route}", member("m", "openai", &fake.url()))).await;
+    let ask = |at: usize| {
+        let api = APIS[at % APIS.len()];
+        let body = question(api, at.is_multiple_of(2), false, false);
+        let world = &world;
+        async move { world.post(api, headers(api), &body).await }
+    };
+    assert_eq!(ask(0).await.status, StatusCode::BAD_GATEWAY);
+    failing.store(false, Ordering::Relaxed);
+    for told in futures_util::future::join_all((0..12).map(ask)).await {
+        assert!(told.status == StatusCode::OK && told.text.contains("hello"), "{}: {}", told.status, told.text);
+        assert_eq!(told.header("x-sconce-attempts"), "1", "to wait is no attempt");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_under_load_fails_nobody() {
     let hello = |kind: &'static str| FakeProvider::start(move |_| answer(kind, Said::Text("hello"), false));

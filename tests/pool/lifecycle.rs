@@ -199,8 +199,12 @@ async fn an_operator_loads_and_unloads() {
     let keys = checked(&[section("ann", false), section("root", true)]).expect("good keys");
     let server = Server::with(&[on_demand("a")], None, ApiConfig { keys, ..ApiConfig::default() });
     let body = json!({"model": "a"});
-    for path in ["/v1/models/load", "/v1/models/unload", "/v1/log-level"] {
-        let body = if path.ends_with("level") { json!({"filter": "info"}) } else { body.clone() };
+    for path in ["/v1/models/load", "/v1/models/unload", "/v1/log-level", "/v1/reload"] {
+        let body = match path {
+            "/v1/log-level" => json!({"filter": "info"}),
+            "/v1/reload" => json!({}),
+            _ => body.clone(),
+        };
         assert_eq!(server.post_as("key-of-ann", path, body).await.status, StatusCode::FORBIDDEN, "{path}");
     }
     let root = async |path: &str, body: Value| server.post_as("key-of-root", path, body).await;

@@ -8,6 +8,7 @@ mod lifecycle;
 mod matrix;
 mod residency;
 mod rules;
+mod traced;
 mod wires;
 mod workers;
 mod world;

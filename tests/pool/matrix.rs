@@ -1,7 +1,7 @@
 use axum::http::StatusCode;
 use serde_json::Value;
 
-use crate::fake::{FakeProvider, Play};
+use crate::fake::{FakeProvider, Play, Step};
 use crate::wires::{COMPLETION_TOKENS, KINDS, PROMPT_TOKENS, Said, answer};
 use crate::world::{APIS, World, headers, member, question};
 
@@ -25,6 +25,24 @@ async fn totals(world: &World) -> (u64, u64, u64) {
     let row = &usage["data"][0];
     let count = |name: &str| row[name].as_u64().unwrap_or(0);
     (count("attempts"), count("prompt_tokens"), count("completion_tokens"))
+}
+
+/// Otherwise Bedrock's fake would show that Sconce reads what Sconce writes.
+#[test]
+fn the_fake_of_bedrock_sends_what_botocore_reads() {
+    let text = include_str!("../../providers/tests/oracle/frames.json");
+    let cases: std::collections::BTreeMap<String, Vec<String>> = serde_json::from_str(text).expect("JSON");
+    for (name, said) in [("text", Said::Text("hello")), ("call", Said::Call), ("form", Said::Text(r#"{"n": 1}"#))] {
+        let Play::Stream { steps, .. } = answer("bedrock", said, false) else { unreachable!("answers are streams") };
+        let sent: Vec<String> = steps
+            .iter()
+            .map(|step| match step {
+                Step::Send(bytes) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+                other => panic!("{name}: {other:?}"),
+            })
+            .collect();
+        assert_eq!(sent, cases[name], "{name}");
+    }
 }
 
 #[tokio::test]
@@ -63,7 +81,7 @@ async fn every_api_gets_answers_of_every_kind() {
 #[tokio::test]
 async fn schemas_reach_every_kind() {
     for kind in KINDS {
-        let (world, fake) = world(kind, answer(kind, Said::Text("{\\\"n\\\": 1}"), false)).await;
+        let (world, fake) = world(kind, answer(kind, Said::Text(r#"{"n": 1}"#), false)).await;
         for (api, stream) in APIS.into_iter().flat_map(|api| [(api, false), (api, true)]) {
             let told = asked(&world, api, stream, (false, true)).await;
             assert_eq!(told.status, StatusCode::OK, "{kind} {api} {stream}: {}", told.text);
@@ -110,7 +128,6 @@ async fn failures_of_every_kind_are_told_as_what_they_are() {
 
 #[tokio::test]
 async fn a_client_that_goes_away_is_felt_at_the_provider() {
-    use crate::fake::Step;
     for kind in KINDS {
         let Play::Stream { content_type, steps } = answer(kind, Said::Text("hello"), false) else {
             unreachable!("answers are streams")

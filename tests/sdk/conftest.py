@@ -20,6 +20,20 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def wait_ready(process, url, seconds):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with exit code {process.returncode}")
+        try:
+            with urllib.request.urlopen(f"{url}/ready", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.05)
+    raise RuntimeError(f"the server was not ready after {seconds} s")
+
+
 class Server:
     def __init__(self, model, *flags):
         self.port = free_port()
@@ -33,17 +47,7 @@ class Server:
         self.process = subprocess.Popen([*command, *flags])
 
     def wait_ready(self, seconds):
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"the server ended with exit code {self.process.returncode}")
-            try:
-                with urllib.request.urlopen(f"{self.url}/ready", timeout=2) as answer:
-                    if answer.status == 200:
-                        return
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.05)
-        raise RuntimeError(f"the server was not ready after {seconds} s")
+        wait_ready(self.process, self.url, seconds)
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)

@@ -57,6 +57,22 @@ pub fn parse_date(text: &str) -> Option<u32> {
     (civil(found) == (year, month, day)).then(|| u32::try_from(found).ok())?
 }
 
+/// The Unix time of a moment in UTC such as `2023-11-14T22:13:20Z`; fractions of a second are left out.
+pub fn parse_rfc3339(text: &str) -> Option<u64> {
+    let (date, rest) = text.trim().split_once(['T', 't'])?;
+    let time = rest.strip_suffix(['Z', 'z']).or_else(|| rest.strip_suffix("+00:00"))?;
+    let time = match time.split_once('.') {
+        Some((whole, fraction)) if !fraction.is_empty() && fraction.bytes().all(|byte| byte.is_ascii_digit()) => whole,
+        Some(_) => return None,
+        None => time,
+    };
+    let mut parts = time.split(':').map(|part| part.parse::<u64>().ok().filter(|_| part.len() == 2));
+    let (hour, minute, second) = (parts.next()??, parts.next()??, parts.next()??);
+    let is_possible = parts.next().is_none() && hour < 24 && minute < 60 && second <= 60;
+    let day = u64::from(parse_date(date)?);
+    is_possible.then(|| day * DAY_S.unsigned_abs() + hour * 3_600 + minute * 60 + second)
+}
+
 /// Year, month and day of a day counted from 1970-01-01. After Howard Hinnant's `civil_from_days`
 /// (<https://howardhinnant.github.io/date_algorithms.html>): years begin in March, so that the leap day is last, and
 /// 400 of them are an era, which always has the same days.
@@ -94,6 +110,14 @@ mod tests {
             (4_102_444_799, "2099-12-31T23:59:59Z"),
         ] {
             assert_eq!(rfc3339(unix_s), text);
+            assert_eq!(parse_rfc3339(text), Some(unix_s));
+        }
+        assert_eq!(parse_rfc3339("2023-11-14T22:13:20.123+00:00"), Some(1_700_000_000));
+        for text in ["", "2023-11-14", "2023-11-14T22:13Z", "2023-11-14T25:13:20Z", "2023-11-31T22:13:20Z"] {
+            assert_eq!(parse_rfc3339(text), None, "{text}");
+        }
+        for text in ["2023-11-14T22:13:20", "2023-11-14T22:13:20.Z", "2023-11-14T22:13:20:1Z", "2023-11-14T2:13:20Z"] {
+            assert_eq!(parse_rfc3339(text), None, "{text}");
         }
         let before = Moment { year: 1969, month: 12, day: 31, hour: 23, minute: 59, second: 59 };
         assert_eq!(Moment::of(-1), before);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use sconce_worker::{Environment, Limits, Phase, Status, Supervisor, WorkerSpec};
+use sconce_worker::{Environment, Limits, Phase, Status, Supervisor, User, WorkerSpec};
 
 const ENGINE: &str = env!("CARGO_BIN_EXE_fake-engine");
 /// Nothing here takes so long on a busy machine.
@@ -92,7 +92,7 @@ async fn a_worker_compiles_serves_and_ends_with_all_its_family() {
     worker.stop().await;
     gone("the worker", || with_word(&port).is_empty());
     assert_eq!(worker.status().phase, Phase::Stopped);
-    assert_eq!(zombies(), 0);
+    gone("a zombie", || zombies() == 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,7 +143,7 @@ async fn crashes_are_counted_and_told_with_their_cause() {
     let last = status.last.expect("a cause");
     assert!(last.contains("exited with code 127") && last.contains("cannot start no-such-engine"), "{last}");
     worker.stop().await;
-    assert_eq!(zombies(), 0);
+    gone("a zombie", || zombies() == 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,7 +162,7 @@ async fn hangs_and_garbage_are_not_waited_for() {
     assert!(status.note.as_deref().is_some_and(|note| note.contains("this is no HTTP")), "{:?}", status.note);
     until(&worker, |status| status.last.as_deref().is_some_and(|last| last.contains("not ready after 1 s"))).await;
     worker.stop().await;
-    assert_eq!(zombies(), 0);
+    gone("a zombie", || zombies() == 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -216,5 +216,68 @@ async fn a_killed_guard_takes_its_worker_along_and_is_replaced() {
         gone("the first worker", || with_word(&port).is_empty());
     }
     worker.stop().await;
-    assert_eq!(zombies(), 0);
+    gone("a zombie", || zombies() == 0);
+}
+
+/// What the kernel says of a process, by the first word of a line of its status.
+fn status_of(pid: u32, word: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a live process");
+    let line = text.lines().find(|line| line.starts_with(word)).expect("the line is there");
+    line.split_whitespace().skip(1).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_of_another_user_has_only_what_that_user_has() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let user = match User::named("nobody") {
+        Ok(user) if User::can_change() => user,
+        Ok(_) => return println!("skipped: only root may become another user"),
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let open = |path: &Path| std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("it is ours");
+    // The build's folder may be closed to others.
+    let engine = folder.path().join("engine");
+    std::fs::copy(ENGINE, &engine).expect("copied");
+    [folder.path(), engine.as_path()].into_iter().for_each(open);
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "of root").expect("written");
+    std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).expect("it is ours");
+
+    let script = format!(
+        "cat {} > cat.out 2>&1; kill -9 $PPID > kill.out 2>&1; exec {} {{port}} serve 0",
+        secret.display(),
+        engine.display()
+    );
+    let mut spec = spec(folder.path(), &["/bin/sh", "-c", &script]);
+    spec.user = Some(user.clone());
+    spec.guard = engine.clone();
+    let worker = Supervisor::new(spec, quick());
+    worker.start();
+    let status = until(&worker, |status| status.phase == Phase::Ready).await;
+    assert_eq!(status.crashes, 0, "{status:?}");
+    let port = status.port.expect("a port").to_string();
+    let engines = with_word(&port);
+    assert_eq!(engines.len(), 1, "{engines:?}");
+    let ids = vec![user.ids.user.to_string(); 4];
+    assert_eq!(status_of(engines[0], "Uid:"), ids, "real, effective, saved and of the file system");
+    assert_eq!(status_of(engines[0], "Gid:"), vec![user.ids.group.to_string(); 4]);
+    let groups: Vec<String> = user.ids.groups.iter().map(u32::to_string).collect();
+    assert_eq!(status_of(engines[0], "Groups:"), groups, "none of root's");
+    for set in ["CapPrm:", "CapEff:", "CapAmb:"] {
+        assert_eq!(status_of(engines[0], set), ["0000000000000000"], "{set}");
+    }
+    let guard = status_of(engines[0], "PPid:")[0].parse().expect("a pid");
+    assert_eq!(status_of(guard, "Uid:")[0], "0", "the guard stays who it was");
+    let folder_path = folder.path();
+    for (folder, mine) in [("cache", true), ("work", true), ("engine", false)] {
+        let owner = std::fs::metadata(folder_path.join(folder)).expect("it is there").uid();
+        assert_eq!(owner == user.ids.user, mine, "{folder}");
+    }
+    let said = |name: &str| std::fs::read_to_string(folder.path().join("work").join(name)).expect("it was tried");
+    assert!(said("cat.out").contains("Permission denied"), "{}", said("cat.out"));
+    assert!(!said("kill.out").is_empty(), "it may not end its guard");
+    worker.stop().await;
+    gone("the worker", || with_word(&port).is_empty());
+    gone("a zombie", || zombies() == 0);
 }

@@ -119,6 +119,7 @@ mod tests {
     const LARGE: ModelSize = ModelSize {
         weight_bytes: 16 << 30,
         kv_bytes_per_token: 131_072,
+        state_bytes: 0,
         context_max: 131_072,
         step_bytes_per_token: 400_000,
         logits_row_bytes: 1 << 20,
@@ -131,6 +132,8 @@ mod tests {
         kv_cache_bytes: None,
         further_rows_max: 0,
         memory_share_permille: 900,
+        kv_bytes_chosen_max: Some(crate::fit::KV_BYTES_CHOSEN_MAX_ON_CPU),
+        saves_states: true,
     };
 
     fn options() -> Options {

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use sconce_kernels::allocator;
 use sconce_models::{Embedder, TextBatch};
 use tokio::sync::oneshot;
 
@@ -63,7 +64,9 @@ pub(super) fn embed_thread(
     ready: &SyncSender<Result<(), String>>,
     side: ThreadSide,
 ) {
+    let loading = allocator::loading();
     let built = catch_unwind(AssertUnwindSafe(build)).unwrap_or_else(|panic| Err(panic_text(&*panic)));
+    drop(loading);
     let model = match built {
         Ok(model) => model,
         Err(reason) => {
@@ -94,6 +97,9 @@ pub(super) fn embed_thread(
             engine.answer(arrival.submit.done, Err(failure.clone()));
         }
     }
+    // What the thread allocated goes back while it still can say so.
+    drop(engine);
+    allocator::give_back();
 }
 
 impl Engine {

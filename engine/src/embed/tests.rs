@@ -71,6 +71,7 @@ fn bench(config: EmbedConfig, gated: bool) -> Bench {
         types: 1,
         tokens_max: 8,
         lower_case: false,
+        judges: false,
         weight_format: String::new(),
         parameters: 0,
         weight_bytes: 0,

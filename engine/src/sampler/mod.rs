@@ -8,12 +8,14 @@
 //! guessed ahead: each place is sampled from the model's own distribution whatever was drafted for it, and a draft only
 //! decides whether the logits of the next place are there already.
 
+mod device;
 mod seen;
 mod step;
 
 use std::cmp::Ordering;
 
-use sconce_models::Logits;
+pub use device::request;
+use device::{Answers, Place};
 
 pub use seen::SeenTokens;
 pub use step::{LANE_LOGITS_MIN, StepSampler, Workers};
@@ -115,7 +117,7 @@ impl Sampler {
         &mut self,
         scheduler: &Scheduler,
         rows: &[Row],
-        logits: &Logits,
+        answers: Answers,
         mut sample: usize,
         results: &mut StepResults,
     ) {
@@ -123,7 +125,7 @@ impl Sampler {
             let own = sample..sample + row.samples();
             sample = own.end;
             let (scores_before, tokens_before) = (results.scores.len(), results.tokens.len());
-            let sampled = self.sample_row(scheduler.sequence(row), row, own.map(|index| logits.row(index)), results);
+            let sampled = self.sample_row(scheduler.sequence(row), row, own.map(|index| answers.place(index)), results);
             let sampled = sampled.unwrap_or_else(|reason| {
                 results.scores.truncate(scores_before);
                 results.tokens.truncate(tokens_before);
@@ -137,26 +139,32 @@ impl Sampler {
         &mut self,
         sequence: &Sequence,
         row: &Row,
-        mut rows: impl Iterator<Item = &'a [f32]>,
+        mut places: impl Iterator<Item = Place<'a>>,
         results: &mut StepResults,
     ) -> Result<Sampled, String> {
         for position in row.scored() {
-            let logits = rows.next().expect("one row of logits a scored position");
             let top = sequence.params.prompt_logprobs.unwrap_or(0);
-            results.scores.push(self.score(logits, sequence.tokens()[position + 1], top)?);
+            let score = match places.next().expect("one row of logits a scored position") {
+                Place::Logits(logits) => self.score(logits, sequence.tokens()[position + 1], top)?,
+                Place::Answer(sample) => device::score(sample)?,
+            };
+            results.scores.push(score);
         }
         if !row.sample {
             return Ok(Sampled::Nothing);
         }
         let drafts = sequence.drafts();
         for place in 0..=drafts.len() {
-            let logits = rows.next().expect("one row of logits for the next token, and one after each draft");
+            let answer = places.next().expect("one row of logits for the next token, and one after each draft");
             let output_len = sequence.output().len() + place;
             let history = History { output_len, seen: sequence.seen(), unseen: &drafts[..place] };
-            let token = match sequence.restriction() {
-                Restriction::None => self.sample(&sequence.params, history, logits)?,
-                Restriction::Only(next) => self.sample_allowed(&sequence.params, history, logits, next)?,
-                Restriction::Failed(reason) => return Err(reason.clone()),
+            let token = match (sequence.restriction(), answer) {
+                (Restriction::Failed(reason), _) => return Err(reason.clone()),
+                (_, Place::Answer(sample)) => device::token(sample)?,
+                (Restriction::None, Place::Logits(logits)) => self.sample(&sequence.params, history, logits)?,
+                (Restriction::Only(next), Place::Logits(logits)) => {
+                    self.sample_allowed(&sequence.params, history, logits, next)?
+                }
             };
             let holds = drafts.get(place) == Some(&token.id) && !sequence.params.stop_token_ids.contains(&token.id);
             results.tokens.push(token);
@@ -169,8 +177,7 @@ impl Sampler {
 
     /// Chooses the next token. Fails when the logits are not numbers or leave nothing to choose.
     pub fn sample(&mut self, params: &SamplingParams, history: History, logits: &[f32]) -> Result<Token, String> {
-        let holds_stops = history.output_len < params.min_tokens as usize && !params.stop_token_ids.is_empty();
-        self.pick(params, history, logits, holds_stops)
+        self.pick(params, history, logits, holds_stops(params, history, None))
     }
 
     /// The same among the tokens that a filter allows. `min_tokens` gives way where the answer can only end.
@@ -181,10 +188,10 @@ impl Sampler {
         logits: &[f32],
         next: &NextTokens,
     ) -> Result<Token, String> {
-        if let (Some(id), None) = (next.forced.first(), params.logprobs) {
-            return Ok(Token { id: *id, logprobs: None });
+        if let Some(id) = forced(params, next) {
+            return Ok(Token { id, logprobs: None });
         }
-        let holds_stops = history.output_len < params.min_tokens as usize && next.allows_others(&params.stop_token_ids);
+        let holds_stops = holds_stops(params, history, Some(next));
         let mut masked = std::mem::take(&mut self.masked);
         next.mask(logits, &mut masked);
         let token = self.pick(params, history, &masked, holds_stops);
@@ -325,6 +332,17 @@ impl Sampler {
     }
 }
 
+/// The token that a filter leaves no choice about, where nothing else is asked.
+fn forced(params: &SamplingParams, next: &NextTokens) -> Option<u32> {
+    next.forced.first().copied().filter(|_| params.logprobs.is_none())
+}
+
+/// Whether no stop token may come now.
+fn holds_stops(params: &SamplingParams, history: History, next: Option<&NextTokens>) -> bool {
+    let others = |next: &NextTokens| next.allows_others(&params.stop_token_ids);
+    history.output_len < params.min_tokens as usize && next.map_or(!params.stop_token_ids.is_empty(), others)
+}
+
 /// Whether bias or penalties change the logits before temperature.
 fn is_adjusted(params: &SamplingParams, history: History) -> bool {
     !params.logit_bias.is_empty() || history.seen.is_some()
@@ -353,15 +371,21 @@ fn peak(logits: &[f32]) -> Result<Peak, String> {
     }
     let value = logits.iter().fold(f32::NEG_INFINITY, |best, logit| if *logit > best { *logit } else { best });
     if value == f32::NEG_INFINITY {
-        return Err("no token is left to choose from; loosen logit_bias or min_tokens".into());
+        return Err(NOTHING_LEFT.into());
     }
     let id = logits.iter().position(|logit| *logit == value).expect("the largest logit is one of them");
     Ok(Peak { id: id as u32, value })
 }
 
+const NOTHING_LEFT: &str = "no token is left to choose from; loosen logit_bias or min_tokens";
+
+fn first_unsound(logits: &[f32]) -> usize {
+    logits.iter().position(|logit| logit.is_nan() || *logit == f32::INFINITY).unwrap_or_default()
+}
+
 #[cold]
 fn unsound(logits: &[f32]) -> String {
-    let id = logits.iter().position(|logit| logit.is_nan() || *logit == f32::INFINITY).unwrap_or_default();
+    let id = first_unsound(logits);
     format!("the model's logits are not finite (token {id}: {}); check the weights or the KV dtype", logits[id])
 }
 

@@ -58,9 +58,23 @@ impl SeenTokens {
             }
         }
     }
+
+    /// Adds every token seen to `list`, once, with how often the output has it.
+    pub(super) fn list(&self, more: &[u32], list: &mut Vec<(u32, u32)>) {
+        let start = list.len();
+        list.extend_from_slice(&self.counts);
+        for token in more {
+            let place = self.places.get(token).map(|place| start + place);
+            let place = place.or_else(|| (start + self.counts.len()..list.len()).find(|at| list[*at].0 == *token));
+            match place {
+                Some(place) => list[place].1 += 1,
+                None => list.push((*token, 1)),
+            }
+        }
+    }
 }
 
-fn apply(params: &SamplingParams, token: u32, output_count: u32, logits: &mut [f32]) {
+pub(super) fn apply(params: &SamplingParams, token: u32, output_count: u32, logits: &mut [f32]) {
     let Some(logit) = logits.get_mut(token as usize) else { return };
     *logit = if *logit > 0.0 { *logit / params.repetition_penalty } else { *logit * params.repetition_penalty };
     // A tiny penalty takes it beyond what f32 holds; that is the client's wish, not a fault of the model.

@@ -8,9 +8,10 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use sconce_models::Logits;
+use sconce_models::{Logits, Sample};
 
 use super::Sampler;
+use super::device::Answers;
 use crate::scheduler::{Row, Scheduler, Step, StepResults};
 
 /// Below so many logits a lane is not worth waking a thread for.
@@ -59,15 +60,39 @@ impl StepSampler {
         results: &mut StepResults,
         workers: Workers,
     ) {
+        self.run(scheduler, step, Answers { logits, samples: None }, results, workers);
+    }
+
+    /// Takes in what a device made of the step that [`super::request`] described, and samples the rows whose logits came
+    /// back. The answers were checked.
+    pub fn take(
+        &mut self,
+        scheduler: &Scheduler,
+        step: &Step,
+        (samples, logits): (&[Sample], &Logits),
+        results: &mut StepResults,
+        workers: Workers,
+    ) {
+        self.run(scheduler, step, Answers { logits, samples: Some(samples) }, results, workers);
+    }
+
+    fn run(
+        &mut self,
+        scheduler: &Scheduler,
+        step: &Step,
+        answers: Answers,
+        results: &mut StepResults,
+        workers: Workers,
+    ) {
         results.clear();
-        let lanes = self.divide(&step.rows, logits, workers.count);
+        let lanes = self.divide(&step.rows, answers, workers.count);
         let shared = &self.lanes[..lanes];
         (workers.run)(lanes, &|lane| {
             // Each lane is one thread's: the lock only says so to the compiler.
             let mut lane = shared[lane].lock().unwrap_or_else(PoisonError::into_inner);
             let Lane { sampler, rows, first_sample, results } = &mut *lane;
             results.clear();
-            sampler.sample_rows(scheduler, &step.rows[rows.clone()], logits, *first_sample, results);
+            sampler.sample_rows(scheduler, &step.rows[rows.clone()], answers, *first_sample, results);
         });
         for lane in &mut self.lanes[..lanes] {
             results.append(&mut lane.get_mut().unwrap_or_else(PoisonError::into_inner).results);
@@ -75,9 +100,9 @@ impl StepSampler {
     }
 
     /// Gives every lane its rows, about equally many samples each. Returns the number of lanes.
-    fn divide(&mut self, rows: &[Row], logits: &Logits, workers: usize) -> usize {
-        let samples = logits.values.len().checked_div(logits.vocab).unwrap_or(0);
-        let wanted = workers.min(samples).min(logits.values.len() / self.lane_logits_min).max(1);
+    fn divide(&mut self, rows: &[Row], answers: Answers, workers: usize) -> usize {
+        let samples = answers.len();
+        let wanted = workers.min(samples).min(answers.logits.values.len() / self.lane_logits_min).max(1);
         self.lanes.resize_with(self.lanes.len().max(wanted), Mutex::default);
         let (mut row, mut sample) = (0, 0);
         for (index, lane) in self.lanes[..wanted].iter_mut().enumerate() {

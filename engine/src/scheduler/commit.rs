@@ -69,6 +69,9 @@ impl Scheduler {
         assert!(self.in_flight || step.rows.is_empty(), "only a scheduled step is committed, once");
         assert_eq!(step.rows.len(), results.sampled.len(), "every row has a result");
         self.in_flight = false;
+        if let Some(states) = self.states.as_mut().filter(|_| !step.rows.is_empty()) {
+            states.settle();
+        }
         let (mut tokens, mut scores) = (results.tokens.drain(..), results.scores.drain(..));
         for (row, sampled) in step.rows.iter().zip(results.sampled.drain(..)) {
             let sampled = match sampled {
@@ -101,8 +104,14 @@ impl Scheduler {
 
     /// A row whose logits are useless ends its sequence, and nobody may share what it left in the cache.
     fn fail_row(&mut self, row: &Row, reason: String) -> Outcome {
-        let sequence = self.slots[row.slot].as_ref().expect("a scheduled sequence is live until its step ends");
+        let block_size = self.config.block_size;
+        let sequence = self.slots[row.slot].as_mut().expect("a scheduled sequence is live until its step ends");
         self.pool.forget(sequence.blocks());
+        if let Some(states) = &mut self.states {
+            for index in 0..(row.start + row.count) / block_size as usize {
+                states.forget(sequence.content(index, block_size).1);
+            }
+        }
         let finish = FinishReason::Failed(reason);
         self.finish(row.slot, &finish);
         Outcome { id: row.id, prompt: None, tokens: Vec::new(), finish: Some(finish) }
@@ -178,7 +187,7 @@ impl Scheduler {
     }
 
     /// The executor failed: every sequence of the step ends, and nothing that the KV cache holds is trusted any more.
-    /// The other sequences recompute.
+    /// The other sequences recompute; where they may not, those that run or hold blocks end too.
     pub fn fail_step(&mut self, step: &Step, reason: &str, outcomes: &mut Vec<Outcome>) {
         assert!(self.in_flight, "only a scheduled step fails");
         self.in_flight = false;
@@ -188,6 +197,9 @@ impl Scheduler {
             self.finish(row.slot, &finish);
             outcomes.push(Outcome { id: row.id, prompt: None, tokens: Vec::new(), finish: Some(finish) });
         }
+        if !self.capabilities.preemption {
+            self.fail_holders(reason, outcomes);
+        }
         while let Some(slot) = self.running.last().copied() {
             self.preempt(slot);
         }
@@ -195,9 +207,25 @@ impl Scheduler {
         for slot in parked {
             if !self.at(slot).blocks().is_empty() {
                 self.preempt(slot);
+            } else {
+                self.release_blocks(slot);
             }
         }
         self.pool.reset_cache();
+        if let Some(states) = &mut self.states {
+            states.reset_saved();
+            assert_eq!(states.free(), states.total(), "after a failed step every slot is free");
+        }
         assert_eq!(self.pool.free(), self.pool.total(), "after a failed step every block is free");
+    }
+
+    /// Ends every sequence that runs, or is parked and holds blocks.
+    fn fail_holders(&mut self, reason: &str, outcomes: &mut Vec<Outcome>) {
+        let holders: Vec<usize> = self.running.iter().copied().chain(self.parked_holders()).collect();
+        for slot in holders {
+            let (id, finish) = (self.at(slot).id, FinishReason::Failed(reason.to_owned()));
+            self.finish(slot, &finish);
+            outcomes.push(Outcome { id, prompt: None, tokens: Vec::new(), finish: Some(finish) });
+        }
     }
 }

@@ -18,8 +18,18 @@
 //! such victim stands still for a step and keeps its blocks. A sequence alone never exhausts the pool: the pool bounds
 //! its length.
 //!
+//! Without preemption (`Capabilities::preemption`) a sequence is admitted when all that it may ever need fits beside what
+//! the others, parked ones included, may: these blocks are counted, and allocated as above. A client that does not read
+//! keeps its blocks and its seat then, and a failed step ends everybody who holds blocks.
+//!
 //! Waiting for each other. While sequences decode, prompts get what fits into the target time of a step, and at least a
 //! few tokens (`plan::prefill_tokens`); without decodes, or before anything is measured, the budget is the only bound.
+//!
+//! States. Where a model keeps a state a sequence, whoever runs has a slot for it (`states`), and the prefix cache is good
+//! up to saved states only: a sequence takes cached blocks as far as one was saved behind, and begins with a copy of it.
+//! The state behind a prompt is saved, and where prompts part. A sequence that begins like one before it waits for that
+//! one's state instead of computing the same beside it. Slots that nobody owns hold what is saved; the first in order
+//! never waits for one, since no more run than there are slots.
 //!
 //! Speculation. A decode may carry drafts (`speculation`): tokens behind its last one that count like any other in the
 //! budget. `commit` keeps those that the model confirmed. Drafts never preempt anybody, and a block that only drafts
@@ -29,9 +39,11 @@
 //! arrive together share it in the same step; what drafts fill is registered when they are confirmed. A step that fails
 //! takes the whole cache with it.
 
+mod admit;
 mod commit;
 mod config;
 mod plan;
+mod states;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -45,6 +57,7 @@ use super::costs::StepCosts;
 use super::filter::Restriction;
 use super::sequence::{FinishReason, NewSequence, OrderKey, SeqId, Sequence, State};
 use super::speculation::{Drafter, SharedConfidence};
+use super::states::{StateCopy, StatePool, StateSlot};
 use super::stats::EngineStats;
 
 /// How many steps earlier a sequence counts as arrived for each level of priority.
@@ -85,26 +98,40 @@ impl Row {
     }
 }
 
+/// A state that a step leaves elsewhere, as it is before the token at `end`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepSave {
+    /// Index in the step's rows.
+    pub row: usize,
+    pub end: usize,
+    pub slot: StateSlot,
+}
+
 /// What one step computes. The rows keep their memory from step to step.
 #[derive(Debug, Default)]
 pub struct Step {
     pub rows: Vec<Row>,
     /// Sum of the rows' counts.
     pub tokens: usize,
+    /// In the order of rows and tokens.
+    pub saves: Vec<StepSave>,
+    /// Made before anything is computed.
+    pub copies: Vec<StateCopy>,
 }
 
 /// All live sequences of one engine, and its blocks.
 pub struct Scheduler {
     config: EngineConfig,
     vocab: usize,
-    mixed_batch: bool,
-    prefills_per_step_max: usize,
+    capabilities: Capabilities,
     drafts_per_row_max: usize,
     tokens_per_step_max: usize,
     running_max: usize,
     /// Blocks that an admission leaves alone while others run.
     watermark: usize,
     pool: BlockPool,
+    /// Of a model that keeps a state a sequence.
+    states: Option<StatePool>,
     slots: Vec<Option<Sequence>>,
     vacant: Vec<usize>,
     by_id: HashMap<SeqId, usize>,
@@ -117,6 +144,8 @@ pub struct Scheduler {
     /// Where kinds alternate: the latest step was one of prefills.
     prefilled_last: bool,
     in_flight: bool,
+    /// Nothing can run before something arrives, ends or is read.
+    held_up: bool,
     costs: StepCosts,
     confidence: SharedConfidence,
     stats: EngineStats,
@@ -127,17 +156,16 @@ impl Scheduler {
     pub fn new(config: EngineConfig, capabilities: &Capabilities, vocab: usize) -> Result<Self, String> {
         config.check()?;
         capabilities.check()?;
-        let bucket_max = capabilities.static_buckets.iter().copied().max().unwrap_or(u32::MAX);
         Ok(Self {
             vocab,
-            mixed_batch: capabilities.mixed_batch,
-            prefills_per_step_max: capabilities.max_prefills_per_step as usize,
             drafts_per_row_max: capabilities.max_drafts_per_row as usize,
-            tokens_per_step_max: config.max_num_batched_tokens.min(capabilities.max_tokens_per_step) as usize,
-            running_max: config.max_num_seqs.min(bucket_max) as usize,
+            tokens_per_step_max: config.max_num_batched_tokens.min(capabilities.tokens_max()) as usize,
+            running_max: config.max_num_seqs.min(capabilities.rows_max()) as usize,
             watermark: (config.blocks / 100).max(1) as usize,
             pool: BlockPool::new(config.blocks, config.block_size, config.enable_prefix_caching),
+            states: (capabilities.state_slots > 0).then(|| StatePool::new(capabilities.state_slots, config.block_size)),
             config,
+            capabilities: capabilities.clone(),
             slots: Vec::new(),
             vacant: Vec::new(),
             by_id: HashMap::new(),
@@ -148,6 +176,7 @@ impl Scheduler {
             arrivals: 0,
             prefilled_last: false,
             in_flight: false,
+            held_up: false,
             costs: StepCosts::default(),
             confidence: SharedConfidence::default(),
             stats: EngineStats::default(),
@@ -187,6 +216,7 @@ impl Scheduler {
         let before = self.by_id.insert(id, slot);
         assert!(before.is_none(), "sequence ids are unique");
         self.waiting.insert(key, slot);
+        self.held_up = false;
         Ok(())
     }
 
@@ -234,6 +264,8 @@ impl Scheduler {
         assert!(!self.in_flight, "a sequence is parked between steps");
         let Some(slot) = self.by_id.get(&id).copied() else { return };
         let (key, state) = (self.at(slot).key, self.at(slot).state());
+        // It may have been the one that nobody is admitted past.
+        self.held_up = false;
         match state {
             State::Parked => return,
             State::Waiting => _ = self.waiting.remove(&key),
@@ -286,6 +318,7 @@ impl Scheduler {
             return;
         }
         let key = self.at(slot).key;
+        self.held_up = false;
         self.parked.remove(&key);
         if !self.at(slot).blocks().is_empty() && self.running.len() < self.running_max {
             self.at_mut(slot).set_state(State::Running);
@@ -293,9 +326,10 @@ impl Scheduler {
             return;
         }
         if !self.at(slot).blocks().is_empty() {
-            self.release_blocks(slot);
+            assert!(self.capabilities.preemption, "a parked sequence that must keep its blocks keeps its seat");
             self.stats.preemptions += 1;
         }
+        self.release_blocks(slot);
         self.at_mut(slot).set_state(State::Waiting);
         self.waiting.insert(key, slot);
     }
@@ -314,8 +348,11 @@ impl Scheduler {
     /// Drops every sequence and starts over with an empty cache, whatever state a broken invariant left behind.
     pub fn abandon(&mut self) {
         self.in_flight = false;
+        self.held_up = false;
         self.stats.finished_failed += self.by_id.len() as u64;
         self.pool = BlockPool::new(self.config.blocks, self.config.block_size, self.config.enable_prefix_caching);
+        let block_size = self.config.block_size;
+        self.states = self.states.as_ref().map(|states| StatePool::new(states.total() as u32, block_size));
         self.slots.clear();
         self.vacant.clear();
         self.by_id.clear();
@@ -328,6 +365,7 @@ impl Scheduler {
     fn preempt(&mut self, slot: usize) {
         let key = self.at(slot).key;
         assert_eq!(self.at(slot).scheduled(), 0, "no sequence of the step in flight is preempted");
+        assert!(self.capabilities.preemption, "what was set aside for a sequence is not taken from it");
         self.stats.preemptions += 1;
         self.release_blocks(slot);
         if self.at(slot).state() == State::Running {
@@ -337,12 +375,15 @@ impl Scheduler {
         }
     }
 
+    /// Gives back all that a sequence holds: its blocks, and its state.
     fn release_blocks(&mut self, slot: usize) {
         let mut blocks = self.at_mut(slot).take_blocks();
         self.pool.release_all(&mut blocks);
+        self.release_state(slot);
     }
 
     fn finish(&mut self, slot: usize, reason: &FinishReason) {
+        self.held_up = false;
         self.release_blocks(slot);
         let (id, key, state) = (self.at(slot).id, self.at(slot).key, self.at(slot).state());
         match state {
@@ -406,7 +447,7 @@ impl Scheduler {
 
     /// Whether a step could compute anything.
     pub fn has_work(&self) -> bool {
-        !self.running.is_empty() || !self.waiting.is_empty()
+        !self.held_up && (!self.running.is_empty() || !self.waiting.is_empty())
     }
 
     /// Gauges of now, and counters since the start.
@@ -418,12 +459,17 @@ impl Scheduler {
         self.stats.blocks_free = self.pool.free() as u64;
         self.stats.blocks_cached = self.pool.cached() as u64;
         self.stats.blocks_owned = self.pool.owned() as u64;
+        if let Some(states) = &self.states {
+            self.stats.states_total = states.total() as u64;
+            self.stats.states_saved = states.saved() as u64;
+        }
         &self.stats
     }
 
     /// Checks the invariants that hold between steps. For tests: linear in blocks and sequences.
     pub fn audit(&self) -> Result<(), String> {
         self.pool.audit(self.sequences().map(Sequence::blocks))?;
+        self.audit_states()?;
         let queued = self.waiting.len() + self.running.len() + self.parked.len();
         if queued != self.live() || self.sequences().count() != self.live() {
             return Err(format!("{queued} sequences in queues, {} live", self.live()));
@@ -442,6 +488,9 @@ impl Scheduler {
         }
         if self.running.len() > self.running_max {
             return Err(format!("{} run, {} may", self.running.len(), self.running_max));
+        }
+        if !self.capabilities.preemption && self.set_aside() > self.pool.available() {
+            return Err(format!("{} blocks are set aside, {} are there", self.set_aside(), self.pool.available()));
         }
         Ok(())
     }

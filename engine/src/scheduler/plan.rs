@@ -1,9 +1,9 @@
 // performance-critical: no lock, no log, no format
 //! The planning of one step: who takes part, with how many tokens, and who gives up blocks for it.
 
-use super::{ItlTarget, Row, Scheduler, Step};
+use super::{ItlTarget, Row, Scheduler, Step, StepSave};
 use crate::blocks::blocks_for;
-use crate::sequence::{OrderKey, Sequence, State};
+use crate::sequence::State;
 use crate::speculation::{DRAFTS_PER_STEP_MAX, StepSoFar};
 
 /// Prompt positions scored a step, over all sequences: each needs a row of logits in memory.
@@ -40,9 +40,11 @@ impl Scheduler {
     pub fn schedule(&mut self, step: &mut Step) {
         assert!(!self.in_flight, "the step before is committed or failed first");
         step.rows.clear();
+        step.saves.clear();
+        step.copies.clear();
         step.tokens = 0;
         self.step_number += 1;
-        if self.mixed_batch {
+        if self.capabilities.mixed_batch {
             self.plan(step, true, true);
         } else {
             // Strict turns, so that neither a stream of prompts nor a crowd of decodes holds up the other kind.
@@ -55,9 +57,15 @@ impl Scheduler {
         }
         self.in_flight = !step.rows.is_empty();
         if self.in_flight {
+            if let Some(states) = &self.states {
+                step.copies.extend_from_slice(states.copies());
+            }
             self.stats.steps += 1;
             self.stats.step_tokens.observe(step.tokens as u32);
+            let padded = self.capabilities.padded_tokens(step.rows.len(), step.tokens);
+            self.stats.padding_tokens += (padded.expect("a step is planned for a bucket") - step.tokens) as u64;
         }
+        self.held_up = step.rows.is_empty() && !self.capabilities.preemption;
         assert!(step.tokens <= self.tokens_per_step_max, "a step stays within its token budget");
     }
 
@@ -73,7 +81,7 @@ impl Scheduler {
             drafts: DRAFTS_PER_STEP_MAX.min(left / 2),
             decodes: decoding,
             so_far: StepSoFar { decodes: decoding, drafts: 0, target_us },
-            prefills: if prefills_allowed { self.prefills_per_step_max } else { 0 },
+            prefills: if prefills_allowed { self.capabilities.max_prefills_per_step as usize } else { 0 },
             scored: SCORED_PER_STEP_MAX,
             decodes_allowed,
             prefills_allowed,
@@ -224,12 +232,13 @@ impl Scheduler {
         let (computed_before, cached_before) = (self.at(slot).computed(), self.at(slot).cached_tokens());
         self.take_cached(slot);
         let computed = self.at(slot).computed();
-        if self.is_crumb(slot, share) && !step.rows.is_empty() {
+        if !step.rows.is_empty() && (self.is_crumb(slot, share) || self.follows(slot)) {
             return true;
         }
         let left = self.left_to_others(slot, share, room);
         let chunk = [share - left, share].into_iter().find_map(|share| self.to_border(slot, share, room.scored));
         let count = chunk.unwrap_or_else(|| self.chunk_max(slot, share, room.scored));
+        let count = self.capabilities.well_filled(count);
         if count == 0 {
             // Others score all that this step can; they were before it in order.
             return true;
@@ -298,70 +307,13 @@ impl Scheduler {
         needed.min(left_max)
     }
 
-    /// Lets a waiting sequence run if everything it knows fits beside what the running ones still need.
-    /// For it, parked sequences and running ones of a lower priority give way.
-    fn admit(&mut self, slot: usize) -> bool {
-        let cached_before = self.at(slot).cached_tokens();
-        self.take_cached(slot);
-        let (key, priority) = (self.at(slot).key, self.at(slot).priority);
-        loop {
-            let reserve = if self.running.is_empty() { 0 } else { self.promised() + self.watermark };
-            let needed = self.at(slot).blocks_missing(self.config.block_size) + reserve;
-            let seat_free = self.running.len() < self.running_max;
-            if seat_free && self.pool.available() >= needed {
-                break;
-            }
-            let parked = if seat_free { self.parked_victim() } else { None };
-            match parked.or_else(|| self.running_victim(key, |other| other.priority > priority)) {
-                Some(victim) => self.preempt(victim),
-                None => {
-                    self.undo_take_cached(slot, 0, cached_before);
-                    return false;
-                }
-            }
-        }
-        self.waiting.remove(&key);
-        self.at_mut(slot).admit();
-        self.enter_running(slot);
-        true
-    }
-
-    /// Blocks that the running sequences still need for the tokens they have.
-    fn promised(&self) -> usize {
-        self.running.iter().map(|slot| self.at(*slot).blocks_missing(self.config.block_size)).sum()
-    }
-
-    /// Takes over the blocks that already hold what comes next in a sequence.
-    fn take_cached(&mut self, slot: usize) {
-        if !self.pool.caching() {
-            return;
-        }
-        let block_size = self.config.block_size;
-        let size = block_size as usize;
-        let sequence = self.slots[slot].as_mut().expect("a queued slot holds a live sequence");
-        if !sequence.computed().is_multiple_of(size) {
-            return;
-        }
-        while sequence.computed() + size <= sequence.shareable() {
-            let (parent, hash, tokens) = sequence.content(sequence.computed() / size, block_size);
-            let Some(block) = self.pool.find(hash, parent, tokens) else { return };
-            self.pool.share(block);
-            sequence.take_cached(block, block_size);
-        }
-    }
-
-    fn undo_take_cached(&mut self, slot: usize, computed: usize, cached_tokens: usize) {
-        let block_size = self.config.block_size;
-        let mut blocks = self.at_mut(slot).drop_cached(computed, cached_tokens, block_size);
-        self.pool.release_all(&mut blocks);
-    }
-
     /// Allocates blocks up to `target` tokens, as far as there are any, and preempts only when there is none at all.
     /// Returns how many tokens are covered.
     fn grow(&mut self, slot: usize, target: usize) -> usize {
         let block_size = self.config.block_size;
         let key = self.at(slot).key;
         let missing = blocks_for(target, block_size).saturating_sub(self.at(slot).blocks().len());
+        debug_assert!(self.capabilities.preemption || missing <= self.pool.available(), "what is set aside is there");
         while missing > 0 && self.pool.available() == 0 {
             let Some(victim) = self.parked_victim().or_else(|| self.running_victim(key, |_| true)) else { break };
             self.preempt(victim);
@@ -373,21 +325,13 @@ impl Scheduler {
         target.min(self.at(slot).blocks().len() * block_size as usize)
     }
 
-    fn parked_victim(&self) -> Option<usize> {
-        self.parked.values().rev().copied().find(|slot| !self.at(*slot).blocks().is_empty())
-    }
-
-    /// The last in order behind `key` that is not part of the step yet.
-    fn running_victim(&self, key: OrderKey, also: impl Fn(&Sequence) -> bool) -> Option<usize> {
-        let behind = self.running.iter().rev().copied().take_while(|slot| self.at(*slot).key > key);
-        behind.into_iter().find(|slot| self.at(*slot).scheduled() == 0 && also(self.at(*slot)))
-    }
-
     /// Makes the next `count` tokens of a running sequence, and its drafts, part of the step, and registers the blocks
     /// that the former fill.
     fn put(&mut self, slot: usize, count: usize, decode: bool, step: &mut Step) {
         let block_size = self.config.block_size;
         let size = block_size as usize;
+        // Slots that are left to those who wait for a seat.
+        let seats = self.waiting.len().min(self.running_max - self.running.len());
         let sequence = self.slots[slot].as_mut().expect("a queued slot holds a live sequence");
         let (start, end) = (sequence.computed(), sequence.computed() + count);
         assert!(
@@ -402,6 +346,16 @@ impl Scheduler {
                 let block = sequence.blocks()[index];
                 let (parent, hash, tokens) = sequence.content(index, block_size);
                 self.pool.register(block, hash, parent, tokens);
+            }
+        }
+        if let Some(states) = self.states.as_mut().filter(|_| self.pool.caching()) {
+            let row = step.rows.len();
+            for border in sequence.save_borders(block_size) {
+                if border > start && border <= end && states.idle() > seats {
+                    let (parent, hash, tokens) = sequence.content(border / size - 1, block_size);
+                    let saved = states.save(hash, parent, tokens);
+                    step.saves.extend(saved.map(|slot| StepSave { row, end: border, slot }));
+                }
             }
         }
         debug_assert_eq!(sequence.state(), State::Running, "only running sequences are part of a step");

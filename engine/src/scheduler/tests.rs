@@ -3,7 +3,7 @@
 use super::*;
 use crate::{NgramConfig, SamplingParams, Speculation, Token, TokenLogprobs};
 
-fn config() -> EngineConfig {
+pub(super) fn config() -> EngineConfig {
     EngineConfig {
         block_size: 4,
         blocks: 64,
@@ -17,20 +17,20 @@ fn config() -> EngineConfig {
     }
 }
 
-struct Bench {
-    scheduler: Scheduler,
-    step: Step,
+pub(super) struct Bench {
+    pub(super) scheduler: Scheduler,
+    pub(super) step: Step,
     next_id: u64,
 }
 
 impl Bench {
-    fn new(config: EngineConfig, capabilities: &Capabilities) -> Self {
+    pub(super) fn new(config: EngineConfig, capabilities: &Capabilities) -> Self {
         let scheduler = Scheduler::new(config, capabilities, 1000).expect("valid");
         Self { scheduler, step: Step::default(), next_id: 0 }
     }
 
     /// A prompt of `length` tokens that start with `first`.
-    fn add(&mut self, first: u32, length: usize, max_tokens: u32, priority: i32) -> SeqId {
+    pub(super) fn add(&mut self, first: u32, length: usize, max_tokens: u32, priority: i32) -> SeqId {
         let id = SeqId(self.next_id);
         self.next_id += 1;
         let prompt = (0..length as u32).map(|place| if place == 0 { first } else { place }).collect();
@@ -52,7 +52,7 @@ impl Bench {
     }
 
     /// One step in which every sampling row gets token 1. Returns (id, tokens) of its rows.
-    fn step(&mut self) -> Vec<(u64, usize)> {
+    pub(super) fn step(&mut self) -> Vec<(u64, usize)> {
         self.scheduler.schedule(&mut self.step);
         let sampled = self.step.rows.iter().map(|row| match row.sample {
             true => Sampled::Tokens(1),
@@ -373,4 +373,72 @@ fn a_failed_step_frees_every_block_and_the_others_recompute() {
     bench.scheduler.unpark(SeqId(0));
     assert_eq!(bench.step(), [(0, 4)], "from the start again");
     assert_eq!(bench.scheduler.stats().recomputed_tokens, 4);
+}
+
+#[test]
+fn without_preemption_blocks_for_the_whole_request_are_set_aside() {
+    let kept = Capabilities { preemption: false, ..Capabilities::any() };
+    // 6 blocks of 4: two sequences of 8 + 8 tokens need 8, so the second waits though its prompt would fit.
+    let small = EngineConfig { blocks: 6, enable_prefix_caching: false, ..config() };
+    let mut bench = Bench::new(small.clone(), &kept);
+    bench.add(1, 8, 8, 0);
+    bench.add(2, 8, 8, 0);
+    bench.add(3, 4, 4, 0);
+    let mut rows = Vec::new();
+    while bench.scheduler.live() > 0 {
+        rows.push(bench.step());
+    }
+    assert!(rows[..8].iter().all(|rows| rows.len() == 1 && rows[0].0 == 0), "{rows:?}");
+    assert_eq!(rows[8], [(1, 8), (2, 4)], "then both others, which fit together");
+    let stats = bench.scheduler.stats();
+    assert_eq!((stats.preemptions, stats.recomputed_tokens, stats.finished_length), (0, 0, 3));
+
+    // An urgent one waits for blocks too, and goes first when it has them.
+    let mut bench = Bench::new(small.clone(), &kept);
+    bench.add(1, 8, 8, 1);
+    assert_eq!(bench.step(), [(0, 8)]);
+    bench.add(2, 8, 8, 0);
+    assert_eq!(bench.step(), [(0, 1)]);
+
+    // One that is parked keeps what it has; nothing runs, and nobody is asked to try again before it is read.
+    bench.scheduler.park(SeqId(0));
+    assert_eq!(bench.step(), []);
+    assert!(!bench.scheduler.has_work());
+    bench.scheduler.unpark(SeqId(0));
+    assert!(bench.scheduler.has_work());
+    assert_eq!(bench.step(), [(0, 1)]);
+
+    // A failed step ends everybody who holds blocks; the others go on.
+    bench.scheduler.schedule(&mut bench.step);
+    let mut outcomes = Vec::new();
+    bench.scheduler.fail_step(&bench.step, "gone", &mut outcomes);
+    assert_eq!(outcomes.iter().map(|outcome| outcome.id).collect::<Vec<_>>(), [SeqId(0)]);
+    assert_eq!(bench.step(), [(1, 8)]);
+}
+
+#[test]
+fn prompts_are_cut_to_buckets_that_they_fill() {
+    // (tokens of the prompt, the chunks it is computed in, padding)
+    let cases: [(usize, &[usize], u64); 6] = [
+        (3, &[3], 5),
+        (8, &[8], 0),
+        // More than half of 32 is theirs.
+        (17, &[17], 15),
+        // 16 of 32 or fewer would be padding, or more: 8 now, the rest later.
+        (12, &[8, 4], 4),
+        (32, &[32], 0),
+        (45, &[32, 8, 5], 3),
+    ];
+    for (length, chunks, padding) in cases {
+        let mut bench = Bench::new(
+            EngineConfig { max_num_batched_tokens: 512, ..config() },
+            &Capabilities::compiled(&[2, 8], &[8, 32]),
+        );
+        bench.add(1, length, 1, 0);
+        let mut found = Vec::new();
+        while bench.scheduler.live() > 0 {
+            found.extend(bench.step().iter().map(|(_, count)| *count));
+        }
+        assert_eq!((found.as_slice(), bench.scheduler.stats().padding_tokens), (chunks, padding), "{length}");
+    }
 }

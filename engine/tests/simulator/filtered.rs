@@ -3,11 +3,11 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-use sconce_engine::{EngineHandle, FinishReason, NextTokens, SamplingParams, Submit, TokenFilter};
+use sconce_engine::{EngineHandle, FinishReason, NextTokens, SamplingLimits, SamplingParams, Submit, TokenFilter};
 
 use crate::oracle::{self, Expected};
 use crate::puzzle::{Follower, Puzzle};
-use crate::threads::{VOCAB, config, drained, read_all, start, submit};
+use crate::threads::{DEVICES, VOCAB, config, drained, read_all, start, start_on, submit};
 
 fn puzzle(seed: u64) -> Puzzle {
     Puzzle { seed, vocab: VOCAB }
@@ -28,8 +28,12 @@ fn sampled(seed: u64) -> SamplingParams {
 
 #[test]
 fn filtered_and_free_streams_get_what_they_would_get_alone() {
+    DEVICES.into_iter().for_each(filtered_and_free_streams);
+}
+
+fn filtered_and_free_streams(device: Option<SamplingLimits>) {
     // Few blocks: preempted sequences keep their filters.
-    let engine = start(sconce_engine::EngineConfig { blocks: 24, ..config() });
+    let engine = start_on(device, sconce_engine::EngineConfig { blocks: 24, ..config() });
     let mut receivers = Vec::new();
     for index in 0..48_u64 {
         let prompt: Vec<u32> = (0..20 + index as u32 % 7).map(|at| at % VOCAB).collect();
@@ -53,7 +57,11 @@ fn filtered_and_free_streams_get_what_they_would_get_alone() {
 
 #[test]
 fn a_filter_that_fails_or_panics_fails_its_own_sequence() {
-    let engine = start(config());
+    DEVICES.into_iter().for_each(one_that_fails);
+}
+
+fn one_that_fails(device: Option<SamplingLimits>) {
+    let engine = start_on(device, config());
     for (fails_at, part) in
         [((0, false), "cannot go on"), ((5, false), "cannot go on"), ((7, true), "the puzzle is a bad one")]
     {

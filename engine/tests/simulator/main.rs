@@ -5,7 +5,12 @@
 //! A failure prints its seed. `SCONCE_SIM_SEED=<seed> cargo test --test simulator` replays that one scenario.
 
 mod adapters;
+mod compiled;
+#[cfg(feature = "cuda-host")]
+mod device;
+mod faulty;
 mod filtered;
+mod hybrid;
 mod model;
 mod oracle;
 mod puzzle;
@@ -55,6 +60,11 @@ fn every_invariant_holds_over_100_000_random_steps() {
         ("prefills that the target time bounds", total.bounded_prefills),
         ("tokens of filtered sequences", total.filtered),
         ("forced tokens", total.forced),
+        ("rows that the device answered", total.answered),
+        ("rows that the device gave back", total.given_back),
+        ("padding tokens", total.padding),
+        ("steps without preemption", total.kept_steps),
+        ("steps held up by a parked sequence", total.held_up),
     ];
     for (what, times) in met {
         assert!(times > 100, "the simulation met only {times} {what}");

@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::random::Random;
 
-fn executor(name: &str, blocks: u32) -> Result<ModelExecutor, String> {
+pub fn executor(name: &str, blocks: u32) -> Result<ModelExecutor, String> {
     let model = sconce_models::load(&Source::Dummy(name.into()), LoadOptions::default());
     ModelExecutor::new(model.map_err(|error| error.to_string())?, blocks, 16, KvDtype::F16)
 }
@@ -44,7 +44,7 @@ fn start(
     .expect("the engine starts")
 }
 
-fn submit(engine: &EngineHandle, prompt: &[u32], params: &SamplingParams) -> Receiver<Progress> {
+pub fn submit(engine: &EngineHandle, prompt: &[u32], params: &SamplingParams) -> Receiver<Progress> {
     let (progress, receiver) = channel(64);
     let (prompt, params) = (prompt.to_vec(), params.clone());
     engine
@@ -53,7 +53,7 @@ fn submit(engine: &EngineHandle, prompt: &[u32], params: &SamplingParams) -> Rec
     receiver
 }
 
-fn read(mut receiver: Receiver<Progress>) -> Vec<Token> {
+pub fn read(mut receiver: Receiver<Progress>) -> Vec<Token> {
     let mut tokens = Vec::new();
     while let Some(progress) = receiver.blocking_recv() {
         tokens.extend(progress.tokens);
@@ -63,7 +63,7 @@ fn read(mut receiver: Receiver<Progress>) -> Vec<Token> {
 }
 
 /// Prompts that share a beginning and some that do not, greedy and sampled.
-fn requests() -> Vec<(Vec<u32>, SamplingParams)> {
+pub fn requests() -> Vec<(Vec<u32>, SamplingParams)> {
     let mut random = Random::new(11);
     let shared: Vec<u32> = (0..70).map(|_| random.below(256)).collect();
     (0..24_u64)
@@ -79,7 +79,7 @@ fn requests() -> Vec<(Vec<u32>, SamplingParams)> {
         .collect()
 }
 
-fn answers_alone(requests: &[(Vec<u32>, SamplingParams)]) -> Vec<Vec<Token>> {
+pub fn answers_alone(requests: &[(Vec<u32>, SamplingParams)]) -> Vec<Vec<Token>> {
     let quiet = start(64, false, None, None);
     let alone = requests.iter().map(|(prompt, params)| read(submit(&quiet, prompt, params))).collect();
     quiet.shutdown(std::time::Duration::from_secs(60));

@@ -1,6 +1,6 @@
 //! What a seed makes of an engine and of its clients' wishes.
 
-use sconce_engine::{Capabilities, EngineConfig, ItlTarget, NgramConfig, SamplingParams, Speculation};
+use sconce_engine::{Capabilities, EngineConfig, ItlTarget, NgramConfig, SamplingLimits, SamplingParams, Speculation};
 
 use crate::random::Random;
 
@@ -22,11 +22,30 @@ pub fn config(random: &mut Random) -> EngineConfig {
 pub fn capabilities(random: &mut Random) -> Capabilities {
     Capabilities {
         static_buckets: random.pick(&[&[][..], &[], &[4], &[1, 2, 8]]).to_vec(),
+        token_buckets: random.pick(&[&[][..], &[], &[5], &[8, 64], &[2, 4, 8, 16, 32]]).to_vec(),
         mixed_batch: random.chance(75),
         max_prefills_per_step: random.pick(&[1, 2, u32::MAX]),
         max_tokens_per_step: random.pick(&[u32::MAX, u32::MAX, 7]),
         max_drafts_per_row: random.pick(&[u32::MAX, u32::MAX, 2, 0]),
+        state_slots: 0,
+        preemption: random.chance(70),
     }
+}
+
+/// The same of a model that keeps a state a sequence, which takes no drafts back and no padding; two of five of those that
+/// may are.
+pub fn with_states(random: &mut Random, capabilities: Capabilities) -> Capabilities {
+    let has_buckets = !capabilities.static_buckets.is_empty() || !capabilities.token_buckets.is_empty();
+    if !random.chance(40) || has_buckets {
+        return capabilities;
+    }
+    Capabilities { state_slots: 1 + random.below(16), max_drafts_per_row: 0, ..capabilities }
+}
+
+/// What it can sample; every other one samples nothing.
+pub fn sampling(random: &mut Random) -> Option<SamplingLimits> {
+    let limits = SamplingLimits { top_logprobs_max: random.pick(&[1, 20]), masks: random.chance(50) };
+    random.chance(50).then_some(limits)
 }
 
 fn speculation(random: &mut Random) -> Speculation {

@@ -23,6 +23,16 @@ pub struct Tally {
     pub filtered: u64,
     /// Tokens that came without sampling.
     pub forced: u64,
+    /// Rows of logits that the device answered.
+    pub answered: u64,
+    /// And those that it gave back.
+    pub given_back: u64,
+    /// Tokens that filled steps up to their buckets.
+    pub padding: u64,
+    /// Of scenarios without preemption.
+    pub kept_steps: u64,
+    /// Steps in which somebody waited for what a parked sequence keeps.
+    pub held_up: u64,
 }
 
 impl Tally {
@@ -46,5 +56,10 @@ impl Tally {
         self.bounded_prefills += other.bounded_prefills;
         self.filtered += other.filtered;
         self.forced += other.forced;
+        self.answered += other.answered;
+        self.given_back += other.given_back;
+        self.padding += other.padding;
+        self.kept_steps += other.kept_steps;
+        self.held_up += other.held_up;
     }
 }

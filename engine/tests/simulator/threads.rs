@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use sconce_engine::{
     Capabilities, EngineConfig, EngineHandle, EngineStats, Executor, FinishReason, ItlTarget, NgramConfig, Progress,
-    PromptDone, SamplingParams, SimExecutor, SimOptions, Speculation, Submit, SubmitError, Token,
+    PromptDone, SamplingLimits, SamplingParams, SimExecutor, SimOptions, Speculation, Submit, SubmitError, Token,
 };
 use sconce_models::{BatchInput, Logits};
 use tokio::sync::mpsc::{Receiver, channel};
 
+use crate::faulty::{Faulty, Where};
 use crate::oracle::{self, Expected};
 use crate::random::Random;
 
@@ -30,8 +31,21 @@ pub fn config() -> EngineConfig {
     }
 }
 
+/// The CPU, a device that samples all, and one that gives back what is restricted or wants more than one alternative.
+pub const DEVICES: [Option<SamplingLimits>; 3] = [
+    None,
+    Some(SamplingLimits { top_logprobs_max: 20, masks: true }),
+    Some(SamplingLimits { top_logprobs_max: 1, masks: false }),
+];
+
 pub fn start(config: EngineConfig) -> EngineHandle {
-    start_with(config, |sim| Box::new(sim))
+    start_on(None, config)
+}
+
+pub fn start_on(device: Option<SamplingLimits>, config: EngineConfig) -> EngineHandle {
+    let options = SimOptions { device, ..SimOptions::new(VOCAB, config.blocks, config.block_size) };
+    EngineHandle::start("engine-test", config, move || Ok(Box::new(SimExecutor::new(options))))
+        .expect("the engine starts")
 }
 
 fn start_with(
@@ -93,8 +107,12 @@ fn tokens(random: &mut Random, count: u32) -> Vec<u32> {
 
 #[test]
 fn sixty_four_streams_with_random_cancels_end_rightly_and_leak_nothing() {
+    DEVICES.into_iter().for_each(sixty_four_streams);
+}
+
+fn sixty_four_streams(device: Option<SamplingLimits>) {
     // A tenth of the blocks that all would need: preemption is part of the test.
-    let engine = start(EngineConfig { blocks: 48, ..config() });
+    let engine = start_on(device, EngineConfig { blocks: 48, ..config() });
     let mut random = Random::new(1);
     let shared = tokens(&mut random, 48);
     let clients: Vec<_> = (0..64)
@@ -189,7 +207,11 @@ fn other_salts_do_not_see_a_prefix() {
 
 #[test]
 fn a_client_that_does_not_read_parks_only_itself() {
-    let engine = start(config());
+    DEVICES.into_iter().for_each(one_that_does_not_read);
+}
+
+fn one_that_does_not_read(device: Option<SamplingLimits>) {
+    let engine = start_on(device, config());
     let slow_params = SamplingParams::greedy(200);
     let (slow, slow_receiver) = submit(&[1, 2, 3], slow_params.clone(), 2);
     engine.submit(slow).expect("there is room");
@@ -207,7 +229,11 @@ fn a_client_that_does_not_read_parks_only_itself() {
 
 #[test]
 fn a_parked_client_that_leaves_is_cancelled() {
-    let engine = start(config());
+    DEVICES.into_iter().for_each(one_that_leaves);
+}
+
+fn one_that_leaves(device: Option<SamplingLimits>) {
+    let engine = start_on(device, config());
     let (slow, receiver) = submit(&[1, 2, 3], SamplingParams::greedy(200), 2);
     engine.submit(slow).expect("there is room");
     wait_until(|| engine.stats().parked == 1);
@@ -216,38 +242,18 @@ fn a_parked_client_that_leaves_is_cancelled() {
     assert_eq!(drained(&engine).blocks_owned, 0);
 }
 
-/// Fails the steps whose number (from 1) `fails` picks: odd ones by panic, even ones by error.
-struct Faulty {
-    sim: SimExecutor,
-    step: u32,
-    fails: fn(u32) -> bool,
-}
-
-impl Executor for Faulty {
-    fn capabilities(&self) -> Capabilities {
-        self.sim.capabilities()
-    }
-
-    fn vocab(&self) -> usize {
-        self.sim.vocab()
-    }
-
-    fn execute(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), String> {
-        self.step += 1;
-        if (self.fails)(self.step) {
-            self.sim.scramble();
-            assert!(self.step.is_multiple_of(2), "a kernel panicked");
-            return Err("a kernel failed".into());
-        }
-        self.sim.execute(batch, logits)
-    }
-}
-
 #[test]
 fn a_failed_step_fails_its_sequences_and_the_engine_goes_on() {
-    for (step, reason) in [(3, "panic: a kernel panicked"), (4, "a kernel failed")] {
+    for (step, reason, place) in [
+        (3, "panic: a kernel panicked", Where::Execute),
+        (4, "a kernel failed", Where::Execute),
+        (3, "panic: a kernel panicked", Where::Issue),
+        (4, "a kernel failed", Where::Issue),
+        (3, "panic: a kernel panicked", Where::Collect),
+        (4, "a kernel failed", Where::Collect),
+    ] {
         let fails: fn(u32) -> bool = if step == 3 { |step| step == 3 } else { |step| step == 4 };
-        let engine = start_with(config(), move |sim| Box::new(Faulty { sim, step: 0, fails }));
+        let engine = start_with(config(), move |sim| Box::new(Faulty::new(sim, fails).failing_in(place)));
         let prompt = tokens(&mut Random::new(4), 40);
         let (doomed, receiver) = submit(&prompt, SamplingParams::greedy(50), 64);
         engine.submit(doomed).expect("there is room");
@@ -266,7 +272,7 @@ fn a_failed_step_fails_its_sequences_and_the_engine_goes_on() {
 
 #[test]
 fn an_executor_that_keeps_failing_stops_the_engine_and_nobody_hangs() {
-    let engine = start_with(config(), |sim| Box::new(Faulty { sim, step: 0, fails: |step| step > 2 }));
+    let engine = start_with(config(), |sim| Box::new(Faulty::new(sim, |step| step > 2)));
     let mut receivers = Vec::new();
     let refused = loop {
         let (submit, receiver) = submit(&[1, 2, 3], SamplingParams::greedy(1000), 4096);
@@ -291,7 +297,7 @@ fn an_executor_that_keeps_failing_stops_the_engine_and_nobody_hangs() {
 fn an_engine_that_failed_starts_over_with_what_it_has() {
     // Three steps in a row fail, twice; then all is well again.
     let fails: fn(u32) -> bool = |step| matches!(step, 2..=4 | 6..=8);
-    let engine = start_with(config(), move |sim| Box::new(Faulty { sim, step: 0, fails }));
+    let engine = start_with(config(), move |sim| Box::new(Faulty::new(sim, fails)));
     let prompt = tokens(&mut Random::new(4), 20);
     let mut failed = 0;
     let got = loop {
@@ -417,7 +423,11 @@ fn a_build_that_fails_or_panics_is_an_error_of_start() {
 
 #[test]
 fn an_idle_engine_runs_no_step() {
-    let engine = start(config());
+    DEVICES.into_iter().for_each(idle_engine);
+}
+
+fn idle_engine(device: Option<SamplingLimits>) {
+    let engine = start_on(device, config());
     let (submit, receiver) = submit(&[1], SamplingParams::greedy(3), 8);
     engine.submit(submit).expect("there is room");
     let generated = read_all(receiver).tokens.len() as u64;

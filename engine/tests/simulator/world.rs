@@ -1,15 +1,16 @@
 //! One scenario: an engine of random size under random load, with a virtual clock that counts steps.
 
+mod sampling;
+
 use std::collections::{BTreeMap, HashSet};
 
 use sconce_engine::executor::Executor;
-use sconce_engine::filter::Restriction;
 use sconce_engine::sampler::{StepSampler, Workers};
-use sconce_engine::scheduler::{Outcome, Sampled, Scheduler, Step, StepResults};
+use sconce_engine::scheduler::{Outcome, Scheduler, Step, StepResults};
 use sconce_engine::sequence::{NewSequence, OrderKey, State};
 use sconce_engine::{
-    Capabilities, EngineConfig, FinishReason, SamplingParams, SeqId, SimExecutor, SimOptions, Token, TokenLogprobs,
-    batch,
+    Capabilities, EngineConfig, FinishReason, PaddedExecutor, SamplingLimits, SamplingParams, SeqId, SimExecutor,
+    SimOptions, Token, TokenLogprobs, batch, scratch_blocks,
 };
 use sconce_models::{AdapterId, BatchInput, Logits};
 
@@ -52,9 +53,10 @@ pub struct World {
     capabilities: Capabilities,
     vocab: u32,
     scheduler: Scheduler,
-    executor: SimExecutor,
+    executor: PaddedExecutor<SimExecutor>,
     sampler: StepSampler,
     workers: Workers,
+    device: Option<SamplingLimits>,
     clients: BTreeMap<SeqId, Client>,
     next_id: u64,
     prefixes: Vec<Vec<u32>>,
@@ -82,16 +84,21 @@ impl World {
         let mut random = Random::new(seed);
         let config = scenario::config(&mut random);
         let capabilities = scenario::capabilities(&mut random);
+        let capabilities = scenario::with_states(&mut Random::new(!seed), capabilities);
         let vocab = 8 + random.below(24);
-        let mut options = SimOptions::new(vocab, config.blocks, config.block_size);
-        options.capabilities = capabilities.clone();
+        // What the capabilities allow is checked step by step; what comes out of the padding is for the executor.
+        let scratch = scratch_blocks(&capabilities, config.block_size);
+        let mut options = SimOptions::new(vocab, config.blocks + scratch, config.block_size);
+        options.capabilities.state_slots = capabilities.state_slots;
+        let sim = SimExecutor::new(options);
         let prefixes = (0..3).map(|_| (0..4 + random.below(60)).map(|_| random.below(vocab)).collect()).collect();
         Self {
             scheduler: Scheduler::new(config.clone(), &capabilities, vocab as usize).expect("a scenario is valid"),
-            executor: SimExecutor::new(options),
+            executor: PaddedExecutor::new(sim, capabilities.clone(), config.blocks, config.block_size),
             sampler: StepSampler::new(1),
             // Whoever comes first, the results are the same.
             workers: Workers { count: 1 + random.below(4) as usize, run: |count, run| (0..count).rev().for_each(run) },
+            device: scenario::sampling(&mut random),
             clients: BTreeMap::new(),
             next_id: 0,
             prefixes,
@@ -133,6 +140,11 @@ impl World {
         self.tally.prefix_hits = stats.prefix_hits;
         self.tally.drafted = stats.spec_draft_tokens;
         self.tally.accepted = stats.spec_accepted_tokens;
+        self.tally.padding = stats.padding_tokens;
+        if !self.capabilities.preemption {
+            self.tally.kept_steps = self.tally.steps;
+            assert_eq!((stats.preemptions, stats.recomputed_tokens), (0, 0), "nobody starts over");
+        }
         let by_position = stats.spec_accepted_per_position;
         assert_eq!(stats.spec_accepted_tokens, by_position.iter().sum::<u64>(), "every accepted draft has a position");
         assert!(by_position.is_sorted_by(|left, right| left >= right), "a draft is accepted after those before it");
@@ -261,7 +273,9 @@ impl World {
         self.check_progress(first);
         if self.step.rows.is_empty() {
             let idle = self.clients.values().all(|client| client.state == State::Parked);
-            assert!(idle, "somebody could run and the step is empty");
+            assert!(idle || self.is_held_up(), "somebody could run and the step is empty");
+            assert!(!self.scheduler.has_work(), "nothing changes before somebody reads");
+            self.tally.held_up += u64::from(!idle);
             return;
         }
         batch::fill(&self.scheduler, &self.step, &mut self.batch);
@@ -272,7 +286,7 @@ impl World {
         } else {
             let broken = self.break_logits();
             self.restrict();
-            self.sampler.sample(&self.scheduler, &self.step, &self.logits, &mut self.results, self.workers);
+            self.sample();
             let broken = self.check_failed(broken);
             self.scheduler.commit(&self.step, &mut self.results, &mut self.outcomes);
             self.take_outcomes(broken);
@@ -288,61 +302,16 @@ impl World {
     }
 
     fn fail_step(&mut self) {
-        self.executor.scramble();
+        self.executor.inner().scramble();
         self.writers.fill(None);
         self.scheduler.fail_step(&self.step, "the device is gone", &mut self.outcomes);
-        assert_eq!(self.outcomes.len(), self.step.rows.len(), "every row of a failed step ends");
+        let also = self.outcomes.len() - self.step.rows.len();
+        assert!(also == 0 || !self.capabilities.preemption, "every row of a failed step ends");
         for outcome in std::mem::take(&mut self.outcomes) {
             assert_eq!(outcome.finish, Some(FinishReason::Failed("the device is gone".into())));
             self.end(outcome.id, &FinishReason::Failed(String::new()));
         }
         self.tally.failed_steps += 1;
-    }
-
-    /// What the filters say of the rows that sample now.
-    fn restrict(&mut self) {
-        for row in self.step.rows.iter().filter(|row| row.sample) {
-            let client = &self.clients[&row.id];
-            if let Some(puzzle) = client.puzzle {
-                self.scheduler.restrict(row.id, Restriction::Only(puzzle.next(client.tokens.len())));
-            }
-        }
-    }
-
-    /// Now and then one row of logits is not a number. Returns whose, and whether it is one behind a draft.
-    fn break_logits(&mut self) -> Option<(SeqId, bool)> {
-        let samples = self.batch.sample_rows.len() as u32;
-        if samples == 0 || self.random.below(300) > 0 {
-            return None;
-        }
-        let sample = self.random.below(samples) as usize;
-        let token = self.random.below(self.vocab) as usize;
-        let broken = self.random.pick(&[f32::NAN, f32::INFINITY]);
-        let ends = self.step.rows.iter().scan(0, |end, row| {
-            *end += row.samples();
-            Some(*end)
-        });
-        let (row, end) = self.step.rows.iter().zip(ends).find(|(_, end)| sample < *end).expect("a sample has a row");
-        if self.clients[&row.id].puzzle.is_some() {
-            // A forced token needs no logits, and those that are not allowed are never looked at.
-            return None;
-        }
-        self.logits.row_mut(sample)[token] = broken;
-        Some((row.id, sample >= end - row.drafts))
-    }
-
-    /// Exactly the broken row fails; one that is broken behind a draft does so only if the draft was right.
-    fn check_failed(&mut self, broken: Option<(SeqId, bool)>) -> Option<SeqId> {
-        let failed = self.step.rows.iter().zip(&self.results.sampled);
-        let failed: Vec<SeqId> =
-            failed.filter(|(_, sampled)| matches!(sampled, Sampled::Failed(_))).map(|(row, _)| row.id).collect();
-        let Some((id, behind_draft)) = broken else {
-            assert!(failed.is_empty(), "{failed:?} failed for no reason");
-            return None;
-        };
-        assert!(failed == [id] || (behind_draft && failed.is_empty()), "{failed:?} failed, not {id:?}");
-        self.tally.broken_logits += failed.len() as u64;
-        failed.first().copied()
     }
 
     fn take_outcomes(&mut self, broken: Option<SeqId>) {
@@ -417,6 +386,11 @@ impl World {
         }
     }
 
+    /// Somebody may have to wait for what a parked sequence keeps.
+    fn is_held_up(&self) -> bool {
+        !self.capabilities.preemption && self.clients.values().any(|client| client.state == State::Parked)
+    }
+
     /// A prompt stopped inside, beside decodes, though the budget had room for another block of it.
     fn is_bounded(&self) -> bool {
         let room = self.config.max_num_batched_tokens.min(self.capabilities.max_tokens_per_step) as usize;
@@ -487,8 +461,9 @@ impl World {
         assert!(self.config.enable_prefix_caching || stats.blocks_cached == 0);
         self.tally.several_prefills += u64::from(self.step.rows.iter().filter(|row| !row.decode).count() > 1);
         self.tally.bounded_prefills += u64::from(self.is_bounded());
+        let held_up = self.is_held_up();
         for (id, client) in &mut self.clients {
-            if client.state != State::Parked {
+            if client.state != State::Parked && !held_up {
                 client.age += 1;
                 assert!(client.age <= client.age_max, "{id:?} waits too long: {} steps", client.age);
             }

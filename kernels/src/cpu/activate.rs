@@ -38,7 +38,7 @@ pub(super) unsafe fn activate_row<S: Simd>(activation: Activation, x: &[f32], ou
 /// `max(x, 0) - |x| / 2 * erfc(|x| / sqrt(2))`. erfc by 7.1.26 of Abramowitz and Stegun, off by 1.5e-7 at most, which
 /// here is scaled down by the `|x|` before it.
 #[inline(always)]
-unsafe fn gelu<S: Simd>(x: S::V) -> S::V {
+pub(super) unsafe fn gelu<S: Simd>(x: S::V) -> S::V {
     // SAFETY: pure arithmetic; the caller promises the instructions.
     unsafe {
         let (zero, one) = (S::splat(0.0), S::splat(1.0));

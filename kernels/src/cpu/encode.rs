@@ -1,11 +1,13 @@
 // performance-critical: no allocation per token, no lock, no log, no format
-//! Attention of encoders on the CPU: every token of a sequence sees all of it, and nothing is kept afterwards.
+//! Attention of encoders on the CPU: every token of a sequence sees all of it, or its neighbours on both sides, and
+//! nothing is kept afterwards.
 //!
 //! A piece of work is a tile of a sequence's queries, with all heads. Tiles are counted from the start of their
 //! sequence and each query takes the positions in ascending order, so a sequence's result has the same bits in
 //! whatever batch it stands.
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use super::dot::{Rows, Target, product};
 use super::format::F32;
@@ -23,6 +25,8 @@ pub struct Encoding {
     pub head_dim: usize,
     /// Factor on every score.
     pub scale: f32,
+    /// How many positions a token sees on either side; `usize::MAX` for all.
+    pub reach: usize,
 }
 
 thread_local! {
@@ -36,6 +40,17 @@ struct Piece {
     end: usize,
     first: usize,
     count: usize,
+}
+
+impl Piece {
+    /// The positions within the sequence that any of its queries sees: from, and exclusive end.
+    fn keys(&self, reach: usize) -> (usize, usize) {
+        let own = self.first - self.start;
+        (
+            own.saturating_sub(reach),
+            own.saturating_add(self.count - 1).saturating_add(reach).saturating_add(1).min(self.end - self.start),
+        )
+    }
 }
 
 /// `softmax(q k^T * scale) v` within each sequence: qkv `[tokens, 3 * heads * head_dim]`, q before k before v, to
@@ -58,7 +73,8 @@ pub fn attention(isa: Isa, qkv: &[f32], row_ends: &[u32], sizes: Encoding) -> Ve
     }
     pool::run(pieces.len(), &|index| {
         let piece = pieces[index];
-        let stride = (piece.end - piece.start).next_multiple_of(LANES);
+        let (from, to) = piece.keys(sizes.reach);
+        let stride = (to - from).next_multiple_of(LANES);
         let mut scores = SCORES.take();
         scores.resize(scores.len().max(QUERIES * stride), 0.0);
         for head in 0..sizes.heads {
@@ -92,25 +108,29 @@ impl Kernel for Tile<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Encoding { heads, head_dim, scale } = self.sizes;
-        let Piece { start, end, first, count } = self.piece;
-        let (width, span) = (heads * head_dim, end - start);
+        let Encoding { heads, head_dim, scale, reach } = self.sizes;
+        let Piece { start, first, count, .. } = self.piece;
+        let (from, to) = self.piece.keys(reach);
+        let (width, span) = (heads * head_dim, to - from);
         let (row, column) = (3 * width, self.head * head_dim);
-        // SAFETY: as promised by the caller: tokens below `end` have rows of `row` values, of which each head's q, k
+        // SAFETY: as promised by the caller: tokens of the sequence have rows of `row` values, of which each head's q, k
         // and v are `head_dim`; the scores hold `stride >= span` values for each query, `stride` in whole vectors.
         unsafe {
             let q = Rows { start: self.qkv.as_ptr().add(first * row + column), stride: row };
-            let k = self.qkv.as_ptr().add(start * row + width + column).cast::<u8>();
+            let k = self.qkv.as_ptr().add((start + from) * row + width + column).cast::<u8>();
             let k = Rows { start: k, stride: row * size_of::<f32>() };
             let scores = self.scores.as_mut_ptr();
             product::<S, F32>(q, k, (count, span), head_dim, Target { y: scores, stride: self.stride });
             for query in 0..count {
-                soften::<S>(&mut self.scores[query * self.stride..(query + 1) * self.stride], span, scale);
+                let own = first - start + query;
+                let seen = own.saturating_sub(reach).max(from) - from
+                    ..own.saturating_add(reach).saturating_add(1).min(to) - from;
+                soften::<S>(&mut self.scores[query * self.stride..(query + 1) * self.stride], seen, scale);
             }
             let mix = Mix {
                 weights: self.scores.as_ptr(),
                 stride: self.stride,
-                values: self.qkv.as_ptr().add(start * row + 2 * width + column),
+                values: self.qkv.as_ptr().add((start + from) * row + 2 * width + column),
                 row,
                 span,
                 out: self.out.add(first * width + column),
@@ -129,16 +149,17 @@ impl Kernel for Tile<'_> {
     }
 }
 
-/// Scores to weights that sum to one. What is beyond `span` becomes zero.
+/// Scores to weights that sum to one. What is not `seen` becomes zero.
 ///
 /// # Safety
 /// `scores` must be whole vectors, and the machine must have the instructions of `S`.
 #[inline(always)]
-unsafe fn soften<S: Simd>(scores: &mut [f32], span: usize, scale: f32) {
+unsafe fn soften<S: Simd>(scores: &mut [f32], seen: Range<usize>, scale: f32) {
     let stride = scores.len();
     // SAFETY: as promised by the caller; all loads and stores are whole vectors within the scores.
     unsafe {
-        scores[span..].fill(f32::NEG_INFINITY);
+        scores[..seen.start].fill(f32::NEG_INFINITY);
+        scores[seen.end..].fill(f32::NEG_INFINITY);
         let p = scores.as_mut_ptr();
         let mut largest = S::splat(f32::NEG_INFINITY);
         for at in (0..stride).step_by(LANES) {
@@ -148,7 +169,8 @@ unsafe fn soften<S: Simd>(scores: &mut [f32], span: usize, scale: f32) {
         for at in (0..stride).step_by(LANES) {
             S::store(p.add(at), exp::<S>(S::mul(S::sub(S::load(p.add(at)), largest), factor)));
         }
-        scores[span..].fill(0.0);
+        scores[..seen.start].fill(0.0);
+        scores[seen.end..].fill(0.0);
         let mut total = S::splat(0.0);
         for at in (0..stride).step_by(LANES) {
             total = S::add(total, S::load(p.add(at)));

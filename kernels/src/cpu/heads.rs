@@ -104,6 +104,43 @@ where
     out
 }
 
+/// Rotates the heads in the first `part` of each row of `width` values, in place, each pair of elements half a head apart.
+pub fn turn_rows<'a, A>(isa: Isa, x: &mut [f32], (width, part): (usize, usize), head_dim: usize, angles: A)
+where
+    A: Fn(usize) -> (&'a [f32], &'a [f32]) + Sync,
+{
+    assert!(isa.is_available(), "{isa:?} on a machine without it");
+    assert!(part <= width && part.is_multiple_of(head_dim), "heads of a row");
+    let tokens = x.len() / width;
+    let chunk = (ELEMENTS_PER_CHUNK / width).max(1);
+    let target = Out(x.as_mut_ptr().cast());
+    pool::run(tokens.div_ceil(chunk), &|index| {
+        for token in index * chunk..((index + 1) * chunk).min(tokens) {
+            // SAFETY: the instruction set was checked; the token's row lies inside x, and no other work touches it.
+            unsafe {
+                let heads = std::slice::from_raw_parts_mut(target.get().cast::<f32>().add(token * width), part);
+                dispatch(isa, TurnInPlace { heads, head_dim, angles: angles(token) });
+            }
+        }
+    });
+}
+
+/// One token's heads, where they stand.
+struct TurnInPlace<'a> {
+    heads: &'a mut [f32],
+    head_dim: usize,
+    angles: (&'a [f32], &'a [f32]),
+}
+
+impl Kernel for TurnInPlace<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        turn(self.heads, self.head_dim, RopeStyle::Halves, self.angles);
+    }
+}
+
 /// Writes the heads, normed and rotated where `how` says so, into their slots. The slots must be the cache's and
 /// differ from each other.
 pub(crate) fn write<'a, A, F>(isa: Isa, heads: Heads, how: Option<Turned<A>>, into: Slots<F>)

@@ -8,6 +8,7 @@ mod attend;
 pub mod attention;
 pub mod choose;
 pub(crate) mod convolve;
+pub(crate) mod delta;
 pub mod dequant;
 mod dequant_k;
 mod dot;

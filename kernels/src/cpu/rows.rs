@@ -3,6 +3,7 @@
 //!
 //! Invariant: a row's reduction has one fixed order, and rows are never split over threads.
 
+use super::activate::gelu;
 use super::attend::tanh;
 use super::pool;
 use super::simd::{Isa, Kernel, LANES, Simd, dispatch, exp};
@@ -253,9 +254,12 @@ impl Kernel for CapSpan<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gate {
     Silu,
+    /// Exact, not the tanh approximation.
+    Gelu,
     GeluTanh,
     /// `gate * sigmoid(1.702 * gate) * (up + 1)` with gate at most 7 and up within -7..=7 (GPT-OSS).
     ClampedSwiglu,
+    Sigmoid,
 }
 
 /// `activation(gate) * up`, element by element.
@@ -309,8 +313,10 @@ pub(super) unsafe fn gate_row<S: Simd>(activation: Gate, gate: &[f32], up: Optio
             let x = S::load_part(gate.as_ptr().add(at), count - at);
             let active = match activation {
                 Gate::Silu => silu::<S>(x, 1.0),
+                Gate::Gelu => gelu::<S>(x),
                 Gate::GeluTanh => gelu_tanh::<S>(x),
                 Gate::ClampedSwiglu => silu::<S>(S::min(S::splat(7.0), x), 1.702),
+                Gate::Sigmoid => S::div(S::splat(1.0), S::add(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), x)))),
             };
             let mut value = active;
             if let Some(up) = up {

@@ -4,8 +4,8 @@ use candle_core::{DType, Device, Tensor};
 use sconce_kernels::cpu::encode::{Encoding, attention};
 use sconce_kernels::cpu::{self, Isa};
 use sconce_kernels::{
-    Activation, Added, Arena, PackedWeight, Precision, Prologue, Weight, bidirectional_attention, layer_norm, matmul,
-    reference,
+    Activation, Added, Arena, PackedWeight, Precision, Prologue, RopeStyle, RopeTable, Weight, bidirectional_attention,
+    layer_norm, matmul, reference, rope, rotate_encoder,
 };
 
 use super::{Values, assert_close, assert_error, assert_same_bits, devices, flat, tensor};
@@ -77,7 +77,21 @@ fn activations_agree_with_the_reference_also_far_out() {
 
 #[test]
 fn attention_in_both_directions_agrees_with_the_reference() {
-    for (heads, head_dim) in [(1, 1), (2, 8), (3, 16), (12, 32), (2, 40), (1, 64), (2, 80)] {
+    let whole = usize::MAX;
+    for (heads, head_dim, reach) in [
+        (1, 1, whole),
+        (2, 8, whole),
+        (3, 16, whole),
+        (12, 32, whole),
+        (2, 40, whole),
+        (1, 64, whole),
+        (2, 80, whole),
+        (1, 1, 0),
+        (3, 16, 1),
+        (2, 40, 7),
+        (2, 32, 33),
+        (1, 64, 64),
+    ] {
         let lengths = [1_usize, 2, 31, 32, 33, 70, 5];
         let width = 3 * heads * head_dim;
         let mut ends = Vec::new();
@@ -86,14 +100,15 @@ fn attention_in_both_directions_agrees_with_the_reference() {
         }
         let tokens = *ends.last().expect("rows") as usize;
         let qkv: Vec<f32> = Values::new(head_dim as u64).many(tokens * width).iter().map(|value| value * 3.0).collect();
-        let want = reference::bidirectional_attention(&qkv, &ends, heads, head_dim);
-        let what = format!("{heads} x {head_dim}");
+        let want = reference::bidirectional_attention(&qkv, &ends, (heads, head_dim), reach);
+        let what = format!("{heads} x {head_dim}, reach {reach}");
         for device in devices() {
-            let got = bidirectional_attention(&tensor(&qkv, &[tokens, width], &device), &ends, heads);
+            let reach = u32::try_from(reach).ok();
+            let got = bidirectional_attention(&tensor(&qkv, &[tokens, width], &device), &ends, heads, reach);
             assert_close(&flat(&got.expect("sizes fit")), &want, 5e-6, &what);
         }
         for isa in Isa::available() {
-            let sizes = Encoding { heads, head_dim, scale: (head_dim as f32).sqrt().recip() };
+            let sizes = Encoding { heads, head_dim, scale: (head_dim as f32).sqrt().recip(), reach };
             let crowd = attention(isa, &qkv, &ends, sizes);
             assert_close(&crowd, &want, 5e-6, &what);
             let mut start = 0;
@@ -108,10 +123,35 @@ fn attention_in_both_directions_agrees_with_the_reference() {
 }
 
 #[test]
+fn queries_and_keys_turn_by_their_places() {
+    let (heads, head_dim, ends) = (3, 16, [5_u32, 6, 40]);
+    let (part, tokens) = (heads * head_dim, 40);
+    let qkv = Values::new(7).many(tokens * 3 * part);
+    let inv_freq: Vec<f32> = (0..head_dim / 2).map(|pair| 0.1_f32.powi(pair as i32)).collect();
+    let positions: Vec<u32> = (0..5).chain(0..1).chain(0..34).collect();
+    for device in devices() {
+        let table = RopeTable::new(&inv_freq, 34, 1.0, &device).expect("frequencies");
+        let qkv = tensor(&qkv, &[tokens, 3 * part], &device);
+        let got = rotate_encoder(&qkv, &ends, heads, &table).expect("sizes fit");
+        for (index, turns) in [(0, true), (1, true), (2, false)] {
+            let before = qkv.narrow(1, index * part, part).and_then(|x| x.contiguous()).expect("a third");
+            let before = before.reshape((tokens, heads, head_dim)).expect("heads");
+            let want =
+                if turns { rope(&before, &positions, &table, RopeStyle::Halves).expect("sizes fit") } else { before };
+            let got = got.narrow(1, index * part, part).and_then(|x| x.contiguous()).expect("a third");
+            assert_same_bits(&flat(&got), &flat(&want), "as the operation for decoders");
+        }
+        let short = RopeTable::new(&inv_freq, 33, 1.0, &device).expect("frequencies");
+        assert_error(rotate_encoder(&qkv, &ends, heads, &short), "position 33 is past");
+        assert_error(rotate_encoder(&qkv, &[3], heads, &table), "at 40 tokens");
+    }
+}
+
+#[test]
 fn large_scores_and_nan_stay_in_their_sequence() {
     let mut qkv = vec![300.0; 2 * 4 * 3 * 8];
     qkv[0] = f32::NAN;
-    let got = flat(&bidirectional_attention(&tensor(&qkv, &[8, 24], &Device::Cpu), &[4, 8], 1).expect("fits"));
+    let got = flat(&bidirectional_attention(&tensor(&qkv, &[8, 24], &Device::Cpu), &[4, 8], 1, None).expect("fits"));
     assert!(got[..8].iter().any(|value| value.is_nan()));
     assert_close(&got[32..], &[300.0; 32], 1e-6, "the second sequence");
 }
@@ -120,7 +160,7 @@ fn large_scores_and_nan_stay_in_their_sequence() {
 fn wrong_shapes_are_refused_by_name() {
     for device in devices() {
         let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &device).expect("fits");
-        let attend = |dims: &[usize], ends: &[u32], heads| bidirectional_attention(&zeros(dims), ends, heads);
+        let attend = |dims: &[usize], ends: &[u32], heads| bidirectional_attention(&zeros(dims), ends, heads, None);
         assert_error(attend(&[4, 24], &[3], 2), "at 4 tokens");
         assert_error(attend(&[4, 24], &[3, 2, 4], 2), "ascending");
         assert_error(attend(&[4, 24], &[4], 5), "24 columns");

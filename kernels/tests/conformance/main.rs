@@ -5,6 +5,7 @@
 
 mod attention;
 mod cache_writes;
+mod delta;
 mod dense;
 mod e4m3;
 mod encode;

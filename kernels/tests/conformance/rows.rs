@@ -62,6 +62,11 @@ fn every_instruction_set_agrees_on_rows() {
             assert_close(&silu, &reference::silu_mul(&gate, &up), 2e-6, &format!("{isa:?} silu {dim}"));
             let clamped = cpu::rows::gated(isa, Gate::ClampedSwiglu, &gate, &wide);
             assert_close(&clamped, &reference::clamped_swiglu(&gate, &wide), 3e-6, &format!("{isa:?} clamped {dim}"));
+            let sigmoid = cpu::rows::gated(isa, Gate::Sigmoid, &gate, &up);
+            assert_close(&sigmoid, &reference::sigmoid_mul(&gate, &up), 2e-6, &format!("{isa:?} sigmoid {dim}"));
+            let exact = cpu::rows::gated(isa, Gate::Gelu, &gate, &up);
+            let want: Vec<f32> = reference::gelu(&gate).iter().zip(&up).map(|(gate, up)| gate * up).collect();
+            assert_close(&exact, &want, 2e-6, &format!("{isa:?} exact gelu {dim}"));
             let gelu = cpu::rows::gated(isa, Gate::GeluTanh, &gate, &up);
             assert_close(&gelu, &reference::gelu_tanh_mul(&gate, &up), 2e-6, &format!("{isa:?} gelu {dim}"));
         }

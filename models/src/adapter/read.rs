@@ -85,7 +85,9 @@ fn places(spec: &Spec) -> BTreeMap<String, Place> {
             let name = Part::Layer(layer, part).name(Naming::HuggingFace(spec.family.traits().names));
             places.insert(name.strip_suffix(".weight").unwrap_or(&name).to_owned(), place);
         };
-        if spec.latent.is_none() && !spec.convolves(layer) {
+        // A query's matrix that has gates between its rows takes none.
+        let is_plain = spec.delta_of(layer).is_none() && !spec.uneven.output_gate;
+        if spec.latent.is_none() && !spec.convolves(layer) && is_plain {
             attention_places(spec, layer, &mut put);
         }
         if spec.experts_of(layer).is_none() {

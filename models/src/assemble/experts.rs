@@ -1,13 +1,13 @@
 //! A layer's experts, one packed pair of matrices each.
 
-use super::{Assembler, Plan, activation};
+use super::{Assembler, Place, Plan, activation};
 use crate::error::Result;
 use crate::layers::{Choice, ExpertMlp, Moe, SharedExpert};
 use crate::names::{Expert, LayerPart, Part};
 use crate::spec::Experts;
 
-impl Assembler<'_> {
-    pub(super) fn experts(&mut self, plan: &Plan, index: usize, experts: &Experts) -> Result<Moe> {
+impl<P: Place> Assembler<'_, P> {
+    pub(super) fn experts(&mut self, plan: &Plan, index: usize, experts: &Experts) -> Result<Moe<P::Matrix>> {
         let hidden = plan.spec.hidden;
         let norm = self.rms_norm(plan, Part::Layer(index, LayerPart::MlpNorm))?;
         let router = [((LayerPart::Router, LayerPart::RouterBias), experts.count)];
@@ -33,19 +33,24 @@ impl Assembler<'_> {
         Ok(Choice { per_token, normalised, routing, correction })
     }
 
-    fn expert(&mut self, plan: &Plan, index: usize, experts: &Experts, expert: usize) -> Result<ExpertMlp> {
+    fn expert(&mut self, plan: &Plan, index: usize, experts: &Experts, expert: usize) -> Result<ExpertMlp<P::Matrix>> {
         let (hidden, ffn, has_bias) = (plan.spec.hidden, experts.ffn, experts.has_bias);
         let expert = Expert { index: expert, of: experts.count };
         let gate = (LayerPart::ExpertGate(expert), LayerPart::ExpertGateBias(expert));
         let up = (LayerPart::ExpertUp(expert), LayerPart::ExpertUpBias(expert));
         let down = (LayerPart::ExpertDown(expert), LayerPart::ExpertDownBias(expert));
         Ok(ExpertMlp {
-            gate_up: self.linear(index, &[(gate, ffn), (up, ffn)], hidden, has_bias)?,
-            down: self.linear(index, &[(down, hidden)], ffn, has_bias)?,
+            gate_up: self.expert_linear(index, &[(gate, ffn), (up, ffn)], hidden, has_bias)?,
+            down: self.expert_linear(index, &[(down, hidden)], ffn, has_bias)?,
         })
     }
 
-    fn shared_expert(&mut self, plan: &Plan, index: usize, experts: &Experts) -> Result<Option<SharedExpert>> {
+    fn shared_expert(
+        &mut self,
+        plan: &Plan,
+        index: usize,
+        experts: &Experts,
+    ) -> Result<Option<SharedExpert<P::Matrix>>> {
         let (hidden, ffn) = (plan.spec.hidden, experts.shared_ffn);
         if ffn == 0 {
             return Ok(None);

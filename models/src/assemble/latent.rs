@@ -1,9 +1,9 @@
 //! A layer of latent attention. What heads make of the latent is split into a matrix a head, and the half that makes keys
 //! is turned around, so that it can be applied to queries.
 
-use sconce_kernels::{PackedWeight, Weight};
+use sconce_kernels::Weight;
 
-use super::{Assembler, Parts, Plan, WeightSource};
+use super::{Assembler, Parts, Place, Plan, WeightSource};
 use crate::error::Result;
 use crate::layers::{LatentAttention, Linear, RmsNorm};
 use crate::names::{Expert, LayerPart, Part};
@@ -16,8 +16,11 @@ const QUERY: Parts = (LayerPart::Query, LayerPart::QueryBias);
 const QUERY_UP: Parts = (LayerPart::QueryUp, LayerPart::QueryUp);
 const OUTPUT: Parts = (LayerPart::Output, LayerPart::OutputBias);
 
-impl Assembler<'_> {
-    pub(super) fn latent_attention(&mut self, plan: &Plan, index: usize) -> Result<LatentAttention> {
+/// A matrix for each head.
+type Heads<P> = Vec<Linear<<P as Place>::Matrix>>;
+
+impl<P: Place> Assembler<'_, P> {
+    pub(super) fn latent_attention(&mut self, plan: &Plan, index: usize) -> Result<LatentAttention<P::Matrix>> {
         let spec = plan.spec;
         let sizes = spec.latent.expect("only layers of latent attention are built here");
         let part = |part| Part::Layer(index, part);
@@ -50,7 +53,7 @@ impl Assembler<'_> {
     }
 
     /// What a head multiplies its query with, `[rank, plain]`, and what it has seen, `[value, rank]`.
-    fn of_heads(&mut self, index: usize, sizes: &Latent, heads: usize) -> Result<(Vec<Linear>, Vec<Linear>)> {
+    fn of_heads(&mut self, index: usize, sizes: &Latent, heads: usize) -> Result<(Heads<P>, Heads<P>)> {
         let Latent { rank, plain, value, .. } = *sizes;
         let both = Part::Layer(index, LayerPart::LatentUp);
         if !matches!(&self.source, WeightSource::Files(tensors) if !tensors.has(both)) {
@@ -79,8 +82,7 @@ impl Assembler<'_> {
         Ok((keys, values))
     }
 
-    fn of_head(&mut self, weight: &Weight) -> Result<Linear> {
-        let weight = PackedWeight::new(&[weight], self.precision, &mut self.arena)?;
-        Ok(Linear { weight, bias: None })
+    fn of_head(&mut self, weight: &Weight) -> Result<Linear<P::Matrix>> {
+        Ok(Linear { weight: self.place.matrix(&[weight])?, bias: None })
     }
 }

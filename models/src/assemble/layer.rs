@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 use sconce_kernels::RopeTable;
 
-use super::{Assembler, Parts, Plan, activation};
+use super::{Assembler, Parts, Place, Plan, activation};
 use crate::decoder::{FeedForward, Layer};
 use crate::error::Result;
 use crate::layers::{Attention, HeadNormWeights, Linear, Mixer, Mlp, Norm};
@@ -21,10 +21,12 @@ const UP: Parts = (LayerPart::Up, LayerPart::UpBias);
 const GATE_UP: Parts = (LayerPart::GateUp, LayerPart::GateBias);
 const DOWN: Parts = (LayerPart::Down, LayerPart::DownBias);
 
-impl Assembler<'_> {
-    pub(super) fn layer(&mut self, plan: &Plan, index: usize) -> Result<Layer> {
+impl<P: Place> Assembler<'_, P> {
+    pub(super) fn layer(&mut self, plan: &Plan, index: usize) -> Result<Layer<P::Matrix>> {
         let attention = if plan.spec.latent.is_some() {
             Mixer::Latent(self.latent_attention(plan, index)?)
+        } else if let Some(sizes) = plan.spec.delta_of(index) {
+            Mixer::Delta(self.delta_rule(plan, index, &sizes)?)
         } else if plan.spec.convolves(index) {
             Mixer::Convolution(self.short_convolution(plan, index)?)
         } else {
@@ -39,7 +41,7 @@ impl Assembler<'_> {
         Ok(Layer { attention, mlp, is_parallel: plan.spec.norms == Norms::Shared, own_input, scale })
     }
 
-    fn attention(&mut self, plan: &Plan, index: usize) -> Result<Attention> {
+    fn attention(&mut self, plan: &Plan, index: usize) -> Result<Attention<P::Matrix>> {
         let spec = plan.spec;
         let KvHeads { kv_heads, head_dim } = spec.kv_heads_of(index);
         let part = |part| Part::Layer(index, part);
@@ -49,9 +51,14 @@ impl Assembler<'_> {
         };
         let post_norm = matches!(spec.norms, Norms::After | Norms::Around);
         let sinks = if spec.sinks { Some(self.vector(part(LayerPart::Sinks), spec.heads)?.to_vec1()?) } else { None };
+        let (qkv, gate) = match spec.uneven.output_gate {
+            true => self.gated_qkv(plan, index)?,
+            false => (self.qkv(plan, index)?, None),
+        };
         Ok(Attention {
             norm,
-            qkv: self.qkv(plan, index)?,
+            qkv,
+            gate,
             reads_only: matches!(spec.cache_of(index), CacheKind::Shared(_)),
             output: self.linear(index, &[(OUTPUT, spec.hidden)], spec.heads * head_dim, spec.output_bias)?,
             join: self.join(plan, post_norm.then_some(part(LayerPart::AttentionPostNorm)))?,
@@ -67,7 +74,7 @@ impl Assembler<'_> {
         })
     }
 
-    fn qkv(&mut self, plan: &Plan, index: usize) -> Result<Linear> {
+    fn qkv(&mut self, plan: &Plan, index: usize) -> Result<Linear<P::Matrix>> {
         let spec = plan.spec;
         let KvHeads { kv_heads, head_dim } = spec.kv_heads_of(index);
         let (queries, kvs) = (spec.heads * head_dim, kv_heads * head_dim);
@@ -88,6 +95,13 @@ impl Assembler<'_> {
             QkNorm::None => return Ok(None),
             QkNorm::Heads => (head_dim, head_dim),
             QkNorm::Width => (plan.spec.heads * head_dim, kv_heads * head_dim),
+            QkNorm::RotatedHeads if plan.spec.rope_of(index).is_none() => return Ok(None),
+            QkNorm::RotatedHeads => {
+                // Rotation keeps the length of a head, so it does not matter which of the two comes first.
+                let ones = Tensor::ones(head_dim, DType::F32, &self.device)?;
+                let (query, key) = (ones.clone(), ones);
+                return Ok(Some(HeadNormWeights { query, key, value: None, eps: plan.spec.norm_eps }));
+            }
         };
         let query = self.norm_weight(plan, Part::Layer(index, LayerPart::QueryNorm), queries)?;
         let key = match plan.spec.cache_of(index) {
@@ -99,7 +113,7 @@ impl Assembler<'_> {
         Ok(Some(HeadNormWeights { query, key, value, eps: plan.spec.norm_eps }))
     }
 
-    fn mlp(&mut self, plan: &Plan, index: usize) -> Result<Mlp> {
+    fn mlp(&mut self, plan: &Plan, index: usize) -> Result<Mlp<P::Matrix>> {
         let spec = plan.spec;
         let ffn = spec.ffn_of(index);
         let part = |part| Part::Layer(index, part);

@@ -1,5 +1,6 @@
 //! Builds a decoder: every tensor that the spec asks for, found, checked, and put in its place.
 
+mod delta;
 mod experts;
 mod latent;
 mod layer;
@@ -26,13 +27,45 @@ pub(crate) enum WeightSource {
 }
 
 /// Hands out weights and keeps count of what was asked for.
-pub(crate) struct Assembler<'a> {
+pub(crate) struct Assembler<'a, P> {
     source: WeightSource,
     device: Device,
     progress: Progress<'a>,
     used: Vec<Part>,
+    place: P,
+}
+
+/// Where matrices are multiplied with, and the form that they have there.
+pub(crate) trait Place {
+    type Matrix: Clone;
+
+    /// Matrices of one input, one below the other. Nothing of `weights` is needed afterwards.
+    fn matrix(&mut self, weights: &[&Weight]) -> Result<Self::Matrix>;
+
+    /// The same for one of a layer's experts, which a place may want to lay together.
+    fn expert(&mut self, weights: &[&Weight]) -> Result<Self::Matrix> {
+        self.matrix(weights)
+    }
+}
+
+/// Packed for the CPU.
+pub(crate) struct OnCpu {
     precision: Precision,
     arena: Arena,
+}
+
+impl OnCpu {
+    pub fn new(precision: Precision) -> Self {
+        Self { precision, arena: Arena::default() }
+    }
+}
+
+impl Place for OnCpu {
+    type Matrix = PackedWeight;
+
+    fn matrix(&mut self, weights: &[&Weight]) -> Result<PackedWeight> {
+        Ok(PackedWeight::new(weights, self.precision, &mut self.arena)?)
+    }
 }
 
 /// What the layers of one decoder share while they are built.
@@ -48,13 +81,14 @@ struct Plan<'a> {
 /// A projection's weight and bias.
 type Parts = (LayerPart, LayerPart);
 
-impl<'a> Assembler<'a> {
-    pub fn new(source: WeightSource, device: Device, precision: Precision, progress: Progress<'a>) -> Self {
-        Self { source, device, progress, used: Vec::new(), precision, arena: Arena::default() }
+impl<'a, P: Place> Assembler<'a, P> {
+    /// `device` has the vectors; `place` makes the matrices.
+    pub fn new(source: WeightSource, device: Device, place: P, progress: Progress<'a>) -> Self {
+        Self { source, device, progress, used: Vec::new(), place }
     }
 
     /// `context` is the longest that will be served.
-    pub fn decoder(mut self, spec: Spec, context: u32) -> Result<Decoder> {
+    pub fn decoder(mut self, spec: Spec, context: u32) -> Result<Decoder<P::Matrix>> {
         let plan = self.plan(&spec, context)?;
         let embedding = self.packed(&[(Part::Embedding, spec.vocab)], spec.hidden)?;
         let own_inputs = self.own_inputs(&plan)?;
@@ -110,9 +144,35 @@ impl<'a> Assembler<'a> {
     }
 
     /// Projections of one input, each with its number of outputs, as one.
-    fn linear(&mut self, layer: usize, all: &[(Parts, usize)], input: usize, has_bias: bool) -> Result<Linear> {
-        let parts: Vec<_> = all.iter().map(|((weight, _), out)| (Part::Layer(layer, *weight), *out)).collect();
-        let weight = self.packed(&parts, input)?;
+    fn linear(
+        &mut self,
+        layer: usize,
+        all: &[(Parts, usize)],
+        input: usize,
+        has_bias: bool,
+    ) -> Result<Linear<P::Matrix>> {
+        let weight = self.packed(&weights_of(layer, all), input)?;
+        self.biased(weight, (layer, all), has_bias)
+    }
+
+    /// The same of an expert.
+    fn expert_linear(
+        &mut self,
+        layer: usize,
+        all: &[(Parts, usize)],
+        input: usize,
+        has_bias: bool,
+    ) -> Result<Linear<P::Matrix>> {
+        let weight = self.placed(&weights_of(layer, all), input, P::expert)?;
+        self.biased(weight, (layer, all), has_bias)
+    }
+
+    fn biased(
+        &mut self,
+        weight: P::Matrix,
+        (layer, all): (usize, &[(Parts, usize)]),
+        has_bias: bool,
+    ) -> Result<Linear<P::Matrix>> {
         let mut biases = Vec::new();
         if has_bias {
             for ((_, bias), out) in all {
@@ -124,10 +184,19 @@ impl<'a> Assembler<'a> {
     }
 
     /// Matrices of one input, packed; what the files had of them in memory is given back.
-    fn packed(&mut self, parts: &[(Part, usize)], input: usize) -> Result<PackedWeight> {
+    fn packed(&mut self, parts: &[(Part, usize)], input: usize) -> Result<P::Matrix> {
+        self.placed(parts, input, P::matrix)
+    }
+
+    fn placed(
+        &mut self,
+        parts: &[(Part, usize)],
+        input: usize,
+        place: impl Fn(&mut P, &[&Weight]) -> Result<P::Matrix>,
+    ) -> Result<P::Matrix> {
         let weights =
             parts.iter().map(|(part, out)| self.matrix(*part, *out, input)).collect::<Result<Vec<_>, Error>>()?;
-        let packed = PackedWeight::new(&weights.iter().collect::<Vec<_>>(), self.precision, &mut self.arena)?;
+        let packed = place(&mut self.place, &weights.iter().collect::<Vec<_>>())?;
         for (weight, (part, _)) in weights.iter().zip(parts) {
             self.is_read(*part, weight);
         }
@@ -159,6 +228,10 @@ impl<'a> Assembler<'a> {
         self.progress.add(bytes);
         Ok(vector)
     }
+}
+
+fn weights_of(layer: usize, all: &[(Parts, usize)]) -> Vec<(Part, usize)> {
+    all.iter().map(|((weight, _), out)| (Part::Layer(layer, *weight), *out)).collect()
 }
 
 /// What stands between the two projections of a feed-forward block.

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::{Assembler, Parts, Plan, WeightSource};
+use super::{Assembler, Parts, Place, Plan, WeightSource};
 use crate::error::{Error, Result};
 use crate::layers::{Join, Linear, OwnInput, OwnInputs, RmsNorm, ShortConvolution};
 use crate::names::{LayerPart, Part};
@@ -13,8 +13,8 @@ const OUT: Parts = (LayerPart::ConvolutionOut, LayerPart::ConvolutionOutBias);
 const GATE: Parts = (LayerPart::InputGate, LayerPart::InputGate);
 const PROJECTION: Parts = (LayerPart::InputProjection, LayerPart::InputProjection);
 
-impl Assembler<'_> {
-    pub(super) fn short_convolution(&mut self, plan: &Plan, index: usize) -> Result<ShortConvolution> {
+impl<P: Place> Assembler<'_, P> {
+    pub(super) fn short_convolution(&mut self, plan: &Plan, index: usize) -> Result<ShortConvolution<P::Matrix>> {
         let (spec, part) = (plan.spec, |part| Part::Layer(index, part));
         let convolution = spec.uneven.convolution.as_ref().expect("only layers that convolve are built here");
         let (hidden, has_bias) = (spec.hidden, convolution.has_bias);
@@ -29,7 +29,7 @@ impl Assembler<'_> {
     }
 
     /// `[taps, width]`, which files have the other way round, some with a dimension of one in between.
-    fn taps(&mut self, part: Part, width: usize, taps: usize) -> Result<Tensor> {
+    pub(super) fn taps(&mut self, part: Part, width: usize, taps: usize) -> Result<Tensor> {
         self.used.push(part);
         let WeightSource::Files(tensors) = &self.source else {
             return Ok(Tensor::full(1.0 / taps as f32, (taps, width), &self.device)?);
@@ -45,7 +45,7 @@ impl Assembler<'_> {
     }
 
     /// What all layers' own inputs are made of.
-    pub(super) fn own_inputs(&mut self, plan: &Plan) -> Result<Option<OwnInputs>> {
+    pub(super) fn own_inputs(&mut self, plan: &Plan) -> Result<Option<OwnInputs<P::Matrix>>> {
         let (spec, width) = (plan.spec, plan.spec.uneven.own_input);
         if width == 0 {
             return Ok(None);
@@ -58,7 +58,7 @@ impl Assembler<'_> {
         Ok(Some(OwnInputs { table, projection, norm, scales }))
     }
 
-    pub(super) fn own_input(&mut self, plan: &Plan, index: usize) -> Result<Option<OwnInput>> {
+    pub(super) fn own_input(&mut self, plan: &Plan, index: usize) -> Result<Option<OwnInput<P::Matrix>>> {
         let (hidden, width) = (plan.spec.hidden, plan.spec.uneven.own_input);
         if width == 0 {
             return Ok(None);

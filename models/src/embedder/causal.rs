@@ -1,4 +1,5 @@
-//! A decoder as an embedder: its last hidden states, normed, pooled (Qwen3-Embedding and its like).
+//! A decoder as an embedder: its last hidden states, normed, and pooled (Qwen3-Embedding and its like) or judged by
+//! (Qwen3-Reranker, `judge.rs`).
 //!
 //! A sequence is computed whole, so K and V of a layer are needed only while that layer runs: all layers share one
 //! layer's cache.
@@ -6,9 +7,10 @@
 use candle_core::Device;
 use sconce_kernels::{KvDtype, Precision};
 
+use super::judge::Judge;
 use super::sentence::Sentence;
 use super::{Embedder, EmbedderOptions, EmbedderSpec, Output, TextBatch, check_batch};
-use crate::assemble::{Assembler, WeightSource};
+use crate::assemble::{Assembler, OnCpu, WeightSource};
 use crate::batch::BatchInput;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
@@ -26,49 +28,60 @@ pub(crate) struct CausalPlan {
     pub spec: EmbedderSpec,
     decoder: Spec,
     weights: WeightSource,
+    judge: Option<Judge>,
 }
 
 impl CausalPlan {
     pub(super) fn new(
-        decoder: Spec,
-        weights: WeightSource,
+        (decoder, weights): (Spec, WeightSource),
         sentence: Sentence,
         options: EmbedderOptions,
+        judge: Option<Judge>,
     ) -> Result<Self> {
         if let Some(width) = sentence.width.filter(|width| *width != decoder.hidden) {
             let detail = format!("{} values a token, but the vectors that are pooled have {width}", decoder.hidden);
             return Err(Error::Config { file: "1_Pooling/config.json".into(), detail });
         }
+        if decoder.uneven.delta.is_some() {
+            let (file, feature) = (decoder.architecture.clone().into(), "vectors from a model with a recurrent state");
+            let next = "use it to generate, without --task embed";
+            return Err(Error::Unsupported { file, feature: feature.to_owned(), next });
+        }
         let model_max = sentence.tokens_max.unwrap_or(u32::MAX).min(decoder.context_max).max(1);
         let spec = EmbedderSpec {
             architecture: decoder.architecture.clone(),
-            output: Output::Embedding { normalize: sentence.normalize },
+            output: match judge {
+                Some(_) => Output::Score { sigmoid: true },
+                None => Output::Embedding { normalize: sentence.normalize },
+            },
             pooling: sentence.pooling,
             layers: decoder.layers,
-            width: decoder.hidden,
+            width: if judge.is_some() { 1 } else { decoder.hidden },
             vocab: decoder.vocab,
             types: 1,
             tokens_max: options.tokens_max.unwrap_or(TOKENS_MAX_USUAL).min(model_max),
             lower_case: sentence.lower_case,
+            judges: judge.is_some(),
             weight_format: decoder.weight_format.clone(),
             parameters: decoder.parameters,
             weight_bytes: decoder.weight_bytes,
             step_bytes_per_token: 4
                 * (4 * decoder.hidden + 3 * (decoder.query_width() + 2 * decoder.kv_width()) + 3 * decoder.ffn) as u64,
         };
-        Ok(Self { spec, decoder, weights })
+        Ok(Self { spec, decoder, weights, judge })
     }
 
     pub(super) fn load(self, device: Device, precision: Precision, progress: Progress) -> Result<Causal> {
-        let decoder =
-            Assembler::new(self.weights, device, precision, progress).decoder(self.decoder, self.spec.tokens_max)?;
-        Ok(Causal { spec: self.spec, decoder, cache: None, batch: BatchInput::default() })
+        let decoder = Assembler::new(self.weights, device, OnCpu::new(precision), progress)
+            .decoder(self.decoder, self.spec.tokens_max)?;
+        Ok(Causal { spec: self.spec, decoder, judge: self.judge, cache: None, batch: BatchInput::default() })
     }
 }
 
 pub(crate) struct Causal {
     spec: EmbedderSpec,
     decoder: Decoder,
+    judge: Option<Judge>,
     /// As large as the largest batch so far.
     cache: Option<KvCache>,
     batch: BatchInput,
@@ -96,9 +109,10 @@ impl Embedder for Causal {
         let Some(hidden) = self.decoder.hidden_of_samples(&self.batch, cache)? else { return Ok(()) };
         let hidden = self.decoder.final_norm.forward(&hidden)?;
         let values = hidden.flatten_all()?.to_vec1::<f32>()?;
-        match pooling.only_token(0, 1) {
-            Some(_) => out.extend(values),
-            None => pooling.pool(&values, &batch.row_ends, self.spec.width, out),
+        match (&self.judge, pooling.only_token(0, 1)) {
+            (Some(judge), _) => judge.scores(&values, &self.decoder.spec.scales, out),
+            (None, Some(_)) => out.extend(values),
+            (None, None) => pooling.pool(&values, &batch.row_ends, self.spec.width, out),
         }
         Ok(())
     }

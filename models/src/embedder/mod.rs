@@ -7,10 +7,12 @@ mod assemble;
 mod causal;
 mod config;
 mod encoder;
+mod from_gguf;
+mod judge;
+mod names;
 mod pooling;
 mod sentence;
-
-use std::path::Path;
+mod younger;
 
 use crate::error::{Error, Result};
 use crate::gguf;
@@ -59,6 +61,8 @@ pub struct EmbedderSpec {
     pub tokens_max: u32,
     /// The model's pipeline makes texts lower case before they are tokenised.
     pub lower_case: bool,
+    /// A decoder that scores a pair by how likely its next token is "yes" and not "no": pairs come in a prompt.
+    pub judges: bool,
     pub weight_format: String,
     pub parameters: u64,
     pub weight_bytes: u64,
@@ -111,6 +115,8 @@ pub struct EmbedderOptions {
     pub usual_pooling: bool,
     /// Longest sequence to be asked for, where less than the model takes is enough.
     pub tokens_max: Option<u32>,
+    /// A decoder is to score pairs by the logits of "yes" and "no" (Qwen3-Reranker).
+    pub judge: bool,
 }
 
 /// What a model's files say it is for. Reads headers only.
@@ -118,35 +124,25 @@ pub fn read_purpose(source: &Source) -> Result<Purpose> {
     match source {
         Source::Dummy(_) => Ok(Purpose::Generate),
         Source::Gguf(path) => {
-            let has_pooling = gguf_pooling(&gguf::read_header(path)?, path)?.is_some();
-            Ok(if has_pooling { Purpose::Embed } else { Purpose::Generate })
+            let header = gguf::read_header(path)?;
+            match from_gguf::class(&header) {
+                Some(Class { scores: true, .. }) => Ok(Purpose::Score),
+                Some(_) => Ok(Purpose::Embed),
+                None if from_gguf::ranks(&header) => Ok(Purpose::Score),
+                None if from_gguf::pooling(&header, path)?.is_some() => Ok(Purpose::Embed),
+                None => Ok(Purpose::Generate),
+            }
         }
         Source::Folder(folder) => {
             let class = config::read(folder)?.class();
             match class {
                 Some(Class { scores: true, .. }) => Ok(Purpose::Score),
                 Some(_) => Ok(Purpose::Embed),
+                None if judge::answers_of_modules(folder)?.is_some() => Ok(Purpose::Score),
                 None if sentence::exists(folder) => Ok(Purpose::Embed),
                 None => Ok(Purpose::Generate),
             }
         }
-    }
-}
-
-/// What a GGUF's metadata says of pooling, in llama.cpp's numbers; `None` for a model that is not pooled.
-fn gguf_pooling(header: &gguf::Header, path: &Path) -> Result<Option<Pooling>> {
-    let Some(architecture) = header.string("general.architecture") else { return Ok(None) };
-    let kind = header.unsigned(&format!("{architecture}.pooling_type"));
-    match kind {
-        None | Some(0) => Ok(None),
-        Some(1) => Ok(Some(Pooling::Mean)),
-        Some(2) => Ok(Some(Pooling::Cls)),
-        Some(3) => Ok(Some(Pooling::LastToken)),
-        Some(other) => Err(Error::Unsupported {
-            file: path.to_owned(),
-            feature: format!("pooling_type {other}"),
-            next: "use the model's safetensors",
-        }),
     }
 }
 
@@ -170,20 +166,29 @@ pub(crate) fn plan(source: &Source, options: EmbedderOptions) -> Result<Plan> {
         if let Some(class) = config.class() {
             let sentence = sentence::read(folder, options, Pooling::Mean, class.scores)?;
             let tensors = safetensors::open(folder, Naming::HuggingFace(&[]))?;
-            let plan = assemble::EncoderPlan::new(config, class, sentence, tensors, options)?;
+            let checked = config.checked(class)?;
+            let described = assemble::Described { file: config.path, class, config: checked, sentence, tensors };
+            let plan = assemble::EncoderPlan::new(described, options)?;
             return Ok(Plan::Encoder(Box::new(plan)));
         }
+    }
+    if let Some(plan) = judge::plan(source, options)? {
+        return Ok(Plan::Causal(Box::new(plan)));
     }
     let sentence = match source {
         Source::Folder(folder) => sentence::read(folder, options, Pooling::LastToken, false)?,
         Source::Dummy(_) => sentence::Sentence::usual(Pooling::LastToken),
-        Source::Gguf(path) => match gguf_pooling(&gguf::read_header(path)?, path)? {
-            Some(pooling) => sentence::Sentence::usual(pooling),
-            None => sentence::Sentence::usual(Pooling::LastToken),
-        },
+        Source::Gguf(path) => {
+            let header = gguf::read_header(path)?;
+            if let Some(class) = from_gguf::class(&header) {
+                let described = from_gguf::describe(path, class, options)?;
+                return Ok(Plan::Encoder(Box::new(assemble::EncoderPlan::new(described, options)?)));
+            }
+            sentence::Sentence::usual(from_gguf::pooling(&header, path)?.unwrap_or(Pooling::LastToken))
+        }
     };
     let (spec, weights) = open_source(source, true)?;
-    Ok(Plan::Causal(Box::new(causal::CausalPlan::new(spec, weights, sentence, options)?)))
+    Ok(Plan::Causal(Box::new(causal::CausalPlan::new((spec, weights), sentence, options, None)?)))
 }
 
 impl Plan {

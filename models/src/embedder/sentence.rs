@@ -105,6 +105,19 @@ pub(super) fn read(folder: &Path, options: EmbedderOptions, usual: Pooling, scor
     Ok(Sentence { pooling, normalize, tokens_max, lower_case, width })
 }
 
+/// The config of the module of a kind that follows the Transformer, if the files name one.
+pub(super) fn module_config(folder: &Path, kind: &str) -> Result<Option<PathBuf>> {
+    let path = folder.join(MODULES);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let modules: Vec<Module> = parse(&path)?;
+    match modules.get(1).filter(|module| module.kind.rsplit('.').next() == Some(kind)) {
+        Some(module) => Ok(Some(inside(folder, &path, &module.path)?.join("config.json"))),
+        None => Ok(None),
+    }
+}
+
 /// A module's folder; no file can point outside the model's.
 fn inside(folder: &Path, file: &Path, path: &str) -> Result<PathBuf> {
     let is_plain = Path::new(path).components().all(|part| matches!(part, std::path::Component::Normal(_)));
@@ -155,7 +168,7 @@ fn read_pooling(file: &Path) -> Result<(Pooling, Option<usize>)> {
     }
 }
 
-fn parse<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<T> {
+pub(super) fn parse<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<T> {
     let text = read_text(file, BYTES_MAX)?;
     serde_json::from_str(&text)
         .map_err(|error| Error::Config { file: file.to_owned(), detail: shown(&error.to_string()) })

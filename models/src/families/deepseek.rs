@@ -150,7 +150,7 @@ fn from_metadata(keys: &Keys, spec: &mut Spec) -> Result<()> {
     let shared = keys.optional_size("expert_shared_count")?.unwrap_or(0);
     spec.experts = Some(Experts {
         shared_ffn: shared.saturating_mul(found.ffn),
-        routing: Routing { scoring, groups, scale, corrected, gates_shared: false },
+        routing: Routing { scoring, groups, scale, corrected, gates_shared: false, ..Routing::PLAIN },
         ..found
     });
     Ok(())

@@ -1,12 +1,31 @@
-//! LFM2: most layers are gated short convolutions, some are attention with normed heads.
+//! LFM2: most layers are gated short convolutions, some are attention with normed heads; LFM2-MoE routes tokens to
+//! experts in all layers but the first.
 
 use serde_json::Value;
 
 use crate::error::Result;
 use crate::family::{Family, FamilyTraits, LLAMA_LIKE};
-use crate::names::LayerPart;
+use crate::names::{Expert, LayerPart};
+use crate::spec::experts::{Experts, Routing, Scoring};
 use crate::spec::fields::Fields;
 use crate::spec::{Convolution, QkNorm, Spec};
+
+/// Of both; the parts of experts are asked for where there are any.
+const NAMES: &[(LayerPart, &str)] = &[
+    (LayerPart::AttentionNorm, "operator_norm.weight"),
+    (LayerPart::MlpNorm, "ffn_norm.weight"),
+    (LayerPart::QueryNorm, "self_attn.q_layernorm.weight"),
+    (LayerPart::KeyNorm, "self_attn.k_layernorm.weight"),
+    (LayerPart::Output, "self_attn.out_proj.weight"),
+    (LayerPart::Gate, "feed_forward.w1.weight"),
+    (LayerPart::Up, "feed_forward.w3.weight"),
+    (LayerPart::Down, "feed_forward.w2.weight"),
+    (LayerPart::Router, "feed_forward.gate.weight"),
+    (LayerPart::RouterCorrection, "feed_forward.expert_bias"),
+    (LayerPart::ExpertGate(Expert::ANY), "feed_forward.experts.{}.w1.weight"),
+    (LayerPart::ExpertUp(Expert::ANY), "feed_forward.experts.{}.w3.weight"),
+    (LayerPart::ExpertDown(Expert::ANY), "feed_forward.experts.{}.w2.weight"),
+];
 
 pub(crate) const LFM2: FamilyTraits = FamilyTraits {
     family: Family::Lfm2,
@@ -19,27 +38,14 @@ pub(crate) const LFM2: FamilyTraits = FamilyTraits {
     tied: true,
     is_uneven: true,
     sizes: &[("intermediate_size", 12288)],
-    names: &[
-        (LayerPart::AttentionNorm, "operator_norm.weight"),
-        (LayerPart::MlpNorm, "ffn_norm.weight"),
-        (LayerPart::QueryNorm, "self_attn.q_layernorm.weight"),
-        (LayerPart::KeyNorm, "self_attn.k_layernorm.weight"),
-        (LayerPart::Output, "self_attn.out_proj.weight"),
-        (LayerPart::Gate, "feed_forward.w1.weight"),
-        (LayerPart::Up, "feed_forward.w3.weight"),
-        (LayerPart::Down, "feed_forward.w2.weight"),
-    ],
+    names: NAMES,
     renamed: &[("model.embedding_norm.weight", "model.norm.weight"), ("token_embd_norm.weight", "output_norm.weight")],
     config: |fields, spec| {
         if let Some(tied) = fields.bool("tie_embedding")? {
             spec.tied_embeddings = tied;
         }
         spec.ffn = feed_forward(fields, spec)?;
-        spec.uneven.convolution = Some(Convolution {
-            taps: fields.optional_size("conv_L_cache")?.unwrap_or(3),
-            has_bias: fields.bool("conv_bias")?.unwrap_or(false),
-            layers: layers_that_convolve(fields, spec.layers_believed())?,
-        });
+        spec.uneven.convolution = Some(convolution(fields, spec)?);
         Ok(())
     },
     metadata: |keys, spec| {
@@ -58,6 +64,47 @@ pub(crate) const LFM2: FamilyTraits = FamilyTraits {
     },
     ..LLAMA_LIKE
 };
+
+pub(crate) const LFM2_MOE: FamilyTraits = FamilyTraits {
+    family: Family::Lfm2Moe,
+    classes: &["Lfm2MoeForCausalLM"],
+    model_type: "lfm2_moe",
+    // Not proven yet.
+    gguf: None,
+    sizes: &[("intermediate_size", 7168)],
+    names: NAMES,
+    config: |fields, spec| {
+        if let Some(tied) = fields.bool("tie_embedding")? {
+            spec.tied_embeddings = tied;
+        }
+        spec.uneven.convolution = Some(convolution(fields, spec)?);
+        let dense = fields.optional_size("num_dense_layers")?.unwrap_or(2);
+        let scale = fields.number("routed_scaling_factor")?.unwrap_or(1.0) as f32;
+        let corrected = fields.bool("use_expert_bias")?.unwrap_or(true);
+        spec.experts = Some(Experts {
+            count: fields.size("num_experts")?,
+            per_token: fields.size("num_experts_per_tok")?,
+            ffn: fields.size("moe_intermediate_size")?,
+            shared_ffn: 0,
+            normalised: fields.bool("norm_topk_prob")?.unwrap_or(true),
+            has_bias: false,
+            routing: Routing { scale, corrected, ..SIGMOIDS },
+            layers: (0..spec.layers_believed()).map(|layer| layer >= dense).collect(),
+        });
+        Ok(())
+    },
+    ..LFM2
+};
+
+const SIGMOIDS: Routing = Routing { scoring: Scoring::Sigmoid, gates_shared: false, ..Routing::PLAIN };
+
+fn convolution(fields: &Fields, spec: &Spec) -> Result<Convolution> {
+    Ok(Convolution {
+        taps: fields.optional_size("conv_L_cache")?.unwrap_or(3),
+        has_bias: fields.bool("conv_bias")?.unwrap_or(false),
+        layers: layers_that_convolve(fields, spec.layers_believed())?,
+    })
+}
 
 /// The width as configured is one of a block without a gate, unless it says otherwise.
 fn feed_forward(fields: &Fields, spec: &Spec) -> Result<usize> {

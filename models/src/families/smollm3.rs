@@ -3,7 +3,10 @@
 use sconce_kernels::RopeStyle;
 use serde_json::Value;
 
+use crate::error::Result;
 use crate::family::{Family, FamilyTraits, LLAMA_LIKE, Switch, WindowRule};
+use crate::spec::Spec;
+use crate::spec::fields::Fields;
 
 const INTERVAL: usize = 4;
 
@@ -25,11 +28,7 @@ pub(crate) const SMOLLM3: FamilyTraits = FamilyTraits {
             spec.unrotated = every(interval, spec.layers_believed());
             return Ok(());
         };
-        if named.len() != spec.layers {
-            return Err(fields.wrong("no_rope_layers", "one entry a layer"));
-        }
-        // The name says the opposite of the entries: 1 is a layer with rotation.
-        spec.unrotated = named.iter().map(|entry| entry.as_u64() == Some(0) || entry == &Value::Bool(false)).collect();
+        spec.unrotated = named_layers(fields, spec, named)?;
         Ok(())
     },
     metadata: |_, spec| {
@@ -39,6 +38,14 @@ pub(crate) const SMOLLM3: FamilyTraits = FamilyTraits {
     ..LLAMA_LIKE
 };
 
-fn every(interval: usize, layers: usize) -> Vec<bool> {
+pub(super) fn named_layers(fields: &Fields, spec: &Spec, named: &[Value]) -> Result<Vec<bool>> {
+    if named.len() != spec.layers {
+        return Err(fields.wrong("no_rope_layers", "one entry a layer"));
+    }
+    // The name says the opposite of the entries: 1 is a layer with rotation.
+    Ok(named.iter().map(|entry| entry.as_u64() == Some(0) || entry == &Value::Bool(false)).collect())
+}
+
+pub(super) fn every(interval: usize, layers: usize) -> Vec<bool> {
     (1..=layers).map(|layer| interval > 0 && layer.is_multiple_of(interval)).collect()
 }

@@ -4,24 +4,26 @@
 
 use candle_core::Tensor;
 use sconce_kernels::{
-    AttentionBatch, AttentionParams, HeadNorms, KvLayer, Prologue, QkvHeads, RopeStyle, RopeTable, norm_and_rope,
-    paged_attention, rope_and_write_kv,
+    AttentionBatch, AttentionParams, HeadNorms, KvLayer, PackedWeight, Prologue, QkvHeads, RopeStyle, RopeTable,
+    norm_and_rope, paged_attention, rope_and_write_kv, sigmoid_mul,
 };
 
-use super::{Join, Linear, Norm, Sum};
+use super::{Join, Linear, Norm, Query, Sum};
 use crate::adapter::{Extra, Runs, Site};
 use crate::batch::BatchInput;
 use crate::error::Result;
 use crate::timing::{Operation, timed};
 
-pub(crate) struct Attention {
+pub(crate) struct Attention<M = PackedWeight> {
     pub norm: Norm,
     /// Query above key above value, `[(heads + 2 * kv_heads) * head_dim, hidden]`; the query alone without K and V of its
     /// own.
-    pub qkv: Linear,
+    pub qkv: Linear<M>,
+    /// Of the same input: sigmoid of it is a factor on what is seen. `[heads * head_dim, hidden]`
+    pub gate: Option<Linear<M>>,
     /// Another layer has written what this one reads.
     pub reads_only: bool,
-    pub output: Linear,
+    pub output: Linear<M>,
     pub join: Option<Join>,
     pub head_norms: Option<HeadNormWeights>,
     pub rope_table: RopeTable,
@@ -71,8 +73,13 @@ impl Step<'_> {
 }
 
 impl Attention {
-    /// Writes K and V of `hidden` `[tokens, hidden]` into the step's slots; gives q `[tokens, heads, head_dim]`.
-    pub fn write(&self, hidden: &Tensor, step: &Step, cache: &mut KvLayer) -> Result<Tensor> {
+    /// Writes K and V of `hidden` `[tokens, hidden]` into the step's slots; gives q `[tokens, heads, head_dim]`, and the
+    /// gate on what it will see where there is one.
+    pub fn write(&self, hidden: &Tensor, step: &Step, cache: &mut KvLayer) -> Result<Query> {
+        let gate = match &self.gate {
+            Some(gate) => Some(timed(Operation::Qkv, || gate.forward(hidden, self.norm.before()))?),
+            None => None,
+        };
         // [tokens, (heads + 2 * kv_heads) * head_dim]
         let extra = step.extra(Site::Qkv);
         let qkv = timed(Operation::Qkv, || self.qkv.forward_with(hidden, self.norm.before(), extra))?;
@@ -80,7 +87,8 @@ impl Attention {
             let query = qkv.reshape((qkv.dim(0)?, self.heads, self.head_dim))?;
             let norm = self.head_norms.as_ref().map(|norms| (&norms.query, norms.eps));
             let rope = (&self.rope_table, step.rope_style);
-            return Ok(timed(Operation::RopeAndWrite, || norm_and_rope(&query, norm, &step.batch.positions, rope))?);
+            let query = timed(Operation::RopeAndWrite, || norm_and_rope(&query, norm, &step.batch.positions, rope))?;
+            return Ok(Query { query, gate });
         }
         let norms = self.head_norms.as_ref().map(|HeadNormWeights { query, key, value, eps }| HeadNorms {
             query,
@@ -91,11 +99,12 @@ impl Attention {
         let heads = QkvHeads { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim, norms };
         let (positions, slots) = (&step.batch.positions, &step.batch.slots);
         let rope = (&self.rope_table, step.rope_style, positions.as_slice());
-        Ok(timed(Operation::RopeAndWrite, || rope_and_write_kv(&qkv, heads, rope, cache, slots))?)
+        let query = timed(Operation::RopeAndWrite, || rope_and_write_kv(&qkv, heads, rope, cache, slots))?;
+        Ok(Query { query, gate })
     }
 
     /// What every token sees of its context, before the output projection. `[tokens, heads * head_dim]`
-    pub fn attend(&self, query: &Tensor, step: &Step, cache: &KvLayer) -> Result<Tensor> {
+    pub fn attend(&self, query: &Query, step: &Step, cache: &KvLayer) -> Result<Tensor> {
         let params = AttentionParams {
             scale: self.scale,
             window: self.window,
@@ -103,8 +112,12 @@ impl Attention {
             sinks: self.sinks.as_deref(),
         };
         let batch = step.attention_batch();
-        let seen = timed(Operation::Attention, || paged_attention(query, cache, &batch, &params))?;
-        Ok(seen.reshape((query.dim(0)?, self.heads * self.head_dim))?)
+        let seen = timed(Operation::Attention, || paged_attention(&query.query, cache, &batch, &params))?;
+        let seen = seen.reshape((seen.dim(0)?, self.heads * self.head_dim))?;
+        match &query.gate {
+            Some(gate) => Ok(sigmoid_mul(gate, &seen)?),
+            None => Ok(seen),
+        }
     }
 
     /// The output projection of what was seen, added to the hidden state.

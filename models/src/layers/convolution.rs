@@ -6,20 +6,20 @@
 //! back are what they are for K and V.
 
 use candle_core::Tensor;
-use sconce_kernels::{KvLayer, Prologue, short_convolution, write_vectors};
+use sconce_kernels::{KvLayer, PackedWeight, Prologue, short_convolution, write_vectors};
 
 use super::{Join, Linear, Norm, Step, Sum};
 use crate::error::Result;
 
-pub(crate) struct ShortConvolution {
+pub(crate) struct ShortConvolution<M = PackedWeight> {
     pub norm: Norm,
     /// The first factor, the gate on the result, the second factor. `[3 * hidden, hidden]`
-    pub input: Linear,
+    pub input: Linear<M>,
     /// `[taps, hidden]`
     pub taps: Tensor,
     /// `[hidden]`
     pub bias: Option<Tensor>,
-    pub output: Linear,
+    pub output: Linear<M>,
     pub join: Option<Join>,
 }
 

@@ -6,24 +6,26 @@
 //! result does not depend on how a prompt was cut.
 
 use candle_core::Tensor;
-use sconce_kernels::{AttentionParams, KvLayer, Prologue, RopeTable, paged_attention, rms_norm, rope, write_vectors};
+use sconce_kernels::{
+    AttentionParams, KvLayer, PackedWeight, Prologue, RopeTable, paged_attention, rms_norm, rope, write_vectors,
+};
 
 use super::{Join, Linear, Norm, RmsNorm, Step, Sum};
 use crate::error::Result;
 use crate::spec::Latent;
 
-pub(crate) struct LatentAttention {
+pub(crate) struct LatentAttention<M = PackedWeight> {
     pub norm: Norm,
     /// Queries (or what they pass through), then latent, then the shared key. `[query + rank + rotated, hidden]`
-    pub down: Linear,
+    pub down: Linear<M>,
     /// `[heads * (plain + rotated), query rank]`, behind a norm.
-    pub query_up: Option<(RmsNorm, Linear)>,
+    pub query_up: Option<(RmsNorm, Linear<M>)>,
     pub latent_norm: RmsNorm,
     /// What the plain part of a query is multiplied with, a head each. `[rank, plain]`
-    pub key: Vec<Linear>,
+    pub key: Vec<Linear<M>>,
     /// What the latents that a head has seen become. `[value, rank]`
-    pub value: Vec<Linear>,
-    pub output: Linear,
+    pub value: Vec<Linear<M>>,
+    pub output: Linear<M>,
     pub join: Option<Join>,
     pub rope_table: RopeTable,
     pub sizes: Latent,

@@ -23,8 +23,9 @@ impl<'a> Sum<'a> {
     }
 }
 
-pub(crate) struct Linear {
-    pub weight: PackedWeight,
+/// `M` is a matrix, or several with the same input, as the device multiplies with it.
+pub(crate) struct Linear<M = PackedWeight> {
+    pub weight: M,
     /// `[out]`
     pub bias: Option<Tensor>,
 }

@@ -3,19 +3,19 @@
 //! `down(gelu(up(x)))` without a gate.
 
 use candle_core::Tensor;
-use sconce_kernels::Prologue;
+use sconce_kernels::{PackedWeight, Prologue};
 
 use super::{Join, Linear, Norm, Step, Sum};
 use crate::adapter::Site;
 use crate::error::Result;
 use crate::timing::{Operation, timed};
 
-pub(crate) struct Mlp {
+pub(crate) struct Mlp<M = PackedWeight> {
     pub norm: Norm,
     /// Gate above up `[2 * ffn, hidden]`, or up alone `[ffn, hidden]`.
-    pub gate_up: Linear,
+    pub gate_up: Linear<M>,
     /// `[hidden, ffn]`
-    pub down: Linear,
+    pub down: Linear<M>,
     /// What stands between the two.
     pub activation: Prologue<'static>,
     pub join: Option<Join>,

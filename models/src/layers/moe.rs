@@ -5,32 +5,32 @@
 //! experts are added in ascending order, so its result does not depend on which other tokens are in the step.
 
 use candle_core::Tensor;
-use sconce_kernels::{Prologue, add_scaled, rms_norm};
+use sconce_kernels::{PackedWeight, Prologue, add_scaled, rms_norm};
 
 use super::{Choice, Join, Linear, RmsNorm};
 use crate::error::Result;
 
 /// One feed-forward block without a norm.
-pub(crate) struct ExpertMlp {
+pub(crate) struct ExpertMlp<M = PackedWeight> {
     /// Gate above up. `[2 * ffn, hidden]`
-    pub gate_up: Linear,
+    pub gate_up: Linear<M>,
     /// `[hidden, ffn]`
-    pub down: Linear,
+    pub down: Linear<M>,
 }
 
 /// The expert that every token sees.
-pub(crate) struct SharedExpert {
-    pub mlp: ExpertMlp,
+pub(crate) struct SharedExpert<M = PackedWeight> {
+    pub mlp: ExpertMlp<M>,
     /// `[1, hidden]`: a token takes `sigmoid` of it; all of it without.
-    pub router: Option<Linear>,
+    pub router: Option<Linear<M>>,
 }
 
-pub(crate) struct Moe {
+pub(crate) struct Moe<M = PackedWeight> {
     pub norm: RmsNorm,
     /// `[experts, hidden]`
-    pub router: Linear,
-    pub experts: Vec<ExpertMlp>,
-    pub shared: Option<SharedExpert>,
+    pub router: Linear<M>,
+    pub experts: Vec<ExpertMlp<M>>,
+    pub shared: Option<SharedExpert<M>>,
     pub choice: Choice,
     pub activation: Prologue<'static>,
     pub join: Option<Join>,
@@ -56,15 +56,21 @@ impl Moe {
             rows.clear();
             rows.extend(routes.iter().map(|route| route.token));
             // [rows, hidden]
-            let x = if rows.len() == tokens {
+            let mut x = if rows.len() == tokens {
                 // Routes of an expert are in the order of their tokens: these are all of them.
                 normed.clone()
             } else {
                 normed.index_select(&Tensor::from_slice(&rows, rows.len(), hidden.device())?, 0)?
             };
+            let scales_input = self.choice.routing.scales_input;
+            if scales_input {
+                let shares: Vec<f32> = routes.iter().map(|route| route.share).collect();
+                x = x.broadcast_mul(&Tensor::from_vec(shares, (routes.len(), 1), hidden.device())?)?;
+            }
             self.run(expert, &x, &mut y)?;
             for (route, y) in routes.iter().zip(y.chunks_exact(width)) {
-                add(&mut sum[route.token as usize * width..][..width], route.share, y);
+                let share = if scales_input { 1.0 } else { route.share };
+                add(&mut sum[route.token as usize * width..][..width], share, y);
             }
         }
         if let Some(shared) = &self.shared {

@@ -9,11 +9,11 @@ use super::{Join, Linear, RmsNorm, Sum};
 use crate::error::Result;
 
 /// The vectors of all layers.
-pub(crate) struct OwnInputs {
+pub(crate) struct OwnInputs<M = PackedWeight> {
     /// `[vocab, layers * width]`
-    pub table: PackedWeight,
+    pub table: M,
     /// From the embedding, as it enters the first layer. `[layers * width, hidden]`
-    pub projection: Linear,
+    pub projection: Linear<M>,
     /// Over the projected vector of one layer. `[width]`
     pub norm: RmsNorm,
     /// Factors on the table's rows and on the projection.
@@ -34,13 +34,13 @@ impl OwnInputs {
 }
 
 /// What a layer does with its vector.
-pub(crate) struct OwnInput {
+pub(crate) struct OwnInput<M = PackedWeight> {
     /// Where the vector starts among those of all layers.
     pub start: usize,
     /// `[width, hidden]`
-    pub gate: Linear,
+    pub gate: Linear<M>,
     /// `[hidden, width]`
-    pub projection: Linear,
+    pub projection: Linear<M>,
     pub join: Join,
 }
 

@@ -15,7 +15,7 @@ use sconce_kernels::GgmlType;
 
 use crate::error::{Error, Result, shown};
 use crate::load::Progress;
-use crate::names::{LayerPart, Part};
+use crate::names::{DeltaPart, LayerPart, Part};
 use crate::tensors::{Format, Stored, TensorSet};
 
 /// Block formats that weights can be quantised to.
@@ -80,10 +80,10 @@ impl Planned {
     }
 }
 
-/// All matrices but the small ones that decide which expert a token takes, which are as sensitive as they are small.
+/// All matrices but the small ones that decide which expert a token takes or how much a state keeps, which are as sensitive as they are small.
 pub(crate) fn plan(tensors: &TensorSet, layers: usize, format: QuantFormat) -> Result<Vec<Planned>> {
     let refused = |feature: String, next| Error::Unsupported { file: tensors.source.clone(), feature, next };
-    if tensors.quantisation.is_some() || tensors.interleaved_experts {
+    if tensors.quantisation.is_some() || tensors.interleaved_experts || tensors.transposed_experts {
         let feature = "quantising weights that are quantised already or lie in turns".to_owned();
         return Err(refused(feature, "leave --quantization out, or use a dense checkpoint"));
     }
@@ -146,7 +146,11 @@ fn named(tensors: &TensorSet, parts: &[Part]) -> BTreeSet<String> {
 }
 
 fn routers(tensors: &TensorSet, layers: usize) -> BTreeSet<String> {
-    let of_layer = |layer| [Part::Layer(layer, LayerPart::Router), Part::Layer(layer, LayerPart::SharedRouter)];
+    use DeltaPart::{Kept, Written, WrittenAndKept};
+    use LayerPart::{Delta, Router, SharedRouter};
+    let of_layer = |layer| {
+        [Router, SharedRouter, Delta(Written), Delta(Kept), Delta(WrittenAndKept)].map(|part| Part::Layer(layer, part))
+    };
     named(tensors, &(0..layers).flat_map(of_layer).collect::<Vec<_>>())
 }
 

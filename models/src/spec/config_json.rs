@@ -16,8 +16,14 @@ use crate::family::{self, FamilyTraits, WindowRule};
 use crate::quantised::Quantisation;
 
 /// Models of text and images whose text part is one of the families, under `text_config`.
-const WRAPPERS: [&str; 3] =
-    ["Gemma3ForConditionalGeneration", "Gemma4ForConditionalGeneration", "Mistral3ForConditionalGeneration"];
+const WRAPPERS: [&str; 6] = [
+    "Gemma3ForConditionalGeneration",
+    "Gemma4ForConditionalGeneration",
+    "Llama4ForConditionalGeneration",
+    "Mistral3ForConditionalGeneration",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForConditionalGeneration",
+];
 
 /// What a config says.
 pub(crate) struct Parsed {
@@ -37,6 +43,9 @@ pub(crate) fn parse(text: &str, file: &Path) -> Result<Parsed> {
     let quantisation = Quantisation::parse(&whole)?;
     let is_text_part = text_part.is_some();
     let mut object = text_part.unwrap_or_else(|| root.clone());
+    if let Some(tied) = root.get("tie_word_embeddings") {
+        object.entry("tie_word_embeddings").or_insert(tied.clone());
+    }
     for &(key, size) in traits.sizes {
         object.entry(key).or_insert(size.into());
     }

@@ -36,6 +36,8 @@ pub struct Routing {
     pub corrected: bool,
     /// A token takes a share of the shared expert that a router of its own says; otherwise all of it.
     pub gates_shared: bool,
+    /// A token's share is a factor on what the expert sees, not on what it gives.
+    pub scales_input: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,8 +65,14 @@ pub enum GroupScore {
 
 impl Routing {
     /// A softmax over all scores, and nothing else.
-    pub(crate) const PLAIN: Self =
-        Self { scoring: Scoring::Softmax, groups: None, scale: 1.0, corrected: false, gates_shared: true };
+    pub(crate) const PLAIN: Self = Self {
+        scoring: Scoring::Softmax,
+        groups: None,
+        scale: 1.0,
+        corrected: false,
+        gates_shared: true,
+        scales_input: false,
+    };
     pub(crate) const GROUPS_MAX: usize = 64;
 
     fn check(&self, experts: &Experts) -> Result<(), String> {

@@ -103,6 +103,7 @@ fn has_part(tensors: &TensorSet, switch: Switch, part: LayerPart) -> bool {
 fn feed_forward(keys: &Keys, traits: &FamilyTraits) -> Result<usize> {
     if traits.is_uneven
         && let Some(narrowest) = keys.sizes("feed_forward_length")?.into_iter().flatten().min()
+        && narrowest > 0
     {
         return Ok(narrowest);
     }

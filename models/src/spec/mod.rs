@@ -16,7 +16,7 @@ pub use experts::{Experts, GroupScore, Groups, Routing, Scoring};
 pub use latent::Latent;
 pub use rope::{RopeScaling, RopeSpec};
 use sconce_kernels::KvDtype;
-pub use uneven::{CacheKind, Convolution, KvHeads, Uneven};
+pub use uneven::{CacheKind, Convolution, DeltaRule, KvHeads, Uneven};
 
 use crate::family::Family;
 
@@ -56,6 +56,8 @@ pub enum QkNorm {
     Heads,
     /// RMSNorm on all heads together (OLMo 2).
     Width,
+    /// RMSNorm without weights on every head of the layers with rotation (Llama 4).
+    RotatedHeads,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,7 +245,11 @@ impl Spec {
         layer += if self.output_bias { self.hidden } else { 0 };
         layer += if self.mlp_bias { 2 * self.ffn + self.hidden } else { 0 };
         layer += if self.qk_norm == QkNorm::Heads { 2 * self.head_dim } else { 0 };
-        (self.layers * layer + self.hidden) as u64
+        let of_deltas = (0..self.layers).filter_map(|index| self.delta_of(index)).map(|sizes| {
+            let own = sizes.taps * sizes.mixed() + 2 * sizes.value_heads + sizes.value_dim;
+            own as i64 - if self.qk_norm == QkNorm::Heads { 2 * self.head_dim as i64 } else { 0 }
+        });
+        (self.layers * layer + self.hidden) as u64 + of_deltas.sum::<i64>() as u64
     }
 
     /// What no model of these families may contradict, whatever file it came from.

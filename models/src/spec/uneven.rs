@@ -1,8 +1,9 @@
 //! What is not the same in all layers of a model: sizes of heads, caches that layers share, layers that convolve instead
 //! of attending, and what single layers are given beside the hidden state.
 
+use sconce_kernels::DeltaSizes;
+
 use super::Spec;
-use crate::error::Result;
 
 /// The default is a model whose layers are all alike.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -24,6 +25,10 @@ pub struct Uneven {
     pub scaled: bool,
     /// Layers that convolve.
     pub convolution: Option<Convolution>,
+    /// Layers of the gated delta rule.
+    pub delta: Option<DeltaRule>,
+    /// What attention has seen is multiplied with sigmoid of a gate, which the queries' matrix has behind each head's rows.
+    pub output_gate: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +47,22 @@ pub struct Convolution {
     pub layers: Vec<bool>,
 }
 
+/// Gated delta-rule linear attention (arXiv 2412.06464) in place of attention: one state a sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeltaRule {
+    pub sizes: DeltaSizes,
+    /// Whether layer `i` is one. `[layers]`
+    pub layers: Vec<bool>,
+}
+
 /// What the cache holds of a token in one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheKind {
     KeysAndValues(KvHeads),
     /// One vector: a latent, or the input of a convolution.
     Vector(usize),
+    /// Nothing: the layer keeps one state a sequence.
+    State(DeltaSizes),
     /// Nothing: the layer reads what this earlier one wrote.
     Shared(usize),
 }
@@ -66,6 +81,9 @@ impl Spec {
         if self.convolves(layer) {
             return CacheKind::Vector(self.hidden);
         }
+        if let Some(sizes) = self.delta_of(layer) {
+            return CacheKind::State(sizes);
+        }
         let own = self.layers.saturating_sub(self.uneven.shared_kv_layers);
         let is_like = |other: &usize| self.window(*other).is_some() == self.window(layer).is_some();
         match (0..own).rev().find(is_like).filter(|_| layer >= own) {
@@ -80,6 +98,18 @@ impl Spec {
         convolution.is_some_and(|convolution| convolution.layers.get(layer).copied().unwrap_or(false))
     }
 
+    /// The delta rule of a layer, `None` if it attends.
+    pub fn delta_of(&self, layer: usize) -> Option<DeltaSizes> {
+        let delta = self.uneven.delta.as_ref().filter(|delta| delta.layers.get(layer).copied().unwrap_or(false));
+        delta.map(|delta| delta.sizes)
+    }
+
+    /// Bytes that a sequence's state takes in all layers, 0 of a model that keeps none.
+    pub fn state_bytes(&self) -> u64 {
+        let sizes = (0..self.layers).filter_map(|layer| self.delta_of(layer));
+        sizes.map(|sizes| sizes.state_bytes()).fold(0, u64::saturating_add)
+    }
+
     /// Width of a layer's plain feed-forward block.
     pub fn ffn_of(&self, layer: usize) -> usize {
         let is_wide = self.uneven.shared_are_wide && layer >= self.layers.saturating_sub(self.uneven.shared_kv_layers);
@@ -91,7 +121,7 @@ impl Spec {
         match self.cache_of(layer) {
             CacheKind::KeysAndValues(KvHeads { kv_heads, head_dim }) => 2 * kv_heads as u64 * head_dim as u64,
             CacheKind::Vector(width) => width as u64,
-            CacheKind::Shared(_) => 0,
+            CacheKind::State(_) | CacheKind::Shared(_) => 0,
         }
     }
 
@@ -104,12 +134,43 @@ impl Spec {
         if self.convolves(layer) {
             return product(self.hidden, 4 * self.hidden);
         }
+        if let Some(sizes) = self.delta_of(layer) {
+            return product(self.hidden, sizes.projected() + sizes.values());
+        }
         let KvHeads { kv_heads, head_dim } = self.kv_heads_of(layer);
         let kvs = if matches!(self.cache_of(layer), CacheKind::Shared(_)) { 0 } else { 2 * kv_heads * head_dim };
-        product(self.hidden, 2 * self.heads * head_dim + kvs)
+        let queries = if self.uneven.output_gate { 3 } else { 2 };
+        product(self.hidden, queries * self.heads * head_dim + kvs)
+    }
+
+    fn check_delta(&self) -> Result<(), String> {
+        const SIZE_MAX: usize = 1 << 12;
+        let Some(DeltaRule { sizes, layers }) = &self.uneven.delta else { return Ok(()) };
+        for (name, value) in [
+            ("key heads", sizes.key_heads),
+            ("value heads", sizes.value_heads),
+            ("key head size", sizes.key_dim),
+            ("value head size", sizes.value_dim),
+            ("taps", sizes.taps),
+        ] {
+            if !(1..=SIZE_MAX).contains(&value) {
+                return Err(format!("linear attention with {value} {name}, expected 1 to {SIZE_MAX}"));
+            }
+        }
+        if !sizes.value_heads.is_multiple_of(sizes.key_heads) {
+            let DeltaSizes { key_heads, value_heads, .. } = sizes;
+            return Err(format!(
+                "linear attention: {value_heads} value heads are no multiple of {key_heads} key heads"
+            ));
+        }
+        if layers.len() != self.layers {
+            return Err(format!("linear attention is said of {} layers, there are {}", layers.len(), self.layers));
+        }
+        Ok(())
     }
 
     pub(super) fn check_uneven(&self) -> Result<(), String> {
+        self.check_delta()?;
         const SIZE_MAX: usize = 1 << 16;
         let Uneven { global_heads, shared_kv_layers, own_input, convolution, .. } = &self.uneven;
         if let Some(KvHeads { kv_heads, head_dim }) = *global_heads {

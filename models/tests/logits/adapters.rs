@@ -141,6 +141,7 @@ fn an_adapter_that_was_taken_away_is_refused_and_the_others_stay() {
         block_table_ends: vec![1],
         sample_rows: vec![0],
         adapters: vec![Some(gone)],
+        ..Default::default()
     };
     let refused = model.forward(&batch, &mut kv, &mut Default::default()).unwrap_err();
     assert!(matches!(&refused, Error::Batch(why) if why.contains("not loaded")), "{refused}");

@@ -23,6 +23,8 @@ pub struct Ragged<'a> {
     kv: KvCache,
     block_size: usize,
     free: Vec<u32>,
+    /// The last of the slots for states.
+    states: usize,
     pub sequences: Vec<Sequence>,
     batch: BatchInput,
     logits: Logits,
@@ -43,6 +45,8 @@ impl<'a> Ragged<'a> {
         let blocks_each = |prompt: &Vec<u32>| (prompt.len() + spare_tokens).div_ceil(block_size);
         let blocks = prompts.iter().map(blocks_each).sum::<usize>() as u32 + 3;
         let kv = model.new_kv_cache(blocks, block_size as u32, dtype).unwrap();
+        // Slots in another order than sequences.
+        let kv = kv.with_state_slots(prompts.len() as u32 + 1, model.spec()).unwrap();
         let mut free: Vec<u32> = (0..blocks).collect();
         // Fisher-Yates with a fixed stream: no sequence gets neighbouring blocks in order.
         let mut state = 0x2545_f491_u64;
@@ -58,7 +62,8 @@ impl<'a> Ragged<'a> {
             adapter: None,
         };
         let sequences = prompts.iter().map(sequence).collect();
-        Self { model, kv, block_size, free, sequences, batch: BatchInput::default(), logits: Logits::default() }
+        let (states, batch, logits) = (prompts.len(), BatchInput::default(), Logits::default());
+        Self { model, kv, block_size, free, states, sequences, batch, logits }
     }
 
     /// Computes the next `count` tokens of each `(sequence, count)`, rows in the order given.
@@ -106,6 +111,9 @@ impl<'a> Ragged<'a> {
         self.batch.block_tables.extend_from_slice(&sequence.blocks);
         self.batch.block_table_ends.push(self.batch.block_tables.len() as u32);
         self.batch.adapters.push(sequence.adapter);
+        if self.model.spec().state_bytes() > 0 {
+            self.batch.states.push((self.states - index) as u32);
+        }
         sequence.done = end;
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod embed;
 pub(crate) mod frames;
 mod request;
+pub(crate) mod role;
 pub(crate) mod sign;
 mod stream;
 

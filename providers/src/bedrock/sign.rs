@@ -4,7 +4,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use sconce_vocabulary::calendar::rfc3339;
 use sconce_vocabulary::error::{Error, Result};
 use sha2::{Digest, Sha256};
@@ -138,8 +138,9 @@ fn moment(unix_s: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use reqwest::header::CONTENT_TYPE;
-    use reqwest::{Method, Url};
+    use http::Method;
+    use http::header::CONTENT_TYPE;
+    use url::Url;
 
     use super::*;
 

@@ -76,6 +76,14 @@ impl Reader for GenerateReader {
         }
         Ok(())
     }
+
+    fn whole(&mut self, document: &str, answer: &mut Answer) -> Result<(), Fault> {
+        self.read(Message { name: "", data: document, is_exception: false }, answer)?;
+        match answer.is_finished() {
+            true => Ok(()),
+            false => Err(Fault::Garbled("a document that is no answer".to_owned())),
+        }
+    }
 }
 
 impl GenerateReader {
@@ -115,7 +123,8 @@ impl GenerateReader {
 
 fn finish(reason: &str, message: Option<String>) -> Result<Finish, Fault> {
     match reason {
-        "STOP" => Ok(Finish::Stop(None)),
+        // The second is not Google's, but of servers that speak as Google does.
+        "STOP" | "FUNCTION_CALL" => Ok(Finish::Stop(None)),
         "MAX_TOKENS" | "CONTINUATION" => Ok(Finish::Length),
         "SAFETY"
         | "RECITATION"

@@ -42,6 +42,7 @@ fn answers() {
     ];
     check("calls", &data.map(String::as_str), &events);
     for (reason, finish) in [
+        ("FUNCTION_CALL", "finished 0 Stop(None)"),
         ("MAX_TOKENS", "finished 0 Length"),
         ("SAFETY", "finished 0 ContentFilter"),
         ("RECITATION", "finished 0 ContentFilter"),

@@ -2,6 +2,7 @@
 
 #[path = "../fake/mod.rs"]
 mod fake;
+mod roles;
 
 use std::time::Duration;
 
@@ -53,8 +54,12 @@ async fn ask(provider: &Provider) -> Result<Vec<Event>, Error> {
 }
 
 async fn asked(play: Play) -> Result<Vec<Event>, Error> {
+    asked_of(Kind::OpenAi, play).await
+}
+
+async fn asked_of(kind: Kind, play: Play) -> Result<Vec<Event>, Error> {
     let fake = FakeProvider::start(move |_| play.clone()).await;
-    let provider = Provider::new(config(Kind::OpenAi, &fake.url()), &HttpClient::new()).expect("good");
+    let provider = Provider::new(config(kind, &fake.url()), &HttpClient::new()).expect("good");
     ask(&provider).await
 }
 
@@ -106,9 +111,19 @@ async fn an_answer_comes_and_the_connection_is_kept() {
         let events = ask(&provider).await.expect("an answer");
         assert!(matches!(events.last(), Some(Event::Done(usage)) if usage.prompt_tokens == 3), "{events:?}");
     }
-    let document = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}]}"#;
-    let events = asked(Play::json(200, document)).await.expect("an answer that was not streamed");
-    assert!(matches!(&events[1], Event::Text { text, .. } if text == "hi"), "{events:?}");
+}
+
+#[tokio::test]
+async fn answers_that_are_not_streamed_are_taken_too() {
+    let chat = r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}]}"#;
+    let gemini = r#"{"candidates":[{"content":{"parts":[{"text":"hi"}]},"finishReason":"STOP"}]}"#;
+    for (kind, document) in [(Kind::OpenAi, chat), (Kind::Mistral, chat), (Kind::Gemini, gemini)] {
+        let events = asked_of(kind, Play::json(200, document)).await.expect("an answer");
+        assert!(matches!(&events[1], Event::Text { text, .. } if text == "hi"), "{kind:?}: {events:?}");
+        assert!(matches!(events.last(), Some(Event::Done(_))), "{kind:?}: {events:?}");
+        let events = asked_of(kind, Play::json(200, "{}")).await.expect("a start");
+        assert!(matches!(events.last(), Some(Event::Failed(_))), "{kind:?}: an empty document is none: {events:?}");
+    }
 }
 
 #[tokio::test]

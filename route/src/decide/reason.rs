@@ -159,6 +159,9 @@ pub enum Exclusion {
     NotInCanary { share: f64 },
 }
 
+/// About as long as a probe takes until it knows.
+const PROBE_MS: u64 = 200;
+
 impl Exclusion {
     /// For `x-sconce-reason` and the decision log.
     pub fn word(&self) -> &'static str {
@@ -185,6 +188,7 @@ impl Exclusion {
     pub fn retry_after_ms(&self) -> Option<u64> {
         match self {
             Self::CircuitOpen { retry_after_ms } | Self::RateLimited { retry_after_ms } => Some(*retry_after_ms),
+            Self::Probing => Some(PROBE_MS),
             _ => None,
         }
     }

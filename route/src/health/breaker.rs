@@ -1,8 +1,8 @@
 //! The circuit breaker: stops asking a member that fails, and finds out by a few probes when it is well again.
 //!
 //! Closed until failures in a row or the share of failures in a window reach a limit; then open for a while that doubles
-//! with each failed probe; then half-open, where at most `probes_max` requests are under way. A probe that never
-//! reports back gives its place up after `probe_lease_ms`, so that no member is shut out for good. News of attempts that
+//! with each failed probe; then half-open, where at most `probes_max` requests wait for their first content. A probe that
+//! never reports back gives its place up after `probe_lease_ms`, so that no member is shut out for good. News of attempts that
 //! started before the last change of state is ignored.
 
 use serde::{Deserialize, Serialize};
@@ -50,6 +50,8 @@ impl Default for BreakerOptions {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Pass {
     pub is_probe: bool,
+    /// It still takes the place of a probe.
+    has_place: bool,
     generation: u64,
     lease_until_ms: u64,
 }
@@ -108,7 +110,10 @@ impl Breaker {
 
     pub fn try_pass(&mut self, now_ms: u64) -> Result<Pass, Barred> {
         match self.circuit(now_ms) {
-            Circuit::Closed => return Ok(Pass { is_probe: false, generation: self.generation, lease_until_ms: 0 }),
+            Circuit::Closed => {
+                let generation = self.generation;
+                return Ok(Pass { is_probe: false, has_place: false, generation, lease_until_ms: 0 });
+            }
             Circuit::Open { retry_after_ms } => return Err(Barred::CircuitOpen { retry_after_ms }),
             Circuit::HalfOpen { probes_free: 0 } => return Err(Barred::Probing),
             Circuit::HalfOpen { .. } => {}
@@ -121,15 +126,33 @@ impl Breaker {
             leases_until_ms.retain(|until_ms| *until_ms > now_ms);
             leases_until_ms.push(lease_until_ms);
         }
-        Ok(Pass { is_probe: true, generation: self.generation, lease_until_ms })
+        Ok(Pass { is_probe: true, has_place: true, generation: self.generation, lease_until_ms })
     }
 
-    pub fn finish(&mut self, now_ms: u64, pass: &Pass, outcome: Outcome) {
+    /// A probe has begun to answer: another may go, for an answer may take minutes. Whether it was one is known at its end.
+    pub fn answers(&mut self, pass: &mut Pass) {
+        if pass.generation == self.generation {
+            self.give_up_place(pass);
+        }
+    }
+
+    fn give_up_place(&mut self, pass: &mut Pass) {
+        let had_place = std::mem::replace(&mut pass.has_place, false);
+        if let State::HalfOpen { leases_until_ms, .. } = &mut self.state
+            && had_place
+            && let Some(at) = leases_until_ms.iter().position(|until_ms| *until_ms == pass.lease_until_ms)
+        {
+            leases_until_ms.swap_remove(at);
+        }
+    }
+
+    pub fn finish(&mut self, now_ms: u64, mut pass: Pass, outcome: Outcome) {
         if pass.generation != self.generation {
             return;
         }
         if pass.is_probe {
-            self.finish_probe(now_ms, pass, outcome);
+            self.give_up_place(&mut pass);
+            self.finish_probe(now_ms, outcome);
             return;
         }
         match outcome {
@@ -152,11 +175,8 @@ impl Breaker {
         }
     }
 
-    fn finish_probe(&mut self, now_ms: u64, pass: &Pass, outcome: Outcome) {
-        let State::HalfOpen { leases_until_ms, successes } = &mut self.state else { return };
-        if let Some(at) = leases_until_ms.iter().position(|until_ms| *until_ms == pass.lease_until_ms) {
-            leases_until_ms.swap_remove(at);
-        }
+    fn finish_probe(&mut self, now_ms: u64, outcome: Outcome) {
+        let State::HalfOpen { successes, .. } = &mut self.state else { return };
         match outcome {
             Outcome::Success => {
                 *successes += 1;

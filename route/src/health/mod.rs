@@ -146,7 +146,8 @@ impl Health {
     }
 
     /// The first byte of content came.
-    pub fn first_token(&mut self, now_ms: u64, attempt: &Attempt) {
+    pub fn first_token(&mut self, now_ms: u64, attempt: &mut Attempt) {
+        self.breaker.answers(&mut attempt.pass);
         let ttft_ms = now_ms.saturating_sub(attempt.started_ms);
         self.latency.ttft.add(now_ms, ttft_ms);
         self.latency.ttft_floor.add(now_ms, ttft_ms);
@@ -170,7 +171,7 @@ impl Health {
             Outcome::RateLimited { retry_after_ms } => self.rate.limited(now_ms, retry_after_ms),
             Outcome::Failure | Outcome::Misconfigured | Outcome::Cancelled => {}
         }
-        self.breaker.finish(now_ms, &attempt.pass, outcome);
+        self.breaker.finish(now_ms, attempt.pass, outcome);
     }
 
     /// Attempts that have started and not finished.

@@ -115,6 +115,28 @@ fn a_lost_probe_does_not_shut_the_member_out() {
 }
 
 #[test]
+fn a_probe_that_answers_lets_the_next_one_go() {
+    let mut member = health();
+    open(&mut member, 0);
+    let mut long = member.try_start(5000).unwrap();
+    assert_eq!(member.try_start(5000), Err(Barred::Probing));
+    member.first_token(5100, &mut long);
+    // It began at the same moment as the first, so that their leases are alike.
+    let second = member.try_start(5000).unwrap();
+    assert_eq!(circuit(&member, 5100), Circuit::HalfOpen { probes_free: 0 });
+    member.finish(5200, long, Outcome::Success);
+    assert_eq!(circuit(&member, 5200), Circuit::HalfOpen { probes_free: 0 }, "nobody gives another's place up");
+    member.finish(5300, second, Outcome::Success);
+    assert_eq!(circuit(&member, 5300), Circuit::Closed);
+    // To begin is not to answer: one that breaks off later has failed.
+    open(&mut member, 20_000);
+    let mut breaks = member.try_start(25_000).unwrap();
+    member.first_token(25_100, &mut breaks);
+    member.finish(25_200, breaks, Outcome::Failure);
+    assert_eq!(circuit(&member, 25_200), Circuit::Open { retry_after_ms: 10_000 });
+}
+
+#[test]
 fn a_cancelled_probe_gives_its_place_back() {
     let mut member = health();
     open(&mut member, 0);
@@ -201,8 +223,8 @@ fn waits_follow_from_queue_and_service() {
 fn times_are_smoothed_and_forgotten() {
     let mut member = health();
     for at in 0..200_u64 {
-        let attempt = member.try_start(at * 1000).unwrap();
-        member.first_token(at * 1000 + 250, &attempt);
+        let mut attempt = member.try_start(at * 1000).unwrap();
+        member.first_token(at * 1000 + 250, &mut attempt);
         member.tokens(at * 1000 + 750, 51, 500);
         member.finish(at * 1000 + 750, attempt, Outcome::Success);
     }
@@ -212,8 +234,8 @@ fn times_are_smoothed_and_forgotten() {
     let later = member.view(600_000, LoadFigures::default());
     assert_eq!((later.ttft_ms, later.token_us), (None, None), "what is old says nothing of now");
     // One slow answer moves the mean by an eighth.
-    let slow = member.try_start(201_000).unwrap();
-    member.first_token(202_050, &slow);
+    let mut slow = member.try_start(201_000).unwrap();
+    member.first_token(202_050, &mut slow);
     assert_eq!(member.view(202_050, LoadFigures::default()).ttft_ms, Some(350));
     assert_eq!(member.view(202_050, LoadFigures::default()).running, 1, "what is in flight runs");
     member.finish(202_050, slow, Outcome::Success);
@@ -225,8 +247,8 @@ fn a_queue_is_not_predicted_from_itself() {
     // Each request holds a place for 100 + 400 ms; later ones stand in a queue for up to ten seconds before.
     for at in 0..100_u64 {
         let (start_ms, queued_ms) = (at * 1000, at * 100);
-        let attempt = member.try_start(start_ms).unwrap();
-        member.first_token(start_ms + queued_ms + 100, &attempt);
+        let mut attempt = member.try_start(start_ms).unwrap();
+        member.first_token(start_ms + queued_ms + 100, &mut attempt);
         member.tokens(start_ms + queued_ms + 500, 5, 400);
         member.finish(start_ms + queued_ms + 500, attempt, Outcome::Success);
     }

@@ -6,6 +6,7 @@ use crate::hash::{mix, spread};
 use crate::score::features::{COUNT, Features, NAMES};
 use crate::score::linear::Linear;
 use crate::score::neighbours::Neighbours;
+use crate::score::shape::Shape;
 use crate::score::words::Words;
 use crate::score::{Embedder, Example, Own, Router, Scale, VERSION, percentile};
 
@@ -100,7 +101,7 @@ pub fn fit(examples: &[Example], embeddings: Option<Embeddings<'_>>, options: &F
     let embedder = embeddings
         .map(|given| Embedder { name: given.name.to_owned(), dimensions: given.vectors.first().map_or(0, Vec::len) });
     let general = general_scale(&rows);
-    let own = Some(Own { scale, neighbours, words, familiar });
+    let own = Some(Own { scale, neighbours, words, familiar, shape: Shape::fit(&rows) });
     let mut router = Router { version: VERSION, embedder, general, own, percentiles: Vec::new() };
     // A prompt's own point is among its neighbours here, one of a hundred: good enough for percentiles.
     let raw = |at: &usize| {

@@ -4,7 +4,7 @@
 //! weights, a few other counts, because little else carries over from one kind of prompts to another.
 //! [`fit::fit`] makes one from a user's own outcomes: a regression on features, and what the nearest fitted prompts
 //! showed, by the caller's embeddings or, where there are none, by their words. A fitted artefact keeps the built-in score for prompts unlike those it was
-//! fitted on: where no neighbour is near, it is the built-in one.
+//! fitted on: where no neighbour is near, or the prompt looks otherwise than they do, it is the built-in one.
 //!
 //! Give it the text that asks: the last user message, without the system prompt, the tools or what came before.
 //! Embeddings are of the same text, from the embedder that the artefact names. Nothing here reads files.
@@ -16,6 +16,7 @@ pub mod fit;
 mod linear;
 mod neighbours;
 pub mod outcomes;
+mod shape;
 mod words;
 
 use serde::{Deserialize, Serialize};
@@ -24,11 +25,12 @@ use curve::percentile;
 use features::Features;
 use linear::Linear;
 use neighbours::Neighbours;
+use shape::Shape;
 use words::Words;
 
 pub use outcomes::Example;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const BUILTIN: &str = include_str!("builtin.json");
 
 /// What makes a difficulty of a prompt.
@@ -72,6 +74,7 @@ struct Own {
     words: Option<Words>,
     /// Familiarity below the first is strange, above the second is known; between them it is a matter of degree.
     familiar: (f64, f64),
+    shape: Shape,
 }
 
 /// A difficulty and what made it.
@@ -105,6 +108,7 @@ impl Router {
         }
         let Some(own) = own else { return Ok(router) };
         own.neighbours.check()?;
+        own.shape.check()?;
         own.words.as_ref().map_or(Ok(()), Words::check)?;
         let dimensions = match (&own.words, &router.embedder) {
             (Some(_), None) => words::PLACES,
@@ -144,7 +148,7 @@ impl Router {
         let Some(vector) = vector else { return (general, 0.0) };
         let heard = own.neighbours.hear(vector, None);
         let value = own.scale.linear.apply(&features.values) + heard.value;
-        let trust = own.trust(heard.familiarity);
+        let trust = own.trust(heard.familiarity) * own.shape.likeness(features);
         (general + trust * (own.scale.standardise(value) - general), trust)
     }
 

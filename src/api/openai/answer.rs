@@ -82,7 +82,12 @@ impl Answer {
             }
         };
         let indexed = streams.into_iter().enumerate().map(|(prompt, events)| events.map(move |event| (prompt, event)));
-        let batches = Box::pin(stream::select_all(indexed).ready_chunks(BATCH_EVENTS_MAX));
+        let mut indexed = indexed.fuse();
+        let batches: Pin<Box<dyn Stream<Item = Vec<Indexed>> + Send>> = match (indexed.next(), indexed.len()) {
+            // Nearly always: there is nothing to merge.
+            (Some(only), 0) => Box::pin(only.ready_chunks(BATCH_EVENTS_MAX)),
+            (first, _) => Box::pin(stream::select_all(first.into_iter().chain(indexed)).ready_chunks(BATCH_EVENTS_MAX)),
+        };
         Ok(Self {
             batches,
             open,

@@ -6,6 +6,7 @@ use crate::api::json::Wire;
 use crate::api::openapi::{Dialect, Operation};
 use crate::api::schema::{Schemas, for_queries};
 
+use super::reload::{ReloadFields, Reloaded};
 use super::{Health, Index, LogLevel, LogLevelFields, Readiness, Version, WhichModel};
 
 pub(in crate::api) fn operations(schemas: &mut Schemas) -> Vec<Operation> {
@@ -50,6 +51,17 @@ pub(in crate::api) fn operations(schemas: &mut Schemas) -> Vec<Operation> {
             )
             .answers("The filter.", schemas.written::<LogLevel>())
             .refuses(&[403], Dialect::OpenAi),
+        Operation::new("post", "/v1/reload", "reload")
+            .says(
+                "Operation",
+                "Read the configuration file again",
+                "For operators; as on SIGHUP. The file is checked as a whole and new models are loaded before anything is \
+                 exchanged; a file with a fault changes nothing, and the error says what is wrong.",
+            )
+            .guarded(Dialect::OpenAi)
+            .body(schemas.read::<ReloadFields>(), &[("nothing to say", json!({}))], Dialect::OpenAi)
+            .answers("What was changed.", schemas.written::<Reloaded>())
+            .refuses(&[403, 503], Dialect::OpenAi),
         Operation::new("get", "/metrics", "metrics")
             .says("Operation", "Figures for Prometheus", "With vLLM's names where it has one.")
             .answers_with(200, "The figures.", "text/plain", text()),

@@ -1,6 +1,7 @@
 //! Endpoints for operators: probes, metrics, what this server is.
 
 mod describe;
+mod reload;
 
 use std::sync::OnceLock;
 
@@ -24,6 +25,8 @@ use crate::pool::lifecycle::Managed;
 use crate::telemetry;
 
 pub(super) use describe::operations;
+pub(super) use reload::reload;
+pub use reload::{Reload, ReloadWish, Reloaded};
 
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 

@@ -7,6 +7,7 @@
 mod rate;
 mod report;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -29,13 +30,15 @@ pub(super) struct Reporter {
     when: LoadReports,
     pool: Arc<Pool>,
     started: Instant,
+    /// Somebody has asked: before, answers need not be counted.
+    is_asked: AtomicBool,
     // Taken once an answer.
     rate: Mutex<AnswerRate>,
 }
 
 impl Reporter {
     pub fn new(when: LoadReports, pool: Arc<Pool>) -> Arc<Self> {
-        Arc::new(Self { when, pool, started: Instant::now(), rate: Mutex::default() })
+        Arc::new(Self { when, pool, started: Instant::now(), is_asked: AtomicBool::new(false), rate: Mutex::default() })
     }
 
     /// How a report is wanted, if one is. An encoding that is not known is not guessed at.
@@ -45,6 +48,19 @@ impl Reporter {
             (LoadReports::Off, _) | (LoadReports::Asked, None) => None,
             (LoadReports::Always, None) => Some(Encoding::Json),
             (_, Some(encoding)) => encoding,
+        }
+    }
+
+    /// Whether this answer counts. A balancer asks with every request; where none ever asked there is nobody to tell.
+    fn counts(&self, encoding: Option<Encoding>) -> bool {
+        match self.when {
+            LoadReports::Off => false,
+            LoadReports::Always => true,
+            LoadReports::Asked if encoding.is_some() => {
+                self.is_asked.store(true, Ordering::Relaxed);
+                true
+            }
+            LoadReports::Asked => self.is_asked.load(Ordering::Relaxed),
         }
     }
 
@@ -58,12 +74,12 @@ impl Reporter {
     }
 }
 
-/// Adds a report to the answer where one is wanted. Answers are counted in any case: the next report tells their rate.
+/// Adds a report to the answer where one is wanted. Other answers are counted as well: the next report tells their rate.
 pub(super) async fn report(State(reporter): State<Arc<Reporter>>, request: Request, next: Next) -> Response {
-    if reporter.when == LoadReports::Off {
+    let encoding = reporter.encoding(request.headers());
+    if !reporter.counts(encoding) {
         return next.run(request).await;
     }
-    let encoding = reporter.encoding(request.headers());
     let mut response = next.run(request).await;
     let report = reporter.report(response.status().is_server_error());
     if let Some(value) = encoding.and_then(|encoding| HeaderValue::from_str(&report.encoded(encoding)).ok()) {

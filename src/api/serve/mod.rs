@@ -5,18 +5,19 @@
 //! the drain timeout, and the rest is cut.
 
 mod connection;
+mod lane;
 mod stall;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
 
 use crate::error::{Error, Result};
 use crate::pool::Pool;
+use lane::{Arrival, Lanes};
 
 /// Limits of the listening side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct ServeOptions {
     pub write_stall_timeout: Duration,
     /// Most connections at once; more wait in the system's queue.
     pub connections_max: usize,
+    /// Threads that serve connections, each its own.
+    pub threads: usize,
 }
 
 impl Default for ServeOptions {
@@ -38,6 +41,7 @@ impl Default for ServeOptions {
             header_read_timeout: Duration::from_secs(30),
             write_stall_timeout: Duration::from_secs(60),
             connections_max: 8192,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
 }
@@ -56,24 +60,19 @@ pub async fn serve(
     if options.connections_max == 0 {
         return Err(Error::invalid("connections_max", "connections_max is 0; allow at least one connection"));
     }
+    if options.threads == 0 {
+        return Err(Error::invalid("threads", "threads is 0; allow at least one thread for connections"));
+    }
     let places = Arc::new(Semaphore::new(options.connections_max.min(Semaphore::MAX_PERMITS)));
     let (drain, draining) = watch::channel(false);
-    let mut connections = JoinSet::new();
+    let mut lanes = Lanes::start(&router, options, &draining)?;
     {
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
             tokio::select! {
                 biased;
                 () = &mut shutdown => break,
-                Some(ended) = connections.join_next(), if !connections.is_empty() => report(ended),
-                accepted = accept(&listener, &places) => {
-                    let (stream, place) = accepted?;
-                    let serving = connection::serve(stream, router.clone(), options, draining.clone());
-                    connections.spawn(async move {
-                        serving.await;
-                        drop(place);
-                    });
-                }
+                accepted = accept(&listener, &places) => lanes.put(accepted?).await?,
             }
         }
     }
@@ -82,41 +81,28 @@ pub async fn serve(
     drop(listener);
     tracing::info!(running = pool.live(), timeout_s = options.drain_timeout.as_secs(), "draining");
     drain.send_replace(true);
-    let all_ended = async {
-        while let Some(ended) = connections.join_next().await {
-            report(ended);
-        }
-    };
-    if tokio::time::timeout(options.drain_timeout, all_ended).await.is_err() {
+    if tokio::time::timeout(options.drain_timeout, lanes.ended()).await.is_err() {
         tracing::warn!(
-            connections = connections.len(),
+            connections = lanes.open(),
             running = pool.live(),
             "the drain timeout is over, cutting the rest"
         );
-        connections.shutdown().await;
     }
+    lanes.cut().await;
     Ok(())
 }
 
 /// The next connection, once there is a place for it.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Result<(TcpStream, OwnedSemaphorePermit)> {
+async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Result<Arrival> {
     let place = Arc::clone(places).acquire_owned().await;
     let place = place.map_err(|_| Error::internal("the connection places were closed"))?;
     loop {
-        match listener.accept().await {
-            Ok((stream, _peer)) => return Ok((stream, place)),
+        match listener.accept().await.and_then(|(stream, _peer)| stream.into_std()) {
+            Ok(stream) => return Ok(Arrival { stream, place }),
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_RETRY_WAIT).await;
             }
         }
-    }
-}
-
-fn report(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        tracing::error!(%error, "a connection's task panicked");
     }
 }

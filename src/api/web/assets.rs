@@ -21,13 +21,15 @@ macro_rules! asset {
     };
 }
 
-static ASSETS: [Asset; 16] = [
+static ASSETS: [Asset; 19] = [
     asset!(HTML, "chat.html"),
     asset!(HTML, "docs.html"),
+    asset!(HTML, "usage.html"),
     asset!(CSS, "base.css"),
     asset!(CSS, "chat.css"),
     asset!(CSS, "docs.css"),
     asset!(CSS, "panel.css"),
+    asset!(CSS, "usage.css"),
     asset!(SVG, "icon.svg"),
     asset!(SCRIPT, "chat.js"),
     asset!(SCRIPT, "conversation.js"),
@@ -38,6 +40,7 @@ static ASSETS: [Asset; 16] = [
     asset!(SCRIPT, "schema.js"),
     asset!(SCRIPT, "settings.js"),
     asset!(SCRIPT, "stream.js"),
+    asset!(SCRIPT, "usage.js"),
 ];
 
 pub(super) fn named(name: &str) -> Option<&'static Asset> {

@@ -1,4 +1,4 @@
-//! Pages for people: one to chat with the models at `/`, the reference at `/docs`.
+//! Pages for people: one to chat with the models at `/`, the reference at `/docs`, the ledger at `/usage`.
 //!
 //! Plain HTML, CSS and JavaScript modules that are part of the binary. Nothing is loaded from elsewhere, and the content
 //! security policy sees to it; what models say is never read as HTML.
@@ -48,6 +48,11 @@ pub(super) fn page(headers: &HeaderMap) -> Response {
 /// The reference.
 pub(super) async fn docs(headers: HeaderMap) -> Response {
     served(assets::named("docs.html"), &headers)
+}
+
+/// What was used and what it cost.
+pub(super) async fn usage(headers: HeaderMap) -> Response {
+    served(assets::named("usage.html"), &headers)
 }
 
 /// A part of a page.
@@ -116,6 +121,7 @@ pub(super) fn operations() -> Vec<Operation> {
     };
     vec![
         page("/docs", "docs", "This document, to read", "text/html"),
+        page("/usage", "usagePage", "The ledger, to read", "text/html"),
         page("/web/{file}", "asset", "A part of a page", "text/javascript")
             .answers_with(200, "The text.", "text/css", json!({"type": "string"}))
             .answers_with(200, "The text.", "image/svg+xml", json!({"type": "string"}))

@@ -7,7 +7,7 @@ use crate::config::speculation::Speculation;
 use crate::device::fit::human_bytes;
 use crate::device::fit::roofline::Rates;
 use crate::error::Result;
-use crate::hub::catalogue::{self, Entry, Kind};
+use crate::hub::catalogue::{self, Entry};
 use crate::hub::{self, HubOptions, LocalModel, ModelRef};
 use crate::launch::fit::{self, Asks, Forecast, Room};
 
@@ -74,7 +74,7 @@ async fn look(config: &ModelConfig, room: Room<'_>) -> Result<(Verdict, Option<A
         Err(why) => {
             // Only what could be downloaded may be missing.
             return match &reference {
-                ModelRef::Catalogue(entry) if entry.kind != Kind::Embedding => {
+                ModelRef::Catalogue(entry) if entry.kind.makes_text() => {
                     let (mut forecast, has_shape) = fit::of_catalogue(entry, room);
                     if !has_shape {
                         forecast.what += ", of unknown shape: its KV cache is left out";
@@ -180,7 +180,7 @@ pub struct Listed {
 
 /// Every model that makes text and can be served.
 pub fn catalogue(room: Room<'_>) -> Vec<Listed> {
-    let is_wanted = |entry: &&Entry| entry.is_served() && entry.kind != Kind::Embedding;
+    let is_wanted = |entry: &&Entry| entry.is_served() && entry.kind.makes_text();
     let listed = |entry: &Entry| {
         let (forecast, has_shape) = fit::of_catalogue(entry, room);
         let needs = forecast.outcome.ok();

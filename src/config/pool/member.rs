@@ -68,6 +68,15 @@ pub enum Secrets {
     None,
     ApiKey(SecretSource),
     Aws { access_key_id: SecretSource, secret_access_key: SecretSource, session_token: Option<SecretSource> },
+    AwsRole(AwsRole),
+}
+
+/// Who hands out the keys of an AWS role. Where they are asked stands in the environment, as AWS's own clients read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AwsRole {
+    Instance,
+    Container,
+    WebIdentity,
 }
 
 /// What a member makes.
@@ -139,13 +148,14 @@ fn local(section: &MemberSection) -> Result<MemberKind, String> {
 }
 
 /// What only hosted members have.
-pub(super) fn hosted_keys(section: &MemberSection) -> [(&'static str, bool); 12] {
+pub(super) fn hosted_keys(section: &MemberSection) -> [(&'static str, bool); 13] {
     [
         ("base_url", section.base_url.is_some()),
         ("api_key", section.api_key.is_some()),
         ("access_key_id", section.access_key_id.is_some()),
         ("secret_access_key", section.secret_access_key.is_some()),
         ("session_token", section.session_token.is_some()),
+        ("aws_role", section.aws_role.is_some()),
         ("region", section.region.is_some()),
         ("api", section.api.is_some()),
         ("api_version", section.api_version.is_some()),
@@ -240,6 +250,17 @@ fn endpoint(api: Option<&str>) -> Result<bool, String> {
 fn secrets(section: &MemberSection, provider: Kind) -> Result<Secrets, String> {
     let aws = (&section.access_key_id, &section.secret_access_key, &section.session_token);
     let is_bedrock = provider == Kind::Bedrock;
+    if let Some(word) = &section.aws_role {
+        if !is_bedrock || section.api_key.is_some() || aws != (&None, &None, &None) {
+            return Err("aws_role belongs to kind bedrock, without api_key and access_key_id; leave one out".to_owned());
+        }
+        return Ok(Secrets::AwsRole(match word.as_str() {
+            "instance" => AwsRole::Instance,
+            "container" => AwsRole::Container,
+            "web_identity" => AwsRole::WebIdentity,
+            other => return Err(format!("aws_role is '{other}'; it is instance, container or web_identity")),
+        }));
+    }
     match (&section.api_key, aws) {
         (_, (None, None, None)) => {}
         _ if !is_bedrock => return Err("access_key_id and its fellows belong to kind bedrock; use api_key".to_owned()),
@@ -253,7 +274,9 @@ fn secrets(section: &MemberSection, provider: Kind) -> Result<Secrets, String> {
     match &section.api_key {
         Some(source) => Ok(Secrets::ApiKey(source.clone())),
         None if provider == Kind::Compatible => Ok(Secrets::None),
-        None if is_bedrock => Err("no secret: give api_key, or access_key_id and secret_access_key".to_owned()),
+        None if is_bedrock => {
+            Err("no secret: give api_key, access_key_id and secret_access_key, or aws_role".to_owned())
+        }
         None => Err("api_key is missing; write api_key = { env = \"NAME\" } or { file = \"PATH\" }".to_owned()),
     }
 }

@@ -19,7 +19,7 @@ use super::StorePlace;
 use super::secret::SecretSource;
 use crate::error::{Error, Result};
 
-pub use member::{Capabilities, MemberConfig, MemberKind, MemberTask, RemoteConfig, Secrets};
+pub use member::{AwsRole, Capabilities, MemberConfig, MemberKind, MemberTask, RemoteConfig, Secrets};
 pub use route::{RouteConfig, RouteMember, Shadow};
 pub use section::{
     BudgetSection, LedgerSection, MemberSection, PoolSections, PricesSection, RouteSection, StaySection,

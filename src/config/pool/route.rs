@@ -49,6 +49,8 @@ pub struct RouteMember {
 pub struct Shadow {
     pub member: String,
     pub share_permille: u32,
+    /// Where both answers are written down.
+    pub answers: Option<PathBuf>,
 }
 
 pub const ATTEMPTS_MAX_DEFAULT: u32 = 3;
@@ -179,7 +181,7 @@ fn shadow(section: &RouteSection, known: &[&str]) -> Result<Option<Shadow>, Stri
     let Some(shadow) = &section.shadow else { return Ok(None) };
     check_known(&shadow.member, known)?;
     let share_permille = permille("shadow.share", shadow.share)?;
-    Ok(Some(Shadow { member: shadow.member.clone(), share_permille }))
+    Ok(Some(Shadow { member: shadow.member.clone(), share_permille, answers: shadow.answers.clone() }))
 }
 
 fn check_known(name: &str, known: &[&str]) -> Result<(), String> {

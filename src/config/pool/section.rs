@@ -29,6 +29,8 @@ pub struct MemberSection {
     pub access_key_id: Option<SecretSource>,
     pub secret_access_key: Option<SecretSource>,
     pub session_token: Option<SecretSource>,
+    /// Bedrock with keys of a role: `instance`, `container` or `web_identity`.
+    pub aws_role: Option<String>,
     /// Where requests are worked on, as `stay` names it; for Bedrock the AWS region too.
     pub region: Option<String>,
     pub api_version: Option<String>,
@@ -179,6 +181,8 @@ pub struct ShadowSection {
     pub member: String,
     /// From 0 to 1.
     pub share: f64,
+    /// A file for both answers, to be compared later: with what was asked, word for word.
+    pub answers: Option<PathBuf>,
 }
 
 /// What may be spent. Soft limits warn, hard ones refuse.

@@ -42,7 +42,7 @@ deadline_s = 30
 spill_wait_ms = 2000
 hedge_after_ms = 500
 cost_max_usd = 0.05
-shadow = { member = "other", share = 0.25 }
+shadow = { member = "other", share = 0.25, answers = "both.jsonl" }
 budget = { day_soft_usd = 1, month_hard_usd = 10.5 }
 "#;
     let config = read(&format!("{MEMBERS}{route}")).expect("good");
@@ -54,7 +54,10 @@ budget = { day_soft_usd = 1, month_hard_usd = 10.5 }
     assert_eq!(route.stay, Stay::Regions(vec!["eu-central-1".into()]));
     assert_eq!((route.policy.rule.clone(), route.policy.spill_wait_ms), (Rule::Priority, Some(2000)));
     assert_eq!((route.members[1].priority, route.members[1].canary), (2, Some(0.5)));
-    assert_eq!(route.shadow, Some(Shadow { member: "other".into(), share_permille: 250 }));
+    assert_eq!(
+        route.shadow,
+        Some(Shadow { member: "other".into(), share_permille: 250, answers: Some("both.jsonl".into()) })
+    );
     assert_eq!(
         (route.budget.day.soft, route.budget.month.hard),
         (Some(Nanos(1_000_000_000)), Some(Nanos(10_500_000_000)))
@@ -75,6 +78,12 @@ fn faults_name_their_line_and_what_is_meant() {
         (member("kind = \"openai-compatible\"\nbase_url = \"ftp://x\""), &["https://"]),
         (member("kind = \"bedrock\"\napi_key = { env = \"A\" }"), &["region is missing"]),
         (member("kind = \"bedrock\"\nregion = \"r\"\naccess_key_id = { env = \"A\" }"), &["go together"]),
+        (member("kind = \"bedrock\"\nregion = \"r\"\naws_role = \"x\""), &["instance, container or web_identity"]),
+        (
+            member("kind = \"bedrock\"\nregion = \"r\"\naws_role = \"instance\"\napi_key = { env = \"A\" }"),
+            &["aws_role", "leave one out"],
+        ),
+        (member("kind = \"anthropic\"\naws_role = \"instance\""), &["aws_role belongs to kind bedrock"]),
         (member("kind = \"anthropic\"\napi_key = { env = \"A\" }\nidle_timeout_s = 0"), &["idle_timeout_s"]),
         (member("kind = \"local\"\nbase_url = \"http://x\""), &["a local member has no base_url"]),
         (route("members = [\"hom\"]"), &["line 21", "[[route]] 'r'", "did you mean 'home'"]),

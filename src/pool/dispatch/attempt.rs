@@ -101,7 +101,7 @@ impl Attempt {
         if self.first_token_ms.is_none() {
             let now_ms = self.node.now_ms();
             self.first_token_ms = Some(now_ms);
-            if let Some(health) = &self.health {
+            if let Some(health) = &mut self.health {
                 self.node.health().first_token(now_ms, health);
             }
         }
@@ -191,6 +191,9 @@ impl Drop for Attempt {
     }
 }
 
+/// The code of an error that only says that another request was faster than the decision.
+pub const BARRED: &str = "member_unavailable";
+
 /// A place in the member's queue, and its health's leave.
 pub type Passes = (Option<sconce_route::health::Attempt>, Option<Permit>);
 
@@ -214,7 +217,7 @@ pub fn passes(node: &Node, places: Option<u32>, is_plain: bool) -> Result<Passes
         };
         let seconds = u32::try_from(retry_after_ms.div_ceil(1000)).unwrap_or(u32::MAX).max(1);
         Error::new(ErrorKind::QueueFull, format!("member '{}' {what}; retry in about {seconds} s", node.name))
-            .with_code("member_unavailable")
+            .with_code(BARRED)
             .with_retry_after_s(seconds)
     })?;
     Ok((Some(health), permit))

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::attempt::{Attempt, Ending, passes};
+use super::attempt::{Attempt, Ending};
 use super::judge::judge;
-use super::{Dispatch, Next, ask, ready};
+use super::{Dispatch, Next, ask};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::errand::Errand;
 use crate::pool::route::Route;
@@ -31,7 +31,7 @@ pub async fn embed(
                 Next::Wait(wait) => tokio::time::sleep(wait).await,
                 Next::Ask(chosen) => {
                     let seat = chosen.seat;
-                    match at(&mut dispatch, (seat, chosen.reason), request.clone(), places).await {
+                    match at(&mut dispatch, (seat, chosen.reason), request.clone()).await {
                         Ok(embedded) => return Ok(embedded),
                         Err(error) => {
                             dispatch.failed(seat, error);
@@ -54,17 +54,9 @@ pub async fn embed(
     embedded
 }
 
-async fn at(
-    dispatch: &mut Dispatch,
-    (seat, reason): (usize, &'static str),
-    request: EmbedRequest,
-    places: Option<u32>,
-) -> Result<Embedded> {
+async fn at(dispatch: &mut Dispatch, (seat, reason): (usize, &'static str), request: EmbedRequest) -> Result<Embedded> {
+    let passed = dispatch.admit(seat, reason)?;
     let node = Arc::clone(&dispatch.route.seats[seat].node);
-    dispatch.attempts += 1;
-    dispatch.case.errand.trace.attempt(&node.name, reason);
-    ready(&node.member.state(), &node.name, dispatch.route.is_plain)?;
-    let passed = passes(&node, places, dispatch.route.is_plain)?;
     let attempt = Attempt::new(&dispatch.case, &node, dispatch.attempts, passed, None);
     match node.member.embed(request).await {
         Ok(embedded) => {

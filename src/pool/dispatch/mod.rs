@@ -6,6 +6,7 @@
 
 pub mod ask;
 pub mod attempt;
+pub mod compare;
 mod embed;
 mod judge;
 mod runner;
@@ -16,6 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use sconce_providers::TRACEPARENT;
 use sconce_route::cascade::Tracker;
 use sconce_route::decide::{Excluded, Exclusion};
 use sconce_route::replay::{Logged, LoggedMember};
@@ -31,7 +33,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pool::budget::Payer;
 use crate::request::Request;
 use crate::store::ledger::AttemptOutcome;
-use attempt::{Attempt, Case, Ending, passes};
+use attempt::{Attempt, BARRED, Case, Ending, Passes, passes};
 pub use embed::embed;
 use judge::Judgement;
 pub use judge::judge;
@@ -40,8 +42,10 @@ pub use runner::submit;
 /// The longest wait for the same member; who asks for more is passed over.
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
-/// Pauses of one request.
-const WAITS_MAX: u32 = 5;
+/// All pauses of one request together.
+const WAITED_MAX: Duration = Duration::from_secs(10);
+/// Who waits for the same moment comes within so long after it.
+const SPREAD: Duration = Duration::from_millis(100);
 
 /// One request on its way to a member.
 pub struct Dispatch {
@@ -49,7 +53,9 @@ pub struct Dispatch {
     pub route: Arc<Route>,
     pub ask: Ask,
     pub attempts: u32,
-    waits: u32,
+    /// Pauses after which a member that had failed could be asked again.
+    retries: u32,
+    waited: Duration,
     pub deadline: Option<Instant>,
     /// `None` when they are held already.
     places: Option<u32>,
@@ -117,7 +123,8 @@ impl Dispatch {
             route: Arc::clone(route),
             ask,
             attempts: 0,
-            waits: 0,
+            retries: 0,
+            waited: Duration::ZERO,
             deadline: route.deadline.map(|limit| Instant::now() + limit),
             places,
             again: Vec::new(),
@@ -221,27 +228,40 @@ impl Dispatch {
         Ok(own.into_iter().chain(allowance.left).min())
     }
 
-    /// Starts an attempt. Dropping the future ends it.
-    pub fn begin(&mut self, chosen: Chosen, request: Request) -> BoxFuture<'static, Result<Started, (usize, Error)>> {
-        self.attempts += 1;
+    /// Lets an attempt in, or says why not. Where another request was faster than the decision, it was no attempt.
+    pub fn admit(&mut self, seat: usize, reason: &'static str) -> Result<Passes> {
+        let node = &self.route.seats[seat].node;
+        let passes = ready(&node.member.state(), &node.name, self.route.is_plain)
+            .and_then(|()| passes(node, self.places, self.route.is_plain));
+        if passes.as_ref().err().is_none_or(|error| error.code != Some(BARRED)) {
+            self.attempts += 1;
+            self.case.errand.trace.attempt(&node.name, reason);
+        }
+        passes
+    }
+
+    /// Starts an attempt that was let in. Dropping the future ends it.
+    pub fn begin(
+        &mut self,
+        chosen: Chosen,
+        passes: Passes,
+        request: Request,
+    ) -> BoxFuture<'static, Result<Started, (usize, Error)>> {
         let Chosen { seat, reason, tier, estimate } = chosen;
         let node = Arc::clone(&self.route.seats[seat].node);
-        self.case.errand.trace.attempt(&node.name, reason);
-        if let Err(error) = ready(&node.member.state(), &node.name, self.route.is_plain) {
-            return std::future::ready(Err((seat, error))).boxed();
-        }
-        let passes = match passes(&node, self.places, self.route.is_plain) {
-            Ok(passes) => passes,
-            Err(error) => return std::future::ready(Err((seat, error))).boxed(),
-        };
         let hold = estimate
             .filter(|_| self.has_budget())
             .map(|amount| self.case.shared.budgets.hold(today(), self.case.payers.clone(), amount));
         let attempt = Attempt::new(&self.case, &node, self.attempts, passes, hold);
         let tracker = self.tracker(tier, &request);
         let request = logprobs_for(request, tracker.is_some());
+        let traceparent = self.case.errand.trace.traceparent().filter(|_| !node.is_local());
         async move {
-            match node.member.start(request).await {
+            let started = match traceparent {
+                Some(traceparent) => TRACEPARENT.scope(traceparent, node.member.start(request)).await,
+                None => node.member.start(request).await,
+            };
+            match started {
                 Ok(events) => Ok(Started { seat, reason, tier, attempt, events, tracker }),
                 Err(error) => {
                     let Judgement { health, .. } = judge(&error, node.is_local());
@@ -271,6 +291,11 @@ impl Dispatch {
         let node = &self.route.seats[seat].node;
         let Judgement { elsewhere, again, .. } = judge(&error, node.is_local());
         let name = node.name.clone();
+        if error.code == Some(BARRED) {
+            self.ask.refusals.insert(name.clone(), error.message);
+            self.again.push(name);
+            return;
+        }
         self.ask.refusals.insert(name.clone(), format!("failed: {}", error.message));
         if !elsewhere {
             // It would fail anywhere.
@@ -285,21 +310,25 @@ impl Dispatch {
 
     /// Nobody can be asked now: the wait after which somebody can, when it is short. Who failed gets time, too.
     fn wait(&mut self, decision: &Decision) -> Result<Next> {
-        let backoff = BACKOFF_FIRST.saturating_mul(1 << self.waits.min(4));
-        // Between half of it and all of it: clients that failed together do not come back together.
-        let jitter = 500 + (fresh_seed() % 500) as u32;
-        let pause = backoff * jitter / 1000;
+        // Clients that failed together do not come back together.
+        let permille = (fresh_seed() % 500) as u32;
+        let backoff = BACKOFF_FIRST.saturating_mul(1 << self.retries.min(4)).min(RETRY_WAIT_MAX);
+        let pause = backoff * (500 + permille) / 1000;
         let of = |excluded: &Excluded| match &excluded.reason {
             Exclusion::Refused { .. } if self.again.contains(&excluded.member) => Some(pause),
             Exclusion::Refused { .. } => None,
-            reason => reason.retry_after_ms().map(|ms| pause.max(Duration::from_millis(ms))),
+            reason => reason.retry_after_ms().map(Duration::from_millis),
         };
-        let wait = decision.excluded.iter().filter_map(of).min();
-        let is_late = |wait: &Duration| self.deadline.is_some_and(|at| Instant::now() + *wait >= at);
-        let Some(wait) = wait.filter(|wait| *wait <= RETRY_WAIT_MAX && !is_late(wait) && self.waits < WAITS_MAX) else {
+        let wait = decision.excluded.iter().filter_map(of).min().filter(|wait| *wait <= RETRY_WAIT_MAX);
+        let wait = wait.map(|wait| wait + SPREAD * permille / 500);
+        let is_late = |wait: &Duration| {
+            self.waited + *wait > WAITED_MAX || self.deadline.is_some_and(|at| Instant::now() + *wait >= at)
+        };
+        let Some(wait) = wait.filter(|wait| !is_late(wait)) else {
             return Err(if self.has_failed() { self.exhausted() } else { self.nobody(decision) });
         };
-        self.waits += 1;
+        self.waited += wait;
+        self.retries += u32::from(!self.again.is_empty());
         for name in self.again.drain(..) {
             self.ask.refusals.remove(&name);
         }

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use futures_util::stream;
+use futures_util::{FutureExt, stream};
 use sconce_route::cascade::Verdict;
 use tokio::time::{Instant, Sleep};
 
@@ -40,7 +40,7 @@ pub async fn submit(
     dispatch.rule_out(&request);
     dispatch.look_at(&request).await;
     let first = dispatch.choose()?;
-    shadow::maybe(&dispatch, &request);
+    let ear = shadow::maybe(&dispatch, &request);
     let mut runner = Box::new(Runner::new(dispatch, request));
     match first {
         Next::Wait(wait) => runner.resume_at = Some(Instant::now() + wait),
@@ -49,12 +49,19 @@ pub async fn submit(
             // Loading a model takes long: the stream is there before, so that its reader can keep the client's line open.
             let is_at_hand = node.is_local() && !matches!(node.member.state(), MemberState::Asleep(_));
             runner.ask(chosen);
-            if is_at_hand {
-                runner.first_opened().await?;
+            if is_at_hand && let Err(error) = runner.first_opened().await {
+                if let Some(ear) = ear {
+                    ear.refused(&error);
+                }
+                return Err(error);
             }
         }
     }
-    Ok(Box::pin(stream::unfold(runner, |mut runner| async move { runner.next().await.map(|event| (event, runner)) })))
+    let events = stream::unfold(runner, |mut runner| async move { runner.next().await.map(|event| (event, runner)) });
+    Ok(match ear {
+        None => Box::pin(events),
+        Some(ear) => Box::pin(ear.over(events)),
+    })
 }
 
 type Opening = BoxFuture<'static, Result<Started, (usize, Error)>>;
@@ -107,15 +114,22 @@ impl Runner {
     }
 
     fn ask(&mut self, chosen: Chosen) {
-        let request = self.request_for_attempt();
-        self.opening.push(self.dispatch.begin(chosen, request));
+        let seat = chosen.seat;
+        let opening = match self.dispatch.admit(seat, chosen.reason) {
+            Ok(passes) => {
+                let request = self.request_for_attempt();
+                self.dispatch.begin(chosen, passes, request)
+            }
+            Err(error) => std::future::ready(Err((seat, error))).boxed(),
+        };
+        self.opening.push(opening);
         let hedge_after = self.dispatch.route.hedge_after.filter(|_| self.opening.len() + self.running.len() == 1);
         self.hedge_at = hedge_after.map(|after| Instant::now() + after);
     }
 
     /// A prompt may be megabytes: the last attempt that there can be takes it along, others have a copy.
     fn request_for_attempt(&mut self) -> Request {
-        if self.dispatch.attempts + 1 < self.dispatch.route.attempts_max {
+        if self.dispatch.attempts < self.dispatch.route.attempts_max {
             return self.request.clone();
         }
         let prompt = self.take_prompt();

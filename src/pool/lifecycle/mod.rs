@@ -310,7 +310,10 @@ pub async fn gone(member: &Arc<LocalMember>, held: Held) {
     }
     let stopping = tokio::task::spawn_blocking(move || {
         held.shutdown(Duration::ZERO);
-        held.snapshot()
+        let last = held.snapshot();
+        drop(held);
+        crate::engine::allocator::give_back();
+        last
     });
     match stopping.await {
         Ok(last) => member.emptied(&last),

@@ -15,7 +15,7 @@ use crate::engine::{AdapterId, LoadedAdapter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::member::{
     AdapterFigures, EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, NewAdapter, TokenizeInput,
-    Tokenized,
+    Tokenized, TokenizerInfo,
 };
 use crate::request::Request;
 
@@ -261,6 +261,10 @@ impl Model for AdapterMember {
 
     fn detokenize(&self, tokens: &[u32]) -> Result<String> {
         self.base.detokenize(tokens)
+    }
+
+    fn tokenizer_info(&self) -> Result<TokenizerInfo> {
+        self.base.tokenizer_info()
     }
 
     fn awake(&self) -> BoxFuture<'_, Result<()>> {

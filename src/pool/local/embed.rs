@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::{Semaphore, oneshot};
 
+use super::judge::JudgePrompt;
 use super::refused;
 use crate::engine::{EmbedFailure, EmbedHandle, EmbedStats, EmbedSubmit, EmbedText};
 use crate::error::{Error, ErrorKind, Result};
@@ -35,6 +36,8 @@ pub struct Embedding {
     pub has_types: bool,
     /// Ids that the model knows; its tokenizer may know fewer.
     pub vocab_size: usize,
+    /// Pairs are put into a prompt.
+    pub judge: Option<JudgePrompt>,
 }
 
 /// Counts a request that is dropped before its end.
@@ -234,19 +237,31 @@ fn encoded(
         }
     };
     let (tokenizer, most, special) = (&model.tokenizer, model.card.max_model_len, request.add_special_tokens);
-    let encoded = match request.overlong {
-        Overlong::Cut(to) => tokenizer.encode_cut(texts, special, to.unwrap_or(most) as usize)?,
-        Overlong::Refuse => {
-            let whole = tokenizer.encode_whole(texts, special, most as usize)?;
-            whole.map_err(|excess| too_long(model, label(), excess))?
+    let (limit, is_cut) = match request.overlong {
+        Overlong::Cut(to) => (to.unwrap_or(most) as usize, true),
+        Overlong::Refuse => (most as usize, false),
+    };
+    let (tokens, types) = match (&model.judge, texts) {
+        (Some(judge), (query, Some(document))) => {
+            let whole = judge.encode(tokenizer, (query, document), limit, is_cut)?;
+            (whole.map_err(|excess| too_long(model, label(), excess))?, Vec::new())
+        }
+        _ if is_cut => {
+            let cut = tokenizer.encode_cut(texts, special, limit)?;
+            (cut.ids, cut.types)
+        }
+        _ => {
+            let whole = tokenizer.encode_whole(texts, special, limit)?;
+            let whole = whole.map_err(|excess| too_long(model, label(), excess))?;
+            (whole.ids, whole.types)
         }
     };
     // A tokenizer may know more than its model: what lies beyond is refused, not read from elsewhere.
-    if let Some(id) = encoded.ids.iter().find(|&&id| id as usize >= model.vocab_size) {
+    if let Some(id) = tokens.iter().find(|&&id| id as usize >= model.vocab_size) {
         let message = format!("the tokenizer gives token id {id}, and the model knows {} tokens", model.vocab_size);
         return Err(Error::invalid(label(), message));
     }
-    Ok(EmbedText { tokens: encoded.ids, types: if model.has_types { encoded.types } else { Vec::new() } })
+    Ok(EmbedText { tokens, types: if model.has_types { types } else { Vec::new() } })
 }
 
 fn too_long(model: &Embedding, label: String, excess: Excess) -> Error {

@@ -4,6 +4,7 @@ mod adapters;
 mod choice;
 mod constraint;
 mod embed;
+mod judge;
 mod plan;
 mod prepare;
 mod residence;
@@ -24,6 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pool::lifecycle::Lifecycle;
 use crate::pool::member::{
     EngineSnapshot, EventStream, Member, MemberState, Model, ModelCard, NewAdapter, TokenizeInput, Tokenized,
+    TokenizerInfo,
 };
 use crate::request::{EmbedRequest, Embedded, Prompt, Request};
 use crate::telemetry::ModelMetrics;
@@ -32,6 +34,7 @@ pub use adapters::{AdapterLimits, AdapterLoader};
 use adapters::{AdapterUse, Adapters};
 pub use constraint::Compiler;
 pub use embed::Embedding;
+pub use judge::JudgePrompt;
 use plan::AnswerPlan;
 use residence::Counted;
 pub use residence::History;
@@ -205,6 +208,18 @@ impl Model for LocalMember {
         }
     }
 
+    fn tokenizer_info(&self) -> Result<TokenizerInfo> {
+        let (tokenizer, chat_template) = match self.present()? {
+            Held::Embedding(embedding) => (Arc::clone(&embedding.tokenizer), None),
+            Held::Generating(loaded) => {
+                (Arc::clone(&loaded.tokenizer), loaded.template.as_ref().map(|template| template.source()))
+            }
+        };
+        let names = tokenizer.special_tokens();
+        let [bos, eos, unk, pad] = [&names.bos, &names.eos, &names.unk, &names.pad].map(Clone::clone);
+        Ok(TokenizerInfo { bos, eos, unk, pad, chat_template })
+    }
+
     fn detokenize(&self, tokens: &[u32]) -> Result<String> {
         match self.present()? {
             Held::Embedding(embedding) => embedding.detokenize(tokens),
@@ -281,6 +296,7 @@ impl Loaded {
             generation_tokens: stats.generation_tokens,
             cached_prompt_tokens: stats.cached_prompt_tokens,
             recomputed_prompt_tokens: stats.recomputed_tokens,
+            padding_tokens: stats.padding_tokens,
             prefix_queries: stats.prefix_queries,
             prefix_hits: stats.prefix_hits,
             preemptions: stats.preemptions,

@@ -15,15 +15,17 @@ use tokenizers::normalizers::utils::Sequence as NormalizerSequence;
 use tokenizers::normalizers::{NormalizerWrapper, Prepend};
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::template::{SpecialToken, TemplateProcessing};
 use tokenizers::{AddedToken, Tokenizer as Pipeline};
 
 use super::pre::PreTokenizer;
+use super::unigram;
 use sconce_vocabulary::error::{Error, Result};
 
 /// The `tokenizer.ggml.*` metadata of a GGUF file.
 #[derive(Debug, Clone, Default)]
 pub struct GgufVocab {
-    /// `gpt2` (byte-level BPE), `llama` (SentencePiece BPE) or `bert` (WordPiece).
+    /// `gpt2` (byte-level BPE), `llama` (SentencePiece BPE), `bert` (WordPiece) or `t5` (SentencePiece Unigram).
     pub model: String,
     /// Name of the pre-tokenizer of a `gpt2` model.
     pub pre: Option<String>,
@@ -38,9 +40,15 @@ pub struct GgufVocab {
     pub pad: Option<u32>,
     /// End of turn; one more end-of-sequence token.
     pub eot: Option<u32>,
+    pub sep: Option<u32>,
     pub add_bos: Option<bool>,
     pub add_eos: Option<bool>,
+    /// Each text of a pair ends with the separator.
+    pub add_sep: Option<bool>,
     pub add_space_prefix: Option<bool>,
+    pub remove_extra_whitespaces: Option<bool>,
+    /// What a `t5` model's characters become before they are cut, in SentencePiece's own form.
+    pub precompiled_charsmap: Vec<u8>,
 }
 
 /// What a file's metadata amounts to.
@@ -80,23 +88,47 @@ pub(super) fn build(vocab: &GgufVocab) -> Result<Built> {
         "gpt2" => byte_level(vocab)?,
         "llama" => sentence_piece(vocab)?,
         "bert" => word_piece(vocab)?,
+        "t5" => (unigram::build(vocab)?, true),
         other => {
             return Err(Error::internal(format!(
-                "GGUF tokenizer model `{other}` (tokenizer.ggml.model) is not supported, only gpt2, llama and bert; \
+                "GGUF tokenizer model `{other}` (tokenizer.ggml.model) is not supported, only gpt2, llama, bert and t5; \
                  use the model's safetensors files with their tokenizer.json instead"
             )));
         }
     };
     pipeline.add_tokens(added_tokens(vocab)).map_err(broken)?;
     let (mut prefix, mut suffix) = (Vec::new(), Vec::new());
-    if vocab.model == "bert" {
-        prefix.extend(id_of(vocab, "[CLS]").or(vocab.bos));
-        suffix.extend(id_of(vocab, "[SEP]").or(vocab.eos));
+    if let Some(around) = around(vocab)? {
+        pipeline.with_post_processor(Some(around));
     } else {
         prefix.extend(vocab.bos.filter(|_| vocab.add_bos.unwrap_or(add_bos)));
         suffix.extend(vocab.eos.filter(|_| vocab.add_eos.unwrap_or(false)));
     }
     Ok(Built { pipeline, prefix, suffix, eos: end_ids(vocab) })
+}
+
+/// What encoders put around a text and between two; with token types, which a model without them passes over.
+fn around(vocab: &GgufVocab) -> Result<Option<TemplateProcessing>> {
+    let (first, last, twice) = match vocab.model.as_str() {
+        "bert" => (id_of(vocab, "[CLS]").or(vocab.bos), id_of(vocab, "[SEP]").or(vocab.sep).or(vocab.eos), false),
+        // RoBERTa's: two separators between two texts.
+        "t5" => (vocab.bos, vocab.eos.or(vocab.sep), true),
+        "gpt2" if vocab.add_sep == Some(true) => {
+            (vocab.bos, vocab.sep.or(vocab.eos), vocab.pre.as_deref() == Some("roberta-bpe"))
+        }
+        _ => return Ok(None),
+    };
+    let (Some(first), Some(last)) = (first, last) else {
+        return Err(broken("an encoder's vocabulary needs a token before a text and one behind it"));
+    };
+    let mark = |name: &str, id: u32| {
+        SpecialToken::new(name.to_owned(), vec![id], vec![vocab.tokens[id as usize].clone()]).map_err(broken)
+    };
+    let pair = if twice { "first $A last last $B last" } else { "first $A last $B:1 last:1" };
+    let mut template = TemplateProcessing::builder();
+    template.try_single("first $A last").map_err(broken)?.try_pair(pair).map_err(broken)?;
+    template.special_tokens(vec![mark("first", first)?, mark("last", last)?]);
+    template.build().map(Some).map_err(broken)
 }
 
 fn check(vocab: &GgufVocab) -> Result<()> {
@@ -113,8 +145,14 @@ fn check(vocab: &GgufVocab) -> Result<()> {
             )));
         }
     }
-    let named =
-        [("bos", vocab.bos), ("eos", vocab.eos), ("unknown", vocab.unk), ("padding", vocab.pad), ("eot", vocab.eot)];
+    let named = [
+        ("bos", vocab.bos),
+        ("eos", vocab.eos),
+        ("unknown", vocab.unk),
+        ("padding", vocab.pad),
+        ("eot", vocab.eot),
+        ("separator", vocab.sep),
+    ];
     for (name, id) in named {
         if let Some(id) = id.filter(|id| *id as usize >= tokens) {
             return Err(Error::internal(format!(
@@ -125,7 +163,7 @@ fn check(vocab: &GgufVocab) -> Result<()> {
     Ok(())
 }
 
-fn broken(error: impl std::fmt::Display) -> Error {
+pub(super) fn broken(error: impl std::fmt::Display) -> Error {
     Error::internal(format!("the GGUF file's vocabulary does not make a tokenizer: {error}; the file is damaged"))
 }
 

@@ -6,6 +6,7 @@
 mod gguf;
 mod pre;
 mod special;
+mod unigram;
 mod vocab;
 mod whole;
 
@@ -41,8 +42,11 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// From the bytes of `tokenizer.json`.
     pub fn from_json(tokenizer_json: &[u8], special: &SpecialTokens) -> Result<Self> {
-        let mut pipeline = Pipeline::from_bytes(tokenizer_json)
-            .map_err(|error| Error::internal(format!("tokenizer.json: {error}; fetch the model's files again")))?;
+        let unread = |why: &str| Error::internal(format!("tokenizer.json: {why}; fetch the model's files again"));
+        // The library panics on some damaged decoders.
+        let mut pipeline = std::panic::catch_unwind(|| Pipeline::from_bytes(tokenizer_json))
+            .map_err(|_| unread("it is damaged"))?
+            .map_err(|error| unread(&error.to_string()))?;
         // Truncation and padding are settings of a training run; here they would silently change prompts.
         pipeline.with_truncation(None).map_err(|error| Error::internal(format!("tokenizer.json: {error}")))?;
         pipeline.with_padding(None);

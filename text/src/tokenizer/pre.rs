@@ -124,6 +124,7 @@ static KNOWN: &[PreTokenizer] = &[
         ],
         &[GPT2],
     ),
+    plain(&["modern-bert"], &[GPT2]),
     plain(&["gpt-4o", "llama4", "kanana2", "minimax-m2"], &[GPT4O]),
     PreTokenizer { names: &["tekken"], patterns: &[TEKKEN], ignore_merges: true, add_bos: true },
     plain(&["deepseek-llm"], &["[\r\n]", DEEPSEEK_LETTERS, DEEPSEEK_PUNCTUATION, r"\s+$", CJK, r"\p{N}+"]),
@@ -153,9 +154,9 @@ impl PreTokenizer {
         })
     }
 
-    /// Qwen's tokenizers bring text to Unicode normal form C first.
+    /// Qwen's and ModernBERT's tokenizers bring text to Unicode normal form C first.
     pub fn composes_unicode(&self) -> bool {
-        self.patterns == [QWEN35] || self.names.contains(&"qwen2")
+        self.patterns == [QWEN35] || ["qwen2", "modern-bert"].iter().any(|name| self.names.contains(name))
     }
 
     pub fn build(&self) -> Result<PreTokenizerWrapper> {

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{fixture, read_json};
 
-pub const NAMES: [&str; 7] = ["gpt-2", "smollm", "llama-bpe", "qwen2", "spm", "spm-no-prefix", "wordpiece"];
+pub const NAMES: [&str; 8] = ["gpt-2", "smollm", "llama-bpe", "qwen2", "spm", "spm-no-prefix", "wordpiece", "unigram"];
 
 pub fn gguf_vocab(json: &Value) -> GgufVocab {
     let strings = |name: &str| -> Vec<String> {
@@ -31,6 +31,10 @@ pub fn gguf_vocab(json: &Value) -> GgufVocab {
         add_bos: json["add_bos"].as_bool(),
         add_eos: json["add_eos"].as_bool(),
         add_space_prefix: json["add_space_prefix"].as_bool(),
+        precompiled_charsmap: json["charsmap"].as_array().map_or(Vec::new(), |bytes| {
+            bytes.iter().map(|byte| byte.as_u64().and_then(|byte| u8::try_from(byte).ok()).unwrap()).collect()
+        }),
+        ..GgufVocab::default()
     }
 }
 
@@ -40,6 +44,21 @@ pub fn both(golden: &Value) -> [(&'static str, Arc<Tokenizer>); 2] {
     let from_json = Tokenizer::from_json(&json, &SpecialTokens::default()).unwrap();
     let from_gguf = Tokenizer::from_gguf(gguf_vocab(&golden["gguf"])).unwrap();
     [("json", Arc::new(from_json)), ("gguf", Arc::new(from_gguf))]
+}
+
+#[test]
+fn pairs_are_put_together_as_the_models_were_trained() {
+    for name in ["wordpiece", "unigram"] {
+        let golden = fixture(&format!("tokenizers/{name}.json"));
+        let tokenizer = Tokenizer::from_gguf(gguf_vocab(&golden["gguf"])).unwrap();
+        for pair in golden["pairs"].as_array().unwrap() {
+            let (first, second) = (pair["first"].as_str().unwrap(), pair["second"].as_str().unwrap());
+            let found = tokenizer.encode_whole((first, Some(second)), true, 1000).unwrap().unwrap();
+            assert_eq!((found.ids, found.types), (ids(&pair["ids"]), ids(&pair["types"])), "{name}: {pair}");
+            let cut = tokenizer.encode_cut((first, Some(second)), true, 9).unwrap();
+            assert_eq!((cut.ids, cut.types), (ids(&pair["ids_9"]), ids(&pair["types_9"])), "{name}: {pair} cut");
+        }
+    }
 }
 
 pub fn ids(json: &Value) -> Vec<u32> {

@@ -3,9 +3,11 @@
 use serde_json::json;
 
 use crate::api::openapi::{Dialect, Operation};
-use crate::api::schema::Schemas;
+use crate::api::schema::{Schemas, for_queries};
 
-use super::wire::{DetokenizeAnswer, DetokenizeBody, TokenizeAnswer, TokenizeBody};
+use super::wire::{
+    DetokenizeAnswer, DetokenizeBody, TokenizeAnswer, TokenizeBody, TokenizerInfoAnswer, WhichTokenizer,
+};
 
 pub(in crate::api) fn operations(schemas: &mut Schemas) -> Vec<Operation> {
     let texts = [
@@ -26,5 +28,11 @@ pub(in crate::api) fn operations(schemas: &mut Schemas) -> Vec<Operation> {
             .body(schemas.read::<DetokenizeBody>(), &ids, Dialect::OpenAi)
             .answers("The text.", schemas.written::<DetokenizeAnswer>())
             .refuses(&[403, 503], Dialect::OpenAi),
+        Operation::new("get", "/tokenizer_info", "tokenizerInfo")
+            .says("Tokens", "Special tokens and the chat template", "")
+            .guarded(Dialect::OpenAi)
+            .query::<WhichTokenizer>(for_queries())
+            .answers("What the tokenizer is.", schemas.written::<TokenizerInfoAnswer>())
+            .refuses(&[400, 403, 404, 503], Dialect::OpenAi),
     ]
 }

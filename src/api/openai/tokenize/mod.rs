@@ -1,4 +1,4 @@
-//! `POST /tokenize` and `POST /detokenize`, in vLLM's shapes.
+//! `POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`, in vLLM's shapes.
 
 mod convert;
 mod describe;
@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::HeaderMap;
 
 use super::origin::Origin;
@@ -49,6 +50,27 @@ pub(in crate::api) async fn detokenize(
     let member = ready(&state, &origin, &call.model).await?;
     let answer = work(&state, move || Ok(wire::DetokenizeAnswer { prompt: member.detokenize(&call.tokens)? }));
     Ok(Json(answer.await?))
+}
+
+/// With these three endpoints a client needs no tokenizer of its own.
+pub(in crate::api) async fn tokenizer_info(
+    State(state): State<AppState>,
+    origin: Origin,
+    which: Result<Query<wire::WhichTokenizer>, QueryRejection>,
+) -> Result<Json<wire::TokenizerInfoAnswer>, Failure> {
+    let Query(which) =
+        which.map_err(|_| Error::invalid("query", "the query is not understood; send model or nothing"))?;
+    let member = ready(&state, &origin, which.model.as_deref().unwrap_or_default()).await?;
+    let (info, card) = (member.tokenizer_info()?, member.card());
+    Ok(Json(wire::TokenizerInfoAnswer {
+        model: card.id.clone(),
+        model_max_length: card.max_model_len,
+        bos_token: info.bos,
+        eos_token: info.eos,
+        unk_token: info.unk,
+        pad_token: info.pad,
+        chat_template: info.chat_template,
+    }))
 }
 
 /// The text of each token; a member that gives none is asked token by token.

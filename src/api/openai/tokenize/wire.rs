@@ -1,7 +1,7 @@
 //! What `/tokenize` and `/detokenize` read and write.
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::api::json::{Wire, fields, policies, refused};
@@ -68,4 +68,25 @@ pub(in crate::api) struct TokenizeAnswer {
 #[schemars(rename = "DetokenizeResponse")]
 pub(in crate::api) struct DetokenizeAnswer {
     pub prompt: String,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::api) struct WhichTokenizer {
+    /// Without it the first model's tokenizer is described.
+    pub model: Option<String>,
+}
+
+/// Special tokens by their texts. A client that tokenises by `/tokenize` needs no more.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "TokenizerInfoResponse")]
+pub(in crate::api) struct TokenizerInfoAnswer {
+    pub model: String,
+    pub model_max_length: u32,
+    pub bos_token: Option<String>,
+    pub eos_token: Option<String>,
+    pub unk_token: Option<String>,
+    pub pad_token: Option<String>,
+    /// As the model brings it.
+    pub chat_template: Option<String>,
 }

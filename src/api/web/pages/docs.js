@@ -111,7 +111,7 @@ function endpoint({ path, method, operation }) {
 function haystack({ path, method, operation }) {
   const body = bodyOf(operation);
   const name = body && body.$ref && body.$ref.split('/').pop();
-  const properties = name ? api.components.schemas[name].properties : {};
+  const properties = (name && api.components.schemas[name].properties) || {};
   const words = Object.entries(properties).map(([field, { description }]) => `${field} ${description || ''}`);
   return [method, path, operation.summary, operation.description || '', operation.operationId, ...words].join(' ').toLowerCase();
 }

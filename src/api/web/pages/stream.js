@@ -1,4 +1,4 @@
-// Asks the server: models, and chat completions as a stream.
+// Asks the server: models, usage, and chat completions as a stream.
 
 // An answer of the server that is no success, in its own words.
 export class ApiError extends Error {
@@ -21,10 +21,20 @@ async function failure(response) {
   return new ApiError(response.status, message, error.param, response.headers.get('retry-after'));
 }
 
-export async function models(key) {
-  const response = await fetch('/v1/models', { headers: headers(key) });
+async function got(path, key) {
+  const response = await fetch(path, { headers: headers(key) });
   if (!response.ok) throw await failure(response);
-  return (await response.json()).data;
+  return response;
+}
+
+export async function models(key) {
+  return (await (await got('/v1/models', key)).json()).data;
+}
+
+// Sums of the ledger: rows, or CSV as text where `query.format` says so.
+export async function usage(query, key) {
+  const response = await got(`/v1/usage?${new URLSearchParams(query)}`, key);
+  return query.format === 'csv' ? response.text() : (await response.json()).data;
 }
 
 // Calls `onDelta` with {content, reasoning} as they come. Returns {usage, finish} at the end.

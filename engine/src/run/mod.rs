@@ -5,29 +5,29 @@
 //! place of each progress channel is kept for it, so delivering it never waits for a client. A client that does not
 //! read parks its own sequence and nothing else. The thread blocks when it has nothing to do.
 
+mod step;
+
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use sconce_models::{BatchInput, Logits};
+use sconce_kernels::allocator;
+use sconce_models::{BatchInput, Logits, Sample, SampleRequests};
 use tokio::sync::mpsc::Sender;
 
 use super::adapter::Adapters;
-use super::batch;
-use super::delivery::{Delivery, has_caught_up, merge, try_deliver};
+use super::delivery::{Delivery, has_caught_up, try_deliver};
 use super::draft_model::DraftModel;
 use super::executor::Executor;
-use super::filter::{Desk, Restriction, Verdict};
-use super::handle::{Arrival, Board, Command, Gate, Progress, PromptDone};
+use super::filter::Desk;
+use super::handle::{Arrival, Board, Command, Gate, Progress};
 use super::sampler::{LANE_LOGITS_MIN, StepSampler};
 use super::scheduler::{EngineConfig, Outcome, Scheduler, Step, StepResults};
 use super::sequence::{FinishReason, NewSequence, SeqId};
 use super::speculation::Speculation;
 
-/// Steps that fail one after the other before the engine gives up.
-const FAILED_STEPS_MAX: u32 = 3;
 /// Times that the engine starts over with the weights that it has, without a step that went well in between.
 const RESTARTS_MAX: u32 = 3;
 /// Before the first of them; each further one waits twice as long.
@@ -56,8 +56,14 @@ struct Engine {
     step: Step,
     batch: BatchInput,
     logits: Logits,
+    /// What a device is asked, and what it answers.
+    wanted: SampleRequests,
+    samples: Vec<Sample>,
     results: StepResults,
+    /// Not yet with their clients.
     outcomes: Vec<Outcome>,
+    /// Their clients do not read; to be parked between steps.
+    unread: Vec<SeqId>,
     cancelled: Vec<SeqId>,
     failed_steps: u32,
     restarts: u32,
@@ -76,7 +82,9 @@ pub(super) fn engine_thread(
     ready: &SyncSender<Result<(), String>>,
     side: ThreadSide,
 ) {
+    let loading = allocator::loading();
     let built = catch_unwind(AssertUnwindSafe(build)).unwrap_or_else(|panic| Err(panic_text(&*panic)));
+    drop(loading);
     let engine = built.and_then(|executor| Engine::new(config, executor, &side));
     let mut engine = match engine {
         Ok(engine) => engine,
@@ -104,6 +112,9 @@ pub(super) fn engine_thread(
         }
     }
     engine.publish();
+    // What the thread allocated goes back while it still can say so.
+    drop(engine);
+    allocator::give_back();
 }
 
 impl Engine {
@@ -129,8 +140,11 @@ impl Engine {
             step: Step::default(),
             batch: BatchInput::default(),
             logits: Logits::default(),
+            wanted: SampleRequests::default(),
+            samples: Vec::new(),
             results: StepResults::default(),
             outcomes: Vec::new(),
+            unread: Vec::new(),
             cancelled: Vec::new(),
             failed_steps: 0,
             restarts: 0,
@@ -311,159 +325,6 @@ impl Engine {
         }
     }
 
-    fn run_step(&mut self) -> Result<(), String> {
-        let started = Instant::now();
-        self.scheduler.schedule(&mut self.step);
-        if self.step.rows.is_empty() {
-            assert!(!self.scheduler.has_work(), "a step computes something whenever a sequence is not parked");
-            return Ok(());
-        }
-        self.stamp_starts();
-        self.board.step.begin();
-        let guessing_us = self.guess();
-        batch::fill(&self.scheduler, &self.step, &mut self.batch);
-        let executed = self.execute();
-        self.board.step.end();
-        match executed {
-            Ok(()) => {
-                self.failed_steps = 0;
-                self.restarts = 0;
-                if let Some(model) = &mut self.draft_model {
-                    model.follow(&self.batch);
-                }
-                self.restrict();
-                let workers = self.executor.workers();
-                self.sampler.sample(&self.scheduler, &self.step, &self.logits, &mut self.results, workers);
-                self.scheduler.commit(&self.step, &mut self.results, &mut self.outcomes);
-                self.send_filters_on();
-                self.deliver();
-                self.scheduler.observe(&self.step, started.elapsed().as_secs_f32() * 1e6 - guessing_us);
-                Ok(())
-            }
-            Err(reason) => {
-                self.failed_steps += 1;
-                self.scheduler.fail_step(&self.step, &reason, &mut self.outcomes);
-                self.deliver();
-                if self.failed_steps < FAILED_STEPS_MAX {
-                    return Ok(());
-                }
-                Err(format!("{FAILED_STEPS_MAX} steps failed one after the other; the last: {reason}"))
-            }
-        }
-    }
-
-    /// Has the draft model guess what the step was planned with room for. Returns how long that took, in microseconds.
-    fn guess(&mut self) -> f32 {
-        let Some(model) = &mut self.draft_model else { return 0.0 };
-        if self.step.rows.iter().all(|row| row.drafts == 0) {
-            return 0.0;
-        }
-        let started = Instant::now();
-        let (scheduler, step) = (&mut self.scheduler, &mut self.step);
-        let guessed = model.guess(scheduler, step);
-        let elapsed_us = started.elapsed().as_secs_f32() * 1e6;
-        match guessed {
-            Ok(guessed) => {
-                self.failed_guesses = 0;
-                if guessed.usual {
-                    self.scheduler.observe_drafts(guessed.tokens, elapsed_us);
-                }
-            }
-            Err(reason) => {
-                // Answers do not need it.
-                self.failed_guesses += 1;
-                tracing::warn!(%reason, "the draft model failed");
-                if self.failed_guesses == FAILED_STEPS_MAX {
-                    tracing::warn!("the draft model failed {FAILED_STEPS_MAX} times in a row: it is not used any more");
-                    self.draft_model = None;
-                    self.scheduler.without_draft_model();
-                }
-            }
-        }
-        elapsed_us
-    }
-
-    /// Asks the filters of the rows that are about to sample what they allow.
-    fn restrict(&mut self) {
-        if self.filters.is_empty() {
-            return;
-        }
-        let deadline = Desk::deadline();
-        for row in self.step.rows.iter().filter(|row| row.sample) {
-            if let Verdict::Restricted(restriction) = self.filters.take(row.id, deadline) {
-                self.scheduler.restrict(row.id, restriction);
-            }
-        }
-    }
-
-    /// Tells the filters which tokens their sequences got: they work out what may follow during the next step.
-    fn send_filters_on(&mut self) {
-        if self.filters.is_empty() {
-            return;
-        }
-        for outcome in self.outcomes.iter().filter(|outcome| !outcome.tokens.is_empty() && outcome.finish.is_none()) {
-            let Some(Restriction::Only(next)) = self.scheduler.take_restriction(outcome.id) else { continue };
-            let ids = outcome.tokens.iter().map(|token| token.id);
-            if self.filters.go_on(outcome.id, ids, next) {
-                self.scheduler.park(outcome.id);
-                let delivery = self.deliveries.get_mut(&outcome.id).expect("every live sequence has a delivery");
-                delivery.awaits_filter = true;
-            }
-        }
-    }
-
-    fn stamp_starts(&mut self) {
-        let mut now = None;
-        for row in self.step.rows.iter().filter(|row| row.first) {
-            let delivery = self.deliveries.get_mut(&row.id).expect("every live sequence has a delivery");
-            delivery.started_at = Some(*now.get_or_insert_with(Instant::now));
-        }
-    }
-
-    /// Runs the batch. A panic of the executor is an error like any other.
-    fn execute(&mut self) -> Result<(), String> {
-        let run = || self.executor.execute(&self.batch, &mut self.logits);
-        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(panic_text(&*panic)))?;
-        let (rows, vocab) = (self.batch.sample_rows.len(), self.executor.vocab());
-        if self.logits.vocab != vocab || self.logits.values.len() != rows * vocab {
-            let (found, found_vocab) = (self.logits.values.len(), self.logits.vocab);
-            return Err(format!("the executor left {found} logits of {found_vocab}, not {rows} rows of {vocab}"));
-        }
-        Ok(())
-    }
-
-    /// Hands every outcome to its client; parks the sequence of a client that does not read.
-    fn deliver(&mut self) {
-        let mut now = None;
-        let mut outcomes = std::mem::take(&mut self.outcomes);
-        for outcome in outcomes.drain(..) {
-            let delivery = self.deliveries.get_mut(&outcome.id).expect("every live sequence has a delivery");
-            let prompt = outcome.prompt.map(|prompt| {
-                let started_at = delivery.started_at.expect("a computed prompt was started");
-                PromptDone {
-                    cached_tokens: prompt.cached_tokens,
-                    logprobs: prompt.logprobs,
-                    queue_time: started_at.duration_since(delivery.submitted_at),
-                    prefill_time: now.get_or_insert_with(Instant::now).duration_since(started_at),
-                }
-            });
-            let progress = Progress { prompt, tokens: outcome.tokens, finish: None };
-            match outcome.finish {
-                Some(finish) => {
-                    delivery.unsent = Some(merge(delivery.unsent.take(), progress));
-                    self.end(outcome.id, finish);
-                }
-                None => {
-                    delivery.unsent = try_deliver(&delivery.progress, progress);
-                    if delivery.unsent.is_some() {
-                        self.scheduler.park(outcome.id);
-                    }
-                }
-            }
-        }
-        self.outcomes = outcomes;
-    }
-
     /// Sends the terminal progress of a sequence that the scheduler no longer has, with whatever was not sent yet.
     fn end(&mut self, id: SeqId, finish: FinishReason) {
         let Some(delivery) = self.deliveries.remove(&id) else { return };
@@ -476,6 +337,9 @@ impl Engine {
     }
 
     fn end_all(&mut self, finish: &FinishReason) {
+        // What was generated before the end belongs to the clients.
+        self.deliver();
+        self.unread.clear();
         let ids: Vec<SeqId> = self.deliveries.keys().copied().collect();
         for id in ids {
             self.scheduler.remove(id, finish);

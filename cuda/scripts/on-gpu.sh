@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# Runs on a GPU machine, out of a bundle (bundle.sh): correctness first, then speed. Every part is limited in time and goes
+# on when another failed; the exit status says whether all of correctness passed.
+#
+#   ./run [OUT]       SCONCE_GPU_PARTS="kernels models sanitizer rates engine serve" chooses; default: all
+set -uo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+out=${1:-$here/out}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+parts=${SCONCE_GPU_PARTS:-kernels models rates engine serve sanitizer}
+failed=0
+
+# cuBLASLt comes with CUDA or with a Python package; its folder must be known to the loader.
+if ! ldconfig -p | grep -q libcublasLt.so; then
+    found=$(find / -name 'libcublasLt.so.1[23]' -not -path '/proc/*' 2>/dev/null | head -1)
+    export LD_LIBRARY_PATH=$(dirname "${found:-/nowhere/x}"):${LD_LIBRARY_PATH:-}
+fi
+if ! ldconfig -p | grep -q libcuda.so.1; then
+    found=$(find / -name 'libcuda.so.1' -not -path '/proc/*' 2>/dev/null | head -1)
+    export LD_LIBRARY_PATH=$(dirname "${found:-/nowhere/x}"):${LD_LIBRARY_PATH:-}
+fi
+
+wants() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+part() { # name, seconds, command...
+    local name=$1 limit=$2 started status
+    shift 2
+    started=$(date +%s)
+    timeout "$limit" "$@" >"$out/$name.log" 2>&1
+    status=$?
+    printf '{"part": "%s", "status": %d, "seconds": %d}\n' "$name" "$status" $(($(date +%s) - started)) | tee -a "$out/parts.jsonl"
+    [ "$status" = 0 ] || tail -15 "$out/$name.log"
+    return "$status"
+}
+
+{
+    cat "$here/commit" 2>/dev/null
+    date -u +%FT%TZ
+    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit --format=csv
+    nproc
+} >"$out/machine.txt" 2>&1
+cat "$out/machine.txt"
+
+export SCONCE_TEST_CUDA=require SCONCE_TEST_FIXTURES=$here/fixtures RUST_BACKTRACE=0
+wants kernels && { part kernels 240 "$here/kernels-test" --test-threads 1 || failed=1; }
+wants models && { part models 300 "$here/models-test" --test-threads 1 || failed=1; }
+wants rates && part rates 60 "$here/sconce" bench hardware --device cuda --json
+wants rates && part speed 120 env SCONCE_TEST_SPEED=1 "$here/kernels-test" --test-threads 1 --nocapture attention_is_near
+if wants engine; then
+    # name, cases...
+    engine() {
+        local name=$1
+        shift
+        part "engine-$name" 120 "$here/sconce" bench engine "dummy:$name" --device cuda --runs 3 --output-json "$out/engine-$name.json" "$@"
+        sed -n '/^case/,$p' "$out/engine-$name.log"
+    }
+    engine llama-3.2-1b pp4096 tg256 tg64@8000 32x128+256 256x128+128
+    engine qwen3-0.6b pp4096 tg256 32x128+256 256x128+128
+    engine llama-3.1-8b pp4096 tg128 64x128+128
+    engine llama-3.1-8b:q8_0 pp4096 tg128 64x128+128
+    engine llama-3.1-8b:q4_0 pp4096 tg128 64x128+128
+fi
+if wants serve; then
+    # ready within a minute, then closed loops of 1, 32 and 256 clients
+    "$here/sconce" serve dummy:llama-3.2-1b --device cuda --max-num-seqs 256 --port 18080 >"$out/serve-server.log" 2>&1 &
+    server=$!
+    for _ in $(seq 300); do
+        curl -fs -o /dev/null http://127.0.0.1:18080/ready && break
+        sleep 0.2
+    done
+    for clients in 1 32 256; do
+        requests=$((clients * 2))
+        [ "$clients" = 1 ] && requests=4
+        part "serve-$clients" 90 "$here/sconce" bench serve --url http://127.0.0.1:18080 --model dummy:llama-3.2-1b \
+            --endpoint completions --concurrency "$clients" --num-prompts "$requests" --input-len 128 --output-len 256 \
+            --ignore-eos --output-json "$out/serve-$clients.json"
+        tail -30 "$out/serve-$clients.log"
+    done
+    kill -TERM "$server"
+    wait "$server"
+fi
+if wants sanitizer && command -v compute-sanitizer >/dev/null; then
+    part sanitizer 420 compute-sanitizer --tool memcheck --error-exitcode 9 "$here/models-test" --test-threads 1 batches_of_every_size || failed=1
+    part racecheck 300 compute-sanitizer --tool racecheck --error-exitcode 9 "$here/kernels-test" --test-threads 1 attention || failed=1
+fi
+cat "$out/parts.jsonl"
+exit "$failed"

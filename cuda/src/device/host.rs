@@ -1,0 +1,257 @@
+//! The stand-in: device memory is memory, a launch runs at once, a graph is a list of what was issued.
+
+use std::alloc::{Layout, alloc, dealloc};
+use std::collections::HashMap;
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::DeviceInfo;
+use crate::element::ElementType;
+use crate::error::{Result, driver};
+use crate::launch::Launch;
+use crate::ops::gemm::{Gemm, gemm_on_host};
+
+unsafe extern "C" {
+    fn shim_launch(
+        name: *const c_char,
+        grid: *const u32,
+        block: *const u32,
+        shared_bytes: usize,
+        arguments: *mut *mut c_void,
+    ) -> c_int;
+    fn shim_has(name: *const c_char) -> c_int;
+}
+
+/// Stands behind each piece of memory and must still be there when it goes.
+const FENCE: [u8; 64] = [0xa5; 64];
+const ALIGN: usize = 256;
+
+#[derive(Default)]
+pub(super) struct Host {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    pieces: HashMap<u64, usize>,
+    recording: Option<Vec<Work>>,
+}
+
+pub(super) struct Recorded(Vec<Work>);
+
+enum Work {
+    Launch { kernel: CString, grid: [u32; 3], block: [u32; 3], shared_bytes: usize, arguments: Vec<u64> },
+    Gemm(Gemm<'static>),
+    Copy { to: u64, from: u64, bytes: usize },
+}
+
+impl Host {
+    pub fn open() -> (DeviceInfo, Self) {
+        let info = DeviceInfo {
+            name: "stand-in on the CPU".to_owned(),
+            compute_capability: (0, 0),
+            multiprocessors: 4,
+            memory_bytes: 8 << 30,
+            shared_bytes_max: 227 << 10,
+        };
+        (info, Self::default())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn memory_free(&self) -> Result<u64> {
+        let taken: usize = self.state().pieces.values().sum();
+        Ok((8_u64 << 30).saturating_sub(taken as u64))
+    }
+
+    pub fn allocate(&self, bytes: usize) -> Result<u64> {
+        let layout = layout(bytes);
+        // SAFETY: the layout is not empty.
+        let start = unsafe { alloc(layout) };
+        if start.is_null() {
+            return Err(driver("allocate", format!("{bytes} bytes are not to be had")));
+        }
+        // SAFETY: so many bytes were just handed out. All ones are NaN in every element type.
+        unsafe {
+            std::ptr::write_bytes(start, 0xff, bytes);
+            std::ptr::copy_nonoverlapping(FENCE.as_ptr(), start.add(bytes), FENCE.len());
+        }
+        self.state().pieces.insert(start as u64, bytes);
+        Ok(start as u64)
+    }
+
+    pub fn free(&self, address: u64) {
+        let Some(bytes) = self.state().pieces.remove(&address) else { return };
+        let start = address as *mut u8;
+        // SAFETY: `allocate` handed out this piece with its fence.
+        let fence = unsafe { std::slice::from_raw_parts(start.add(bytes), FENCE.len()) };
+        let is_whole = fence == FENCE;
+        // SAFETY: the same layout as at its allocation.
+        unsafe { dealloc(start, layout(bytes)) };
+        assert!(is_whole || std::thread::panicking(), "a kernel wrote behind a piece of {bytes} bytes");
+    }
+
+    /// Panics if a kernel wrote behind its memory.
+    pub fn synchronize(&self) -> Result<()> {
+        for (&address, &bytes) in &self.state().pieces {
+            // SAFETY: pieces in the table are allocated, with their fences.
+            let fence = unsafe { std::slice::from_raw_parts((address as *const u8).add(bytes), FENCE.len()) };
+            assert!(fence == FENCE, "a kernel wrote behind a piece of {bytes} bytes");
+        }
+        Ok(())
+    }
+
+    pub fn allocate_pinned(&self, bytes: usize) -> Result<*mut u8> {
+        self.allocate(bytes).map(|address| address as *mut u8)
+    }
+
+    pub fn free_pinned(&self, start: *mut u8, _bytes: usize) {
+        self.free(start as u64);
+    }
+
+    pub fn fill_zero(&self, address: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller owns the piece.
+        unsafe { std::ptr::write_bytes(address as *mut u8, 0, bytes) };
+        Ok(())
+    }
+
+    pub fn copy_in(&self, to: u64, from: &[u8]) -> Result<()> {
+        copy(to, from.as_ptr() as u64, from.len());
+        Ok(())
+    }
+
+    pub fn copy_out(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        self.synchronize()?;
+        copy(to.as_mut_ptr() as u64, from, to.len());
+        Ok(())
+    }
+
+    pub fn send(&self, to: u64, from: *const u8, bytes: usize) -> Result<()> {
+        self.issue(Work::Copy { to, from: from as u64, bytes })
+    }
+
+    pub fn receive(&self, to: *mut u8, from: u64, bytes: usize) -> Result<()> {
+        self.issue(Work::Copy { to: to as u64, from, bytes })
+    }
+
+    pub fn has_kernel(&self, name: &str) -> bool {
+        // SAFETY: a terminated string.
+        CString::new(name).is_ok_and(|name| unsafe { shim_has(name.as_ptr()) } == 1)
+    }
+
+    pub fn launch(&self, launch: &Launch) -> Result<()> {
+        let kernel = CString::new(launch.kernel).map_err(|_| driver(launch.kernel, "is no name of a kernel"))?;
+        self.issue(Work::Launch {
+            kernel,
+            grid: launch.grid,
+            block: launch.block,
+            shared_bytes: launch.shared_bytes as usize,
+            arguments: launch.arguments[..launch.count].to_vec(),
+        })
+    }
+
+    pub fn gemm(&self, gemm: &Gemm) -> Result<()> {
+        self.issue(Work::Gemm(gemm.unbound()))
+    }
+
+    fn issue(&self, work: Work) -> Result<()> {
+        let mut state = self.state();
+        if let Some(recording) = &mut state.recording {
+            recording.push(work);
+            return Ok(());
+        }
+        drop(state);
+        run(&work)
+    }
+
+    pub fn begin_recording(&self) -> Result<()> {
+        self.state().recording = Some(Vec::new());
+        Ok(())
+    }
+
+    pub fn end_recording(&self) -> Result<Recorded> {
+        let recorded = self.state().recording.take();
+        recorded.map(Recorded).ok_or_else(|| driver("end of recording", "nothing is being recorded"))
+    }
+
+    pub fn replay(&self, recorded: &Recorded) -> Result<()> {
+        recorded.0.iter().try_for_each(run)
+    }
+}
+
+fn layout(bytes: usize) -> Layout {
+    Layout::from_size_align(bytes + FENCE.len(), ALIGN).expect("far below the address space")
+}
+
+fn copy(to: u64, from: u64, bytes: usize) {
+    // SAFETY: the callers own both pieces, which are at least so long and apart.
+    unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+}
+
+fn run(work: &Work) -> Result<()> {
+    match work {
+        Work::Launch { kernel, grid, block, shared_bytes, arguments } => {
+            let mut arguments = arguments.clone();
+            let mut pointers: Vec<*mut c_void> =
+                arguments.iter_mut().map(|argument| std::ptr::from_mut(argument).cast()).collect();
+            // SAFETY: the operation that made the launch has checked its sizes; arguments are read as 8 bytes each at most.
+            let status = unsafe {
+                shim_launch(kernel.as_ptr(), grid.as_ptr(), block.as_ptr(), *shared_bytes, pointers.as_mut_ptr())
+            };
+            match status {
+                0 => Ok(()),
+                _ => Err(driver(kernel.to_string_lossy(), "this build has no such kernel")),
+            }
+        }
+        Work::Gemm(gemm) => {
+            gemm_on_host(gemm);
+            Ok(())
+        }
+        Work::Copy { to, from, bytes } => {
+            copy(*to, *from, *bytes);
+            Ok(())
+        }
+    }
+}
+
+/// Elements in the stand-in's memory as f32.
+pub(crate) fn read_elements(address: u64, len: usize, ty: ElementType) -> Vec<f32> {
+    // SAFETY: the caller's slice holds so many elements of that type, and they are initialised.
+    unsafe {
+        match ty {
+            ElementType::F32 => std::slice::from_raw_parts(address as *const f32, len).to_vec(),
+            ElementType::F16 => {
+                let values = std::slice::from_raw_parts(address as *const half::f16, len);
+                values.iter().map(|value| value.to_f32()).collect()
+            }
+            ElementType::Bf16 => {
+                let values = std::slice::from_raw_parts(address as *const half::bf16, len);
+                values.iter().map(|value| value.to_f32()).collect()
+            }
+            other => unreachable!("no product of {}", other.name()),
+        }
+    }
+}
+
+/// f32 into the stand-in's memory as elements of `ty`.
+pub(crate) fn write_elements(address: u64, values: &[f32], ty: ElementType) {
+    // SAFETY: the caller's slice holds so many elements of that type.
+    unsafe {
+        match ty {
+            ElementType::F32 => {
+                std::slice::from_raw_parts_mut(address as *mut f32, values.len()).copy_from_slice(values)
+            }
+            ElementType::F16 => {
+                let out = std::slice::from_raw_parts_mut(address as *mut half::f16, values.len());
+                out.iter_mut().zip(values).for_each(|(out, value)| *out = half::f16::from_f32(*value));
+            }
+            ElementType::Bf16 => {
+                let out = std::slice::from_raw_parts_mut(address as *mut half::bf16, values.len());
+                out.iter_mut().zip(values).for_each(|(out, value)| *out = half::bf16::from_f32(*value));
+            }
+            other => unreachable!("no product of {}", other.name()),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! A device and its one stream. Which of the two back ends stands behind it, nothing above this file knows.
+
+#[cfg(feature = "driver")]
+mod driver;
+#[cfg(feature = "host")]
+mod host;
+
+#[cfg(feature = "host")]
+pub(crate) use host::{read_elements, write_elements};
+
+use std::sync::Arc;
+
+use crate::element::{Element, ElementType};
+#[cfg(all(feature = "driver", feature = "host"))]
+use crate::error::Error;
+use crate::error::Result;
+use crate::launch::Launch;
+use crate::memory::{Buffer, Pinned};
+use crate::ops::gemm::Gemm;
+
+/// What a device says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    pub name: String,
+    /// 9.0 is (9, 0); the stand-in says (0, 0).
+    pub compute_capability: (u32, u32),
+    pub multiprocessors: u32,
+    pub memory_bytes: u64,
+    /// Shared memory that a block can have when it asks for more than the usual.
+    pub shared_bytes_max: u32,
+}
+
+/// A handle; clones are the same device. One thread at a time issues work to a device.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+struct Inner {
+    info: DeviceInfo,
+    back_end: BackEnd,
+}
+
+enum BackEnd {
+    #[cfg(feature = "driver")]
+    Driver(driver::Driver),
+    #[cfg(feature = "host")]
+    Host(host::Host),
+}
+
+/// What a graph consists of.
+pub(crate) struct Recorded(Work);
+
+enum Work {
+    #[cfg(feature = "driver")]
+    Driver(driver::Recorded),
+    #[cfg(feature = "host")]
+    Host(host::Recorded),
+}
+
+/// Runs the same call on whichever back end there is.
+macro_rules! on_back_end {
+    ($device:expr, $back_end:ident => $call:expr) => {
+        match &$device.0.back_end {
+            #[cfg(feature = "driver")]
+            BackEnd::Driver($back_end) => $call,
+            #[cfg(feature = "host")]
+            BackEnd::Host($back_end) => $call,
+        }
+    };
+}
+
+impl Device {
+    /// GPU number `ordinal`. Fails with what is missing: a driver, a device, or kernels in this build.
+    #[cfg(feature = "driver")]
+    pub fn open(ordinal: u32) -> Result<Self> {
+        let (info, driver) = driver::Driver::open(ordinal)?;
+        Ok(Self(Arc::new(Inner { info, back_end: BackEnd::Driver(driver) })))
+    }
+
+    /// The stand-in on the CPU.
+    #[cfg(feature = "host")]
+    pub fn host() -> Self {
+        let (info, host) = host::Host::open();
+        Self(Arc::new(Inner { info, back_end: BackEnd::Host(host) }))
+    }
+
+    pub fn info(&self) -> &DeviceInfo {
+        &self.0.info
+    }
+
+    /// Memory that is free now, in bytes.
+    pub fn memory_free(&self) -> Result<u64> {
+        on_back_end!(self, back_end => back_end.memory_free())
+    }
+
+    /// Uninitialised memory.
+    pub fn alloc(&self, len: usize, ty: ElementType) -> Result<Buffer> {
+        Buffer::new(self, len, ty)
+    }
+
+    pub fn zeros(&self, len: usize, ty: ElementType) -> Result<Buffer> {
+        let buffer = Buffer::new(self, len, ty)?;
+        on_back_end!(self, back_end => back_end.fill_zero(buffer.all().address(), buffer.bytes()))?;
+        Ok(buffer)
+    }
+
+    pub fn upload<T: Element>(&self, values: &[T]) -> Result<Buffer> {
+        let buffer = Buffer::new(self, values.len(), T::TYPE)?;
+        buffer.write(0, values)?;
+        Ok(buffer)
+    }
+
+    pub fn pinned(&self, bytes: usize) -> Result<Pinned> {
+        Pinned::new(self, bytes)
+    }
+
+    /// Waits until everything that was issued has run. Errors of kernels show here.
+    pub fn synchronize(&self) -> Result<()> {
+        on_back_end!(self, back_end => back_end.synchronize())
+    }
+
+    /// Whether this build has a kernel of that name.
+    pub fn has_kernel(&self, name: &str) -> bool {
+        on_back_end!(self, back_end => back_end.has_kernel(name))
+    }
+
+    pub(crate) fn launch(&self, launch: &Launch) -> Result<()> {
+        on_back_end!(self, back_end => back_end.launch(launch))
+    }
+
+    pub(crate) fn gemm(&self, gemm: &Gemm) -> Result<()> {
+        on_back_end!(self, back_end => back_end.gemm(gemm))
+    }
+
+    pub(crate) fn allocate(&self, bytes: usize) -> Result<u64> {
+        on_back_end!(self, back_end => back_end.allocate(bytes))
+    }
+
+    pub(crate) fn free(&self, address: u64) {
+        on_back_end!(self, back_end => back_end.free(address));
+    }
+
+    pub(crate) fn allocate_pinned(&self, bytes: usize) -> Result<*mut u8> {
+        on_back_end!(self, back_end => back_end.allocate_pinned(bytes))
+    }
+
+    pub(crate) fn free_pinned(&self, start: *mut u8, bytes: usize) {
+        on_back_end!(self, back_end => back_end.free_pinned(start, bytes));
+    }
+
+    pub(crate) fn copy_in(&self, to: u64, from: &[u8]) -> Result<()> {
+        on_back_end!(self, back_end => back_end.copy_in(to, from))
+    }
+
+    pub(crate) fn copy_out(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        on_back_end!(self, back_end => back_end.copy_out(from, to))
+    }
+
+    pub(crate) fn send(&self, to: u64, from: *const u8, bytes: usize) -> Result<()> {
+        on_back_end!(self, back_end => back_end.send(to, from, bytes))
+    }
+
+    pub(crate) fn receive(&self, to: *mut u8, from: u64, bytes: usize) -> Result<()> {
+        on_back_end!(self, back_end => back_end.receive(to, from, bytes))
+    }
+
+    pub(crate) fn begin_recording(&self) -> Result<()> {
+        on_back_end!(self, back_end => back_end.begin_recording())
+    }
+
+    pub(crate) fn end_recording(&self) -> Result<Recorded> {
+        match &self.0.back_end {
+            #[cfg(feature = "driver")]
+            BackEnd::Driver(driver) => Ok(Recorded(Work::Driver(driver.end_recording()?))),
+            #[cfg(feature = "host")]
+            BackEnd::Host(host) => Ok(Recorded(Work::Host(host.end_recording()?))),
+        }
+    }
+
+    pub(crate) fn replay(&self, recorded: &Recorded) -> Result<()> {
+        match (&self.0.back_end, &recorded.0) {
+            #[cfg(feature = "driver")]
+            (BackEnd::Driver(driver), Work::Driver(recorded)) => driver.replay(recorded),
+            #[cfg(feature = "host")]
+            (BackEnd::Host(host), Work::Host(recorded)) => host.replay(recorded),
+            #[cfg(all(feature = "driver", feature = "host"))]
+            _ => Err(Error::NoDevice("a graph runs on the device that recorded it".to_owned())),
+        }
+    }
+}

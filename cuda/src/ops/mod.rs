@@ -1,0 +1,18 @@
+//! Operations: each checks that what a kernel indexes lies inside its memory, and launches it.
+
+pub mod activate;
+pub mod attention;
+pub mod columns;
+pub mod embed;
+pub mod experts;
+pub mod fp8;
+pub mod gemm;
+pub mod matvec;
+pub mod norm;
+pub mod quant;
+pub mod rates;
+pub mod rope;
+pub mod routes;
+pub mod rows;
+pub mod sample;
+pub mod share;

@@ -1,0 +1,80 @@
+//! Models on a GPU: the same families, specs and files as on the CPU, with matrices in the GPU's memory and a decoder that
+//! launches kernels of `sconce-cuda`.
+//!
+//! [`CudaModel`] is the weights; [`CudaRunner`] adds the cache and every buffer that a step needs, all allocated once, so
+//! that a step of decoding is recorded as a graph when its size has been met before and launched as one from then on.
+//!
+//! Invariants: the residual stream and logits are F32, everything between is of one type; a row that pads a graph's batch
+//! reads and writes nothing; a batch is checked on the host before anything of it reaches the device.
+
+mod experts;
+mod forward;
+mod graphs;
+mod parts;
+mod place;
+mod refuse;
+mod runner;
+mod sampling;
+mod step;
+
+use candle_core::Device as HostDevice;
+use sconce_cuda::{Device, ElementType};
+use sconce_kernels::Precision;
+
+pub use refuse::check;
+pub use runner::{CudaRunner, CudaSizes};
+
+use crate::assemble::Assembler;
+use crate::decoder::Decoder;
+use crate::error::Result;
+use crate::load::{LoadOptions, Progress, Source, open_any};
+use crate::spec::Spec;
+
+use parts::Parts;
+use place::OnGpu;
+
+/// A decoder's weights on a GPU.
+pub struct CudaModel {
+    spec: Spec,
+    device: Device,
+    /// Of activations and dense matrices.
+    ty: ElementType,
+    parts: Parts,
+}
+
+impl CudaModel {
+    /// Reads a model's files onto `device`. What this version has no kernels for is refused before weights are read.
+    pub fn load(source: &Source, device: &Device, options: LoadOptions) -> Result<Self> {
+        let report = options.progress.as_ref();
+        let (spec, weights) = open_any(source, options.quantize.as_ref(), report)?;
+        check(&spec, source)?;
+        let ty = element_type(&spec, options.precision);
+        let progress = Progress::new(spec.weight_bytes, report);
+        let context = options.max_model_len.unwrap_or(spec.context_max);
+        let place = OnGpu { device: device.clone(), ty };
+        let on = OnGpu { device: device.clone(), ty };
+        let decoder = Assembler::new(weights, HostDevice::Cpu, place, progress).decoder(spec, context)?;
+        Progress::new(decoder.spec.weight_bytes, report).finish();
+        let parts = Parts::new(&decoder, &on, context)?;
+        let Decoder { spec, .. } = decoder;
+        Ok(Self { spec, device: device.clone(), ty, parts })
+    }
+
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}
+
+/// What products are computed in: as the file has it, with the range of BF16 where the file is of another kind.
+/// [`Precision::High`] computes in F32.
+pub fn element_type(spec: &Spec, precision: Precision) -> ElementType {
+    match (precision, spec.weight_format.as_str()) {
+        (Precision::High, _) => ElementType::F32,
+        (Precision::Fast, "F16") => ElementType::F16,
+        (Precision::Fast, _) => ElementType::Bf16,
+    }
+}
