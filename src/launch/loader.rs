@@ -5,9 +5,10 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+use super::apart::apart;
 use super::model::{self, Files};
 use super::{Planned, load_one};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::hub::{self, HubOptions, Progress};
 use crate::pool::lifecycle::{Loader, Managed};
 use crate::pool::local::{Held, LocalMember, Memory};
@@ -44,10 +45,7 @@ impl Loader for ModelLoader {
         async move {
             let files = fetched(&self.planned, &Told(Arc::clone(&self.planned.member))).await?;
             let config = self.planned.config_now();
-            let planning = tokio::task::spawn_blocking(move || {
-                model::need(&model::Job { config: &config, files: &files, room_bytes })
-            });
-            planning.await.map_err(|panic| Error::internal(format!("planning the model failed: {panic}")))?
+            apart("plan", move || model::need(&model::Job { config: &config, files: &files, room_bytes })).await
         }
         .boxed()
     }

@@ -1,6 +1,7 @@
 //! Assembly: from a checked configuration to a running pool (hub, models, engine, text and providers meet only here).
 
 mod adapters;
+mod apart;
 mod draft;
 mod embed;
 pub mod fit;
@@ -32,6 +33,7 @@ use crate::pool::lifecycle::{Lifecycle, NO_MEMORY};
 use crate::pool::local::{Held, LocalMember, Memory};
 use crate::pool::{Model, ModelCard, Pool, Shared, Task};
 use crate::telemetry::Metrics;
+use apart::apart;
 use workers::Workers;
 
 pub use model::LoadReport;
@@ -216,12 +218,11 @@ async fn load_one(
     let files = loader::fetched(planned, progress.as_ref()).await?;
     let card = planned.member.card().clone();
     let config = planned.config_now();
-    let loading = tokio::task::spawn_blocking(move || {
+    let loading = apart("load", move || {
         let job = model::Job { config: &config, files: &files, room_bytes };
         model::load(&job, card, progress)
     });
-    let (loaded, memory, report) =
-        loading.await.map_err(|panic| Error::internal(format!("loading the model failed: {panic}")))??;
+    let (loaded, memory, report) = loading.await?;
     let held = match loaded {
         model::Ready::Generating(loaded) => Held::Generating(Arc::new(*loaded)),
         model::Ready::Embedding(embedding) => Held::Embedding(Arc::new(*embedding)),

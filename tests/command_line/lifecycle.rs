@@ -53,20 +53,28 @@ fn memory_comes_back() {
         told(&run(&["load", name, "--url", &url]));
         let loaded = server.own_memory_kib();
         told(&run(&["stop", name, "--url", &url]));
-        (loaded, server.own_memory_kib())
+        loaded
     };
     let before = server.own_memory_kib();
-    let (loaded, first) = round("a");
-    let mut last = first;
-    for turn in 0..rounds {
-        last = round(["b", "c", "a"][turn % 3]).1;
-    }
-    println!("{before} KiB at first, {loaded} loaded, {first} after one round, {last} after {rounds} more");
+    let loaded = round("a");
     assert!(loaded > before + 100 * 1024, "{before} KiB before, {loaded} KiB loaded");
-    let model = loaded - before;
-    // 5 % are wanted; 7 to 9 were seen of a model so small, most of it once for all models.
-    assert!(first < before + model / 8, "of {model} KiB {} are left after one round", first - before);
-    assert!(last < before + model / 8, "of {model} KiB {} are left after {rounds} more", last - before);
+    let most = before + (loaded - before) / 20;
+    // Threads that end a moment later may still hold some.
+    let came_back = || {
+        let begun = Instant::now();
+        while server.own_memory_kib() > most && begun.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        server.own_memory_kib()
+    };
+    let first = came_back();
+    for turn in 0..rounds {
+        round(["b", "c", "a"][turn % 3]);
+    }
+    let last = came_back();
+    println!("{before} KiB at first, {loaded} loaded, {first} after one round, {last} after {rounds} more");
+    assert!(first <= most, "of {} KiB {} are left after one round", loaded - before, first - before);
+    assert!(last <= most, "of {} KiB {} are left after {rounds} more", loaded - before, last - before);
 }
 
 fn configuration(folder: &Path) -> String {

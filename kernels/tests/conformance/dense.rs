@@ -318,3 +318,42 @@ fn high_precision_is_the_product_of_unrounded_activations() {
         }
     }
 }
+
+/// Where a block of the type has its codes, and nothing but codes.
+fn code_bytes(ty: GgmlType) -> std::ops::Range<usize> {
+    match ty {
+        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 => 2..ty.block_bytes(),
+        GgmlType::Q4_1 | GgmlType::Q5_1 => 4..ty.block_bytes(),
+        GgmlType::Q2K => 16..80,
+        GgmlType::Q3K => 0..96,
+        GgmlType::Q4K => 16..144,
+        GgmlType::Q5K => 16..176,
+        GgmlType::Q6K => 0..192,
+        _ => 0..0,
+    }
+}
+
+#[test]
+fn the_largest_sums_of_products_fit() {
+    for (isa, ty) in Isa::available().into_iter().flat_map(|isa| GgmlType::ALL.map(|ty| (isa, ty))) {
+        for (byte, sign) in [(0xff, 1.0), (0xff, -1.0), (0x00, 1.0), (0x80, -1.0)] {
+            let mut values = Values::new(16);
+            let mut bytes = weight(ty, 16, 512, &mut values).bytes().to_vec();
+            for block in bytes.chunks_mut(ty.block_bytes()) {
+                block[code_bytes(ty)].fill(byte);
+            }
+            let weight = Weight::new(ty, 16, 512, std::sync::Arc::new(bytes), 0).expect("the bytes of the matrix");
+            // All alike, they become the largest of 8 bits, and of 16 in high precision.
+            let x = vec![sign; 5 * 512];
+            let want = reference::matmul_unrounded(&x, &weight);
+            for packed in [packed(&[&weight]), packed_high(&weight)] {
+                assert_close(
+                    &multiply(isa, &x, &packed, None),
+                    &want,
+                    1e-3,
+                    &format!("{isa:?} {ty:?} {byte:#x} {sign}"),
+                );
+            }
+        }
+    }
+}

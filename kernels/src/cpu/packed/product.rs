@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use super::activations::{Tiles, UNIT, View};
 use super::layout::ROWS;
 use super::quants::{self, Quants};
-use super::tile::{self, Plain, plain_tile, quant_tile};
+use super::tile::{self, Plain, plain_tile, quant_tile, staged_tile};
 use super::{PackedWeight, Part, Precision};
 use crate::cpu::simd::{Dot, DotKernel, Isa, Simd, dispatch_dot};
 use crate::weight::GgmlType;
@@ -146,7 +146,11 @@ impl<Q: Quants, const T: usize, const WIDE: bool> DotKernel for QuantTask<'_, Q,
                 let (panel, row, rows) = task.panel(index);
                 for tile in 0..task.tiles.count {
                     let token = task.tiles.first + tile * T;
-                    let acc = quant_tile::<S, Q, T, WIDE>(panel, task.x, token);
+                    let acc = if S::STAGED {
+                        staged_tile::<S, Q, T, WIDE>(panel, task.x, token)
+                    } else {
+                        quant_tile::<S, Q, T, WIDE>(panel, task.x, token)
+                    };
                     task.epilogue.store::<S, T>(&acc, token, row, rows.min(ROWS));
                 }
             }
@@ -166,7 +170,8 @@ impl<P: Plain, const T: usize> DotKernel for PlainTask<'_, P, T> {
             return;
         }
         // An operand that is loaded serves all panels (weights: all tokens) of a round; as many sums wait for their turn as
-        // the units have stages. Both fit the registers: eight tokens with two panels, four with four, one with four.
+        // the units have stages. Both fit the registers: eight tokens with two panels, four with four, one with four; of
+        // 16 registers, four tokens with one panel.
         let task = self.0;
         let mut index = task.from;
         // SAFETY: as promised by the caller.
@@ -175,7 +180,7 @@ impl<P: Plain, const T: usize> DotKernel for PlainTask<'_, P, T> {
                 task.panels::<S, P, 8, 2, T>(index);
                 index += 2;
             }
-            while T <= 4 && index + 3 < task.to {
+            while (T == 1 || T == 4 && S::MANY_REGISTERS) && index + 3 < task.to {
                 task.panels::<S, P, T, 4, T>(index);
                 index += 4;
             }

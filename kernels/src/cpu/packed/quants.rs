@@ -19,18 +19,59 @@ pub(crate) trait Quants {
     const PARTS: usize;
     /// Whether values are `scale * code + min`; otherwise they are `scale * (code - 128)`.
     const MINS: bool;
+    /// What [`Quants::quad`] gives.
+    const CODES: Codes;
 
-    /// The eight quads of a block.
+    /// The eight quads of a block: codes or, without mins, a power of two times the codes, so that they stand 128 above.
     ///
     /// # Safety
     /// `block` must be readable for `BLOCK_BYTES`, and the machine must have the instructions of `S`.
-    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8];
+    #[inline(always)]
+    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            let mut codes = [Self::quad::<S>(block, 0); 8];
+            for quad in 1..8 {
+                codes[quad] = Self::quad::<S>(block, quad);
+            }
+            codes
+        }
+    }
+
+    /// One quad, as [`Quants::CODES`] says.
+    ///
+    /// # Safety
+    /// As [`Quants::codes`].
+    unsafe fn quad<S: Dot>(block: *const u8, quad: usize) -> S::B;
 
     /// Scale and min of one part. Where there are no mins, the second is zero.
     ///
     /// # Safety
     /// As [`Quants::codes`]; `head` must be readable for `HEAD_BYTES`.
     unsafe fn scales<S: Dot>(head: *const u8, block: *const u8, part: usize) -> (S::V, S::V);
+}
+
+/// How codes are multiplied where products are summed in 16 bits first.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Codes {
+    /// As they are stored, `zero` (a power of two, or 0) above their value and `most` at most.
+    Small { zero: i32, most: i32 },
+    /// 128 above their value, of which two may be all that fits.
+    Bytes,
+}
+
+impl Codes {
+    /// Quads, at most 8, whose products with activations of 8 bits fit 16 bits together.
+    pub const fn quads(self) -> usize {
+        match self {
+            Codes::Small { most, .. } => match i16::MAX as i32 / (2 * 127 * most) {
+                8.. => 8,
+                4..8 => 4,
+                _ => 2,
+            },
+            Codes::Bytes => 1,
+        }
+    }
 }
 
 pub(crate) struct Q4_0;
@@ -47,21 +88,34 @@ pub(crate) struct Q4K;
 pub(crate) struct Q5K;
 pub(crate) struct Q6K;
 
-/// Quads of the nibble plane: 0 to 3 in the low, 4 to 7 in the high nibbles.
+/// A quad of the nibble plane: 0 to 3 in the low, 4 to 7 in the high nibbles.
 ///
 /// # Safety
 /// 256 readable bytes, and the instructions of `S`.
 #[inline(always)]
-unsafe fn nibbles<S: Dot>(from: *const u8) -> [S::B; 8] {
+unsafe fn nibbles<S: Dot>(from: *const u8, quad: usize) -> S::B {
     // SAFETY: as promised by the caller.
     unsafe {
-        let mut codes = [S::bytes(from); 8];
-        for quad in 0..4 {
-            let both = S::bytes(from.add(quad * 64));
-            codes[quad] = S::shr::<0>(both, 0x0f);
-            codes[quad + 4] = S::shr::<4>(both, 0x0f);
+        let both = S::bytes(from.add(quad % 4 * 64));
+        if quad < 4 { S::shr::<0>(both, 0x0f) } else { S::shr::<4>(both, 0x0f) }
+    }
+}
+
+/// A quad of a plane of two bits.
+///
+/// # Safety
+/// 128 readable bytes, and the instructions of `S`.
+#[inline(always)]
+unsafe fn two_bits<S: Dot>(from: *const u8, quad: usize) -> S::B {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let four = S::bytes(from.add(quad / 4 * 64));
+        match quad % 4 {
+            0 => S::shr::<0>(four, 3),
+            1 => S::shr::<2>(four, 3),
+            2 => S::shr::<4>(four, 3),
+            _ => S::shr::<6>(four, 3),
         }
-        codes
     }
 }
 
@@ -76,20 +130,14 @@ const fn biased(values: &[i8; 16]) -> [u8; 16] {
     table
 }
 
-/// Quads of a nibble plane whose codes are places in a table.
+/// A quad of a nibble plane whose codes are places in a table.
 ///
 /// # Safety
 /// As [`nibbles`].
 #[inline(always)]
-unsafe fn looked_up<S: Dot>(from: *const u8, table: &[u8; 16]) -> [S::B; 8] {
+unsafe fn looked_up<S: Dot>(from: *const u8, quad: usize, table: &[u8; 16]) -> S::B {
     // SAFETY: as promised by the caller.
-    unsafe {
-        let mut codes = nibbles::<S>(from);
-        for codes in &mut codes {
-            *codes = S::lookup(*codes, table);
-        }
-        codes
-    }
+    unsafe { S::lookup(nibbles::<S>(from, quad), table) }
 }
 
 /// f16 scales of the head's first or second 16 halves, times a power of two.
@@ -110,6 +158,7 @@ impl Quants for Q4_0 {
     const BLOCK_BYTES: usize = 256;
     const PARTS: usize = 1;
     const MINS: bool = false;
+    const CODES: Codes = Codes::Small { zero: 8, most: 15 };
 
     #[inline(always)]
     unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
@@ -125,6 +174,11 @@ impl Quants for Q4_0 {
         }
     }
     #[inline(always)]
+    unsafe fn quad<S: Dot>(block: *const u8, quad: usize) -> S::B {
+        // SAFETY: see above.
+        unsafe { nibbles::<S>(block, quad) }
+    }
+    #[inline(always)]
     unsafe fn scales<S: Dot>(head: *const u8, _block: *const u8, _part: usize) -> (S::V, S::V) {
         // SAFETY: see above.
         unsafe { (halves::<S>(head, 1.0 / 16.0), S::splat(0.0)) }
@@ -137,12 +191,13 @@ impl Quants for Iq4Nl {
     const BLOCK_BYTES: usize = 256;
     const PARTS: usize = 1;
     const MINS: bool = false;
+    const CODES: Codes = Codes::Bytes;
 
     #[inline(always)]
-    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+    unsafe fn quad<S: Dot>(block: *const u8, quad: usize) -> S::B {
         const TABLE: [u8; 16] = biased(&IQ4_NL_VALUES);
         // SAFETY: see above.
-        unsafe { looked_up::<S>(block, &TABLE) }
+        unsafe { looked_up::<S>(block, quad, &TABLE) }
     }
     #[inline(always)]
     unsafe fn scales<S: Dot>(head: *const u8, _block: *const u8, _part: usize) -> (S::V, S::V) {
@@ -157,12 +212,13 @@ impl Quants for Mxfp4 {
     const BLOCK_BYTES: usize = 256;
     const PARTS: usize = 1;
     const MINS: bool = false;
+    const CODES: Codes = Codes::Bytes;
 
     #[inline(always)]
-    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+    unsafe fn quad<S: Dot>(block: *const u8, quad: usize) -> S::B {
         const TABLE: [u8; 16] = biased(&MXFP4_VALUES);
         // SAFETY: see above.
-        unsafe { looked_up::<S>(block, &TABLE) }
+        unsafe { looked_up::<S>(block, quad, &TABLE) }
     }
     #[inline(always)]
     unsafe fn scales<S: Dot>(head: *const u8, _block: *const u8, _part: usize) -> (S::V, S::V) {
@@ -177,12 +233,13 @@ impl Quants for Iq4Xs {
     const BLOCK_BYTES: usize = 32 + 256;
     const PARTS: usize = 1;
     const MINS: bool = false;
+    const CODES: Codes = Codes::Bytes;
 
     #[inline(always)]
-    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+    unsafe fn quad<S: Dot>(block: *const u8, quad: usize) -> S::B {
         const TABLE: [u8; 16] = biased(&IQ4_NL_VALUES);
         // SAFETY: see above.
-        unsafe { looked_up::<S>(block.add(32), &TABLE) }
+        unsafe { looked_up::<S>(block.add(32), quad, &TABLE) }
     }
     #[inline(always)]
     unsafe fn scales<S: Dot>(head: *const u8, block: *const u8, _part: usize) -> (S::V, S::V) {
@@ -197,11 +254,12 @@ impl Quants for Q4_1 {
     const BLOCK_BYTES: usize = 256;
     const PARTS: usize = 1;
     const MINS: bool = true;
+    const CODES: Codes = Codes::Small { zero: 0, most: 15 };
 
     #[inline(always)]
-    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+    unsafe fn quad<S: Dot>(block: *const u8, quad: usize) -> S::B {
         // SAFETY: see above.
-        unsafe { nibbles::<S>(block) }
+        unsafe { nibbles::<S>(block, quad) }
     }
     #[inline(always)]
     unsafe fn scales<S: Dot>(head: *const u8, _block: *const u8, _part: usize) -> (S::V, S::V) {
@@ -216,6 +274,7 @@ impl Quants for Q5_0 {
     const BLOCK_BYTES: usize = 320;
     const PARTS: usize = 1;
     const MINS: bool = false;
+    const CODES: Codes = Codes::Small { zero: 16, most: 31 };
 
     #[inline(always)]
     unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
@@ -231,26 +290,25 @@ impl Quants for Q5_0 {
         }
     }
     #[inline(always)]
+    unsafe fn quad<S: Dot>(block: *const u8, quad: usize) -> S::B {
+        // SAFETY: see above.
+        unsafe { five_bits::<S>(block, quad) }
+    }
+    #[inline(always)]
     unsafe fn scales<S: Dot>(head: *const u8, _block: *const u8, _part: usize) -> (S::V, S::V) {
         // SAFETY: see above.
         unsafe { (halves::<S>(head, 1.0 / 8.0), S::splat(0.0)) }
     }
 }
 
-/// Nibbles with a plane of fifth bits behind them.
+/// A quad of nibbles with a plane of fifth bits behind them.
 ///
 /// # Safety
 /// 320 readable bytes, and the instructions of `S`.
 #[inline(always)]
-unsafe fn five_bits<S: Dot>(from: *const u8) -> [S::B; 8] {
+unsafe fn five_bits<S: Dot>(from: *const u8, quad: usize) -> S::B {
     // SAFETY: as promised by the caller.
-    unsafe {
-        let mut codes = nibbles::<S>(from);
-        for quad in 0..8 {
-            codes[quad] = S::or_bits(codes[quad], from.add(256 + quad * 8), 0x10);
-        }
-        codes
-    }
+    unsafe { S::or_bits(nibbles::<S>(from, quad), from.add(256 + quad * 8), 0x10) }
 }
 
 impl Quants for Q5_1 {
@@ -259,11 +317,12 @@ impl Quants for Q5_1 {
     const BLOCK_BYTES: usize = 320;
     const PARTS: usize = 1;
     const MINS: bool = true;
+    const CODES: Codes = Codes::Small { zero: 0, most: 31 };
 
     #[inline(always)]
-    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+    unsafe fn quad<S: Dot>(block: *const u8, quad: usize) -> S::B {
         // SAFETY: see above.
-        unsafe { five_bits::<S>(block) }
+        unsafe { five_bits::<S>(block, quad) }
     }
     #[inline(always)]
     unsafe fn scales<S: Dot>(head: *const u8, _block: *const u8, _part: usize) -> (S::V, S::V) {
@@ -278,17 +337,12 @@ impl Quants for Q8_0 {
     const BLOCK_BYTES: usize = 512;
     const PARTS: usize = 1;
     const MINS: bool = false;
+    const CODES: Codes = Codes::Bytes;
 
     #[inline(always)]
-    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+    unsafe fn quad<S: Dot>(block: *const u8, quad: usize) -> S::B {
         // SAFETY: see above.
-        unsafe {
-            let mut codes = [S::bytes(block); 8];
-            for quad in 1..8 {
-                codes[quad] = S::bytes(block.add(quad * 64));
-            }
-            codes
-        }
+        unsafe { S::bytes(block.add(quad * 64)) }
     }
     #[inline(always)]
     unsafe fn scales<S: Dot>(head: *const u8, _block: *const u8, _part: usize) -> (S::V, S::V) {
@@ -317,11 +371,12 @@ impl Quants for Q4K {
     const BLOCK_BYTES: usize = 32 + 256;
     const PARTS: usize = 1;
     const MINS: bool = true;
+    const CODES: Codes = Codes::Small { zero: 0, most: 15 };
 
     #[inline(always)]
-    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+    unsafe fn quad<S: Dot>(block: *const u8, quad: usize) -> S::B {
         // SAFETY: see above.
-        unsafe { nibbles::<S>(block.add(32)) }
+        unsafe { nibbles::<S>(block.add(32), quad) }
     }
     #[inline(always)]
     unsafe fn scales<S: Dot>(head: *const u8, block: *const u8, _part: usize) -> (S::V, S::V) {
@@ -336,11 +391,12 @@ impl Quants for Q5K {
     const BLOCK_BYTES: usize = 32 + 320;
     const PARTS: usize = 1;
     const MINS: bool = true;
+    const CODES: Codes = Codes::Small { zero: 0, most: 31 };
 
     #[inline(always)]
-    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+    unsafe fn quad<S: Dot>(block: *const u8, quad: usize) -> S::B {
         // SAFETY: see above.
-        unsafe { five_bits::<S>(block.add(32)) }
+        unsafe { five_bits::<S>(block.add(32), quad) }
     }
     #[inline(always)]
     unsafe fn scales<S: Dot>(head: *const u8, block: *const u8, _part: usize) -> (S::V, S::V) {
@@ -355,6 +411,7 @@ impl Quants for Q6K {
     const BLOCK_BYTES: usize = 32 + 384;
     const PARTS: usize = 2;
     const MINS: bool = false;
+    const CODES: Codes = Codes::Small { zero: 32, most: 63 };
 
     #[inline(always)]
     unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
@@ -379,6 +436,20 @@ impl Quants for Q6K {
         }
     }
     #[inline(always)]
+    unsafe fn quad<S: Dot>(block: *const u8, quad: usize) -> S::B {
+        // SAFETY: see above. The high two bits of a quad stand where its place among four says.
+        unsafe {
+            let (low, high) = (nibbles::<S>(block.add(32), quad), S::bytes(block.add(32 + 256 + quad / 4 * 64)));
+            let high = match quad % 4 {
+                0 => S::shl::<4>(high, 0x30),
+                1 => S::shl::<2>(high, 0x30),
+                2 => S::shl::<0>(high, 0x30),
+                _ => S::shr::<2>(high, 0x30),
+            };
+            S::or(low, high)
+        }
+    }
+    #[inline(always)]
     unsafe fn scales<S: Dot>(head: *const u8, block: *const u8, part: usize) -> (S::V, S::V) {
         // SAFETY: see above.
         unsafe { (S::mul(halves::<S>(head, 1.0 / 4.0), S::load_i8(block.add(part * LANES))), S::splat(0.0)) }
@@ -391,6 +462,7 @@ impl Quants for Q3K {
     const BLOCK_BYTES: usize = 32 + 192;
     const PARTS: usize = 2;
     const MINS: bool = false;
+    const CODES: Codes = Codes::Small { zero: 4, most: 7 };
 
     #[inline(always)]
     unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
@@ -413,6 +485,11 @@ impl Quants for Q3K {
         }
     }
     #[inline(always)]
+    unsafe fn quad<S: Dot>(block: *const u8, quad: usize) -> S::B {
+        // SAFETY: see above.
+        unsafe { S::or_bits(two_bits::<S>(block.add(32), quad), block.add(32 + 128 + quad * 8), 4) }
+    }
+    #[inline(always)]
     unsafe fn scales<S: Dot>(head: *const u8, block: *const u8, part: usize) -> (S::V, S::V) {
         // SAFETY: see above.
         unsafe { (S::mul(halves::<S>(head, 1.0 / 32.0), S::load_i8(block.add(part * LANES))), S::splat(0.0)) }
@@ -425,22 +502,12 @@ impl Quants for Q2K {
     const BLOCK_BYTES: usize = 32 + 128;
     const PARTS: usize = 2;
     const MINS: bool = true;
+    const CODES: Codes = Codes::Small { zero: 0, most: 3 };
 
     #[inline(always)]
-    unsafe fn codes<S: Dot>(block: *const u8) -> [S::B; 8] {
+    unsafe fn quad<S: Dot>(block: *const u8, quad: usize) -> S::B {
         // SAFETY: see above.
-        unsafe {
-            let mut codes = [S::bytes(block); 8];
-            for vector in 0..2 {
-                let both = S::bytes(block.add(32 + vector * 64));
-                let quads = &mut codes[vector * 4..vector * 4 + 4];
-                quads[0] = S::shr::<0>(both, 3);
-                quads[1] = S::shr::<2>(both, 3);
-                quads[2] = S::shr::<4>(both, 3);
-                quads[3] = S::shr::<6>(both, 3);
-            }
-            codes
-        }
+        unsafe { two_bits::<S>(block.add(32), quad) }
     }
     #[inline(always)]
     unsafe fn scales<S: Dot>(head: *const u8, block: *const u8, part: usize) -> (S::V, S::V) {

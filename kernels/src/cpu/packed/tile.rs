@@ -9,7 +9,7 @@
 #![expect(clippy::needless_range_loop, reason = "the loops over registers are all written alike")]
 
 use super::activations::{UNIT, View};
-use super::quants::Quants;
+use super::quants::{Codes, Quants};
 use crate::cpu::simd::{BLOCK, Dot};
 
 /// Sums of `T` tokens with one panel of a block type. `WIDE` activations have two bytes each.
@@ -78,6 +78,125 @@ pub(super) unsafe fn quant_tile<S: Dot, Q: Quants, const T: usize, const WIDE: b
             head = block;
         }
         acc
+    }
+}
+
+/// As [`quant_tile`], with the same bits, where [`Dot::STAGED`] holds: quad after quad for all tokens, so that two registers
+/// of codes are all that wait beside the sums.
+///
+/// # Safety
+/// As [`quant_tile`].
+#[inline(always)]
+pub(super) unsafe fn staged_tile<S: Dot, Q: Quants, const T: usize, const WIDE: bool>(
+    panel: *const u8,
+    x: &View,
+    token: usize,
+) -> [S::V; T] {
+    let blocks = x.input / BLOCK;
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let mut acc = [S::splat(0.0); T];
+        let first = token * blocks;
+        let token_bytes = if WIDE { 2 * BLOCK } else { BLOCK };
+        let (mut quants, mut scales) = (x.quants.add(first * token_bytes), x.scales.add(first));
+        let (mut starts, mut sums) = (x.starts.add(first), x.sums.add(first));
+        if Q::PARTS == 2 {
+            (starts, sums) = (x.half_starts.add(2 * first), x.half_sums.add(2 * first));
+        }
+        let mut head = panel;
+        for _ in 0..blocks / Q::BLOCKS {
+            let mut block = head.add(Q::HEAD_BYTES);
+            for _ in 0..Q::BLOCKS {
+                for line in (0..Q::BLOCK_BYTES).step_by(64) {
+                    S::prefetch(block.wrapping_add(PREFETCH_BYTES + line));
+                }
+                for part in 0..Q::PARTS {
+                    let (mut scale, min) = Q::scales::<S>(head, block, part);
+                    if let Codes::Small { zero: 1.., .. } = Q::CODES {
+                        // It is for codes that stand 128 above.
+                        scale = S::mul(scale, S::splat(over_zero::<Q>() as f32));
+                    }
+                    let mut totals = [S::zero(); T];
+                    if WIDE {
+                        staged_quads::<S, Q, T>(&mut totals, block, part, quants, token_bytes);
+                    }
+                    for token in 0..T {
+                        let start = match Q::CODES {
+                            Codes::Bytes => S::start(starts.add(token)),
+                            Codes::Small { zero: 0, .. } => S::zero(),
+                            // -128 sums of activations are at hand.
+                            Codes::Small { .. } => S::ints(*starts.add(token) >> over_zero::<Q>().trailing_zeros()),
+                        };
+                        totals[token] = if WIDE { S::join(totals[token], start) } else { start };
+                    }
+                    let x = if WIDE { quants.add(BLOCK) } else { quants };
+                    staged_quads::<S, Q, T>(&mut totals, block, part, x, token_bytes);
+                    for token in 0..T {
+                        let factor = S::mul(scale, S::splat(*scales.add(token)));
+                        acc[token] = S::fma(S::floats(totals[token]), factor, acc[token]);
+                        if Q::MINS {
+                            acc[token] = S::fma(min, S::splat(*sums.add(token)), acc[token]);
+                        }
+                    }
+                    starts = starts.add(T);
+                    sums = sums.add(T);
+                }
+                quants = quants.add(T * token_bytes);
+                scales = scales.add(T);
+                block = block.add(Q::BLOCK_BYTES);
+            }
+            head = block;
+        }
+        acc
+    }
+}
+
+/// What codes that stand 128 above are multiples of.
+const fn over_zero<Q: Quants>() -> i32 {
+    match Q::CODES {
+        Codes::Small { zero: zero @ 1.., .. } => 128 / zero,
+        _ => 1,
+    }
+}
+
+/// Adds one byte's products of a part of a block to the sums of `T` tokens, whose bytes stand `apart`.
+///
+/// # Safety
+/// `block` must be a block of `Q`, `x` the first token's byte of its first element, and the machine must have the
+/// instructions of `S`.
+#[inline(always)]
+unsafe fn staged_quads<S: Dot, Q: Quants, const T: usize>(
+    totals: &mut [S::I; T],
+    block: *const u8,
+    part: usize,
+    x: *const i8,
+    apart: usize,
+) {
+    let quads = 8 / Q::PARTS;
+    let (first, end) = (part * quads, (part + 1) * quads);
+    // SAFETY: as promised by the caller.
+    unsafe {
+        if Q::CODES == Codes::Bytes {
+            for quad in first..end {
+                let codes = Q::quad::<S>(block, quad);
+                for token in 0..T {
+                    totals[token] = S::dot_biased(totals[token], codes, x.add(token * apart + quad * 4));
+                }
+            }
+            return;
+        }
+        for stage in (first..end).step_by(Q::CODES.quads()) {
+            let mut pairs = [S::no_pairs(); T];
+            for quad in stage..end.min(stage + Q::CODES.quads()) {
+                let codes = Q::quad::<S>(block, quad);
+                for token in 0..T {
+                    pairs[token] = S::add_pairs(pairs[token], codes, x.add(token * apart + quad * 4));
+                }
+            }
+            for token in 0..T {
+                totals[token] = S::fold_pairs(totals[token], pairs[token]);
+            }
+        }
     }
 }
 

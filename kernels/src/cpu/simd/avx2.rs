@@ -234,7 +234,9 @@ unsafe fn bf16_pairs(acc: __m256, w: __m256i, x: __m256i) -> __m256 {
 impl<const VNNI: bool> Dot for Avx2<VNNI> {
     type B = Ints;
     type I = Ints;
+    type Pairs = Ints;
     const TOKENS: usize = 4;
+    const STAGED: bool = !VNNI;
 
     #[inline(always)]
     unsafe fn bytes(from: *const u8) -> Ints {
@@ -323,6 +325,41 @@ impl<const VNNI: bool> Dot for Avx2<VNNI> {
             } else {
                 [multiply_add(acc[0], codes[0], x), multiply_add(acc[1], codes[1], x)]
             }
+        }
+    }
+    #[inline(always)]
+    unsafe fn ints(value: i32) -> Ints {
+        // SAFETY: see above.
+        unsafe { [_mm256_set1_epi32(value); 2] }
+    }
+    #[inline(always)]
+    unsafe fn no_pairs() -> Ints {
+        // SAFETY: see above.
+        unsafe { Self::zero() }
+    }
+    #[inline(always)]
+    unsafe fn add_pairs(acc: Ints, codes: Ints, x: *const i8) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            if VNNI {
+                return Self::dot(acc, codes, x);
+            }
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            let (first, second) = (_mm256_maddubs_epi16(codes[0], x), _mm256_maddubs_epi16(codes[1], x));
+            [_mm256_add_epi16(acc[0], first), _mm256_add_epi16(acc[1], second)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn fold_pairs(acc: Ints, pairs: Ints) -> Ints {
+        // SAFETY: see above.
+        unsafe {
+            let wide = if VNNI {
+                pairs
+            } else {
+                let ones = _mm256_set1_epi16(1);
+                [_mm256_madd_epi16(pairs[0], ones), _mm256_madd_epi16(pairs[1], ones)]
+            };
+            [_mm256_add_epi32(acc[0], wide[0]), _mm256_add_epi32(acc[1], wide[1])]
         }
     }
     #[inline(always)]
