@@ -7,10 +7,10 @@ use std::marker::PhantomData;
 
 use super::activations::{Tiles, UNIT, View};
 use super::layout::ROWS;
-use super::quants::{self, Quants};
+use super::quants::{self, Codes, Quants};
 use super::tile::{self, Plain, plain_tile, quant_tile, staged_tile};
 use super::{PackedWeight, Part, Precision};
-use crate::cpu::simd::{Dot, DotKernel, Isa, Simd, dispatch_dot};
+use crate::cpu::simd::{Dot, DotKernel, Isa, Simd, Staged, StagedKernel, dispatch_dot, dispatch_staged};
 use crate::weight::GgmlType;
 
 /// Tokens that panels are gone through with before the next ones: their activations stay in the second-level cache.
@@ -97,12 +97,12 @@ impl Task<'_> {
         // SAFETY: as promised by the caller; tiles have the widths of `Tiles::at`.
         unsafe {
             match (self.tiles.width, self.precision) {
-                (16, Precision::Fast) => dispatch_dot(isa, QuantTask::<Q, 16, false>(self, PhantomData)),
-                (4, Precision::Fast) => dispatch_dot(isa, QuantTask::<Q, 4, false>(self, PhantomData)),
-                (_, Precision::Fast) => dispatch_dot(isa, QuantTask::<Q, 1, false>(self, PhantomData)),
-                (16, Precision::High) => dispatch_dot(isa, QuantTask::<Q, 16, true>(self, PhantomData)),
-                (4, Precision::High) => dispatch_dot(isa, QuantTask::<Q, 4, true>(self, PhantomData)),
-                (_, Precision::High) => dispatch_dot(isa, QuantTask::<Q, 1, true>(self, PhantomData)),
+                (16, Precision::Fast) => dispatch_staged(isa, QuantTask::<Q, 16, false>(self, PhantomData)),
+                (4, Precision::Fast) => dispatch_staged(isa, QuantTask::<Q, 4, false>(self, PhantomData)),
+                (_, Precision::Fast) => dispatch_staged(isa, QuantTask::<Q, 1, false>(self, PhantomData)),
+                (16, Precision::High) => dispatch_staged(isa, QuantTask::<Q, 16, true>(self, PhantomData)),
+                (4, Precision::High) => dispatch_staged(isa, QuantTask::<Q, 4, true>(self, PhantomData)),
+                (_, Precision::High) => dispatch_staged(isa, QuantTask::<Q, 1, true>(self, PhantomData)),
             }
         }
     }
@@ -146,11 +146,29 @@ impl<Q: Quants, const T: usize, const WIDE: bool> DotKernel for QuantTask<'_, Q,
                 let (panel, row, rows) = task.panel(index);
                 for tile in 0..task.tiles.count {
                     let token = task.tiles.first + tile * T;
-                    let acc = if S::STAGED {
-                        staged_tile::<S, Q, T, WIDE>(panel, task.x, token)
-                    } else {
-                        quant_tile::<S, Q, T, WIDE>(panel, task.x, token)
-                    };
+                    let acc = quant_tile::<S, Q, T, WIDE>(panel, task.x, token);
+                    task.epilogue.store::<S, T>(&acc, token, row, rows.min(ROWS));
+                }
+            }
+        }
+    }
+}
+
+impl<Q: Quants, const T: usize, const WIDE: bool> StagedKernel for QuantTask<'_, Q, T, WIDE> {
+    #[inline(always)]
+    unsafe fn run_staged<S: Staged>(self) {
+        if T > S::TOKENS || Q::CODES == Codes::Bytes {
+            // SAFETY: as promised by the caller.
+            return unsafe { self.run::<S>() };
+        }
+        let task = self.0;
+        for index in task.from..task.to {
+            // SAFETY: as promised by the caller.
+            unsafe {
+                let (panel, row, rows) = task.panel(index);
+                for tile in 0..task.tiles.count {
+                    let token = task.tiles.first + tile * T;
+                    let acc = staged_tile::<S, Q, T, WIDE>(panel, task.x, token);
                     task.epilogue.store::<S, T>(&acc, token, row, rows.min(ROWS));
                 }
             }

@@ -56,12 +56,12 @@ pub(crate) trait Quants {
 pub(crate) enum Codes {
     /// As they are stored, `zero` (a power of two, or 0) above their value and `most` at most.
     Small { zero: i32, most: i32 },
-    /// 128 above their value, of which two may be all that fits.
+    /// 128 above their value, of which two are all that fits.
     Bytes,
 }
 
 impl Codes {
-    /// Quads, at most 8, whose products with activations of 8 bits fit 16 bits together.
+    /// Quads, at most 8, whose products with activations of 8 bits fit 16 bits together. Bytes are not summed so.
     pub const fn quads(self) -> usize {
         match self {
             Codes::Small { most, .. } => match i16::MAX as i32 / (2 * 127 * most) {

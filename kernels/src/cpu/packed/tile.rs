@@ -10,7 +10,7 @@
 
 use super::activations::{UNIT, View};
 use super::quants::{Codes, Quants};
-use crate::cpu::simd::{BLOCK, Dot};
+use crate::cpu::simd::{BLOCK, Dot, Staged};
 
 /// Sums of `T` tokens with one panel of a block type. `WIDE` activations have two bytes each.
 ///
@@ -81,21 +81,50 @@ pub(super) unsafe fn quant_tile<S: Dot, Q: Quants, const T: usize, const WIDE: b
     }
 }
 
-/// As [`quant_tile`], with the same bits, where [`Dot::STAGED`] holds: quad after quad for all tokens, so that two registers
-/// of codes are all that wait beside the sums.
+/// As [`quant_tile`], with the same bits, for small codes in the way of [`Staged`].
 ///
 /// # Safety
 /// As [`quant_tile`].
 #[inline(always)]
-pub(super) unsafe fn staged_tile<S: Dot, Q: Quants, const T: usize, const WIDE: bool>(
+pub(super) unsafe fn staged_tile<S: Staged, Q: Quants, const T: usize, const WIDE: bool>(
     panel: *const u8,
     x: &View,
     token: usize,
 ) -> [S::V; T] {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let mut halves = [[S::half::<0>(S::splat(0.0)); T]; 2];
+        if T == 1 {
+            // Its codes wait for nobody, and the stream of weights is read once.
+            halves_tile::<S, Q, T, WIDE, true, true>(panel, x, token, &mut halves);
+        } else {
+            halves_tile::<S, Q, T, WIDE, true, false>(panel, x, token, &mut halves);
+            halves_tile::<S, Q, T, WIDE, false, true>(panel, x, token, &mut halves);
+        }
+        let mut acc = [S::splat(0.0); T];
+        for token in 0..T {
+            acc[token] = S::whole([halves[0][token], halves[1][token]]);
+        }
+        acc
+    }
+}
+
+/// The first, the second or both halves of a [`staged_tile`].
+///
+/// # Safety
+/// As [`quant_tile`].
+#[inline(always)]
+unsafe fn halves_tile<S: Staged, Q: Quants, const T: usize, const WIDE: bool, const FIRST: bool, const SECOND: bool>(
+    panel: *const u8,
+    x: &View,
+    token: usize,
+    acc: &mut [[S::Half; T]; 2],
+) {
     let blocks = x.input / BLOCK;
     // SAFETY: as promised by the caller.
     unsafe {
-        let mut acc = [S::splat(0.0); T];
+        // Locals stay in registers.
+        let [mut upper, mut lower] = *acc;
         let first = token * blocks;
         let token_bytes = if WIDE { 2 * BLOCK } else { BLOCK };
         let (mut quants, mut scales) = (x.quants.add(first * token_bytes), x.scales.add(first));
@@ -107,36 +136,22 @@ pub(super) unsafe fn staged_tile<S: Dot, Q: Quants, const T: usize, const WIDE: 
         for _ in 0..blocks / Q::BLOCKS {
             let mut block = head.add(Q::HEAD_BYTES);
             for _ in 0..Q::BLOCKS {
-                for line in (0..Q::BLOCK_BYTES).step_by(64) {
-                    S::prefetch(block.wrapping_add(PREFETCH_BYTES + line));
+                if FIRST {
+                    for line in (0..Q::BLOCK_BYTES).step_by(64) {
+                        S::prefetch(block.wrapping_add(PREFETCH_BYTES + line));
+                    }
                 }
                 for part in 0..Q::PARTS {
-                    let (mut scale, min) = Q::scales::<S>(head, block, part);
-                    if let Codes::Small { zero: 1.., .. } = Q::CODES {
-                        // It is for codes that stand 128 above.
-                        scale = S::mul(scale, S::splat(over_zero::<Q>() as f32));
+                    let (scale, min) = Q::scales::<S>(head, block, part);
+                    // It is for codes that stand 128 above.
+                    let scale =
+                        if over_zero::<Q>() == 1 { scale } else { S::mul(scale, S::splat(over_zero::<Q>() as f32)) };
+                    let part = Operands { block, part, quants, scales, starts, sums };
+                    if FIRST {
+                        half_part::<S, Q, T, WIDE, 0>(&mut upper, &part, scale, min);
                     }
-                    let mut totals = [S::zero(); T];
-                    if WIDE {
-                        staged_quads::<S, Q, T>(&mut totals, block, part, quants, token_bytes);
-                    }
-                    for token in 0..T {
-                        let start = match Q::CODES {
-                            Codes::Bytes => S::start(starts.add(token)),
-                            Codes::Small { zero: 0, .. } => S::zero(),
-                            // -128 sums of activations are at hand.
-                            Codes::Small { .. } => S::ints(*starts.add(token) >> over_zero::<Q>().trailing_zeros()),
-                        };
-                        totals[token] = if WIDE { S::join(totals[token], start) } else { start };
-                    }
-                    let x = if WIDE { quants.add(BLOCK) } else { quants };
-                    staged_quads::<S, Q, T>(&mut totals, block, part, x, token_bytes);
-                    for token in 0..T {
-                        let factor = S::mul(scale, S::splat(*scales.add(token)));
-                        acc[token] = S::fma(S::floats(totals[token]), factor, acc[token]);
-                        if Q::MINS {
-                            acc[token] = S::fma(min, S::splat(*sums.add(token)), acc[token]);
-                        }
+                    if SECOND {
+                        half_part::<S, Q, T, WIDE, 1>(&mut lower, &part, scale, min);
                     }
                     starts = starts.add(T);
                     sums = sums.add(T);
@@ -147,7 +162,54 @@ pub(super) unsafe fn staged_tile<S: Dot, Q: Quants, const T: usize, const WIDE: 
             }
             head = block;
         }
-        acc
+        *acc = [upper, lower];
+    }
+}
+
+/// A block, one of its parts, and the activations of the first token for it.
+struct Operands {
+    block: *const u8,
+    part: usize,
+    quants: *const i8,
+    scales: *const f32,
+    starts: *const i32,
+    sums: *const f32,
+}
+
+/// Adds a part of a block to half of the rows' sums.
+///
+/// # Safety
+/// The pointers must be those of a block of `Q` and of `T` tokens, and the machine must have the instructions of `S`.
+#[inline(always)]
+unsafe fn half_part<S: Staged, Q: Quants, const T: usize, const WIDE: bool, const H: usize>(
+    acc: &mut [S::Half; T],
+    x: &Operands,
+    scale: S::V,
+    min: S::V,
+) {
+    let apart = if WIDE { 2 * BLOCK } else { BLOCK };
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let (scale, min) = (S::half::<H>(scale), S::half::<H>(min));
+        let mut totals = [S::half_ints(0); T];
+        if WIDE {
+            half_quads::<S, Q, T, H>(&mut totals, x.block, x.part, x.quants, apart);
+        }
+        for token in 0..T {
+            // -128 sums of activations are at hand.
+            let start =
+                if over_zero::<Q>() == 1 { 0 } else { *x.starts.add(token) >> over_zero::<Q>().trailing_zeros() };
+            let start = S::half_ints(start);
+            totals[token] = if WIDE { S::half_join(totals[token], start) } else { start };
+        }
+        let low = if WIDE { x.quants.add(BLOCK) } else { x.quants };
+        half_quads::<S, Q, T, H>(&mut totals, x.block, x.part, low, apart);
+        for token in 0..T {
+            acc[token] = S::add_scaled(acc[token], totals[token], scale, *x.scales.add(token));
+            if Q::MINS {
+                acc[token] = S::add_product(acc[token], min, *x.sums.add(token));
+            }
+        }
     }
 }
 
@@ -165,36 +227,25 @@ const fn over_zero<Q: Quants>() -> i32 {
 /// `block` must be a block of `Q`, `x` the first token's byte of its first element, and the machine must have the
 /// instructions of `S`.
 #[inline(always)]
-unsafe fn staged_quads<S: Dot, Q: Quants, const T: usize>(
-    totals: &mut [S::I; T],
+unsafe fn half_quads<S: Staged, Q: Quants, const T: usize, const H: usize>(
+    totals: &mut [S::HalfInts; T],
     block: *const u8,
     part: usize,
     x: *const i8,
     apart: usize,
 ) {
     let quads = 8 / Q::PARTS;
-    let (first, end) = (part * quads, (part + 1) * quads);
+    let at_once = quads.min(Q::CODES.quads());
     // SAFETY: as promised by the caller.
     unsafe {
-        if Q::CODES == Codes::Bytes {
-            for quad in first..end {
-                let codes = Q::quad::<S>(block, quad);
-                for token in 0..T {
-                    totals[token] = S::dot_biased(totals[token], codes, x.add(token * apart + quad * 4));
-                }
-            }
-            return;
-        }
-        for stage in (first..end).step_by(Q::CODES.quads()) {
-            let mut pairs = [S::no_pairs(); T];
-            for quad in stage..end.min(stage + Q::CODES.quads()) {
-                let codes = Q::quad::<S>(block, quad);
-                for token in 0..T {
-                    pairs[token] = S::add_pairs(pairs[token], codes, x.add(token * apart + quad * 4));
-                }
+        for stage in (part * quads..(part + 1) * quads).step_by(at_once) {
+            let mut codes = [Q::quad::<S>(block, stage); 8];
+            for quad in 1..at_once {
+                codes[quad] = Q::quad::<S>(block, stage + quad);
             }
             for token in 0..T {
-                totals[token] = S::fold_pairs(totals[token], pairs[token]);
+                let x = x.add(token * apart + stage * 4);
+                totals[token] = S::add_small::<H>(totals[token], &codes[..at_once], x);
             }
         }
     }

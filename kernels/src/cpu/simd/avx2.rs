@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Dot, DotKernel, Kernel, Simd};
+use super::{Dot, DotKernel, Kernel, Simd, Staged, StagedKernel};
 
 /// With `VNNI`, the machine can multiply groups of four bytes.
 #[derive(Clone, Copy)]
@@ -23,6 +23,14 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 pub(super) unsafe fn run_dot<K: DotKernel>(kernel: K) -> K::Output {
     // SAFETY: as promised by the caller.
     unsafe { kernel.run::<Avx2<false>>() }
+}
+
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn run_staged<K: StagedKernel>(kernel: K) {
+    // SAFETY: as promised by the caller.
+    unsafe { kernel.run_staged::<Avx2<false>>() }
 }
 
 /// # Safety
@@ -208,6 +216,13 @@ unsafe fn multiply_add(acc: __m256i, unsigned: __m256i, signed: __m256i) -> __m2
     }
 }
 
+/// Four activations, in every row's place.
+#[inline(always)]
+unsafe fn four(x: *const i8) -> __m256i {
+    // SAFETY: the caller has AVX2 and 4 readable bytes.
+    unsafe { _mm256_set1_epi32(x.cast::<i32>().read_unaligned()) }
+}
+
 /// As [`multiply_add`], for codes that stand 128 above their value: signs move to the other side.
 #[inline(always)]
 unsafe fn multiply_add_biased(acc: __m256i, codes: __m256i, x: __m256i) -> __m256i {
@@ -234,9 +249,7 @@ unsafe fn bf16_pairs(acc: __m256, w: __m256i, x: __m256i) -> __m256 {
 impl<const VNNI: bool> Dot for Avx2<VNNI> {
     type B = Ints;
     type I = Ints;
-    type Pairs = Ints;
     const TOKENS: usize = 4;
-    const STAGED: bool = !VNNI;
 
     #[inline(always)]
     unsafe fn bytes(from: *const u8) -> Ints {
@@ -328,41 +341,6 @@ impl<const VNNI: bool> Dot for Avx2<VNNI> {
         }
     }
     #[inline(always)]
-    unsafe fn ints(value: i32) -> Ints {
-        // SAFETY: see above.
-        unsafe { [_mm256_set1_epi32(value); 2] }
-    }
-    #[inline(always)]
-    unsafe fn no_pairs() -> Ints {
-        // SAFETY: see above.
-        unsafe { Self::zero() }
-    }
-    #[inline(always)]
-    unsafe fn add_pairs(acc: Ints, codes: Ints, x: *const i8) -> Ints {
-        // SAFETY: see above.
-        unsafe {
-            if VNNI {
-                return Self::dot(acc, codes, x);
-            }
-            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
-            let (first, second) = (_mm256_maddubs_epi16(codes[0], x), _mm256_maddubs_epi16(codes[1], x));
-            [_mm256_add_epi16(acc[0], first), _mm256_add_epi16(acc[1], second)]
-        }
-    }
-    #[inline(always)]
-    unsafe fn fold_pairs(acc: Ints, pairs: Ints) -> Ints {
-        // SAFETY: see above.
-        unsafe {
-            let wide = if VNNI {
-                pairs
-            } else {
-                let ones = _mm256_set1_epi16(1);
-                [_mm256_madd_epi16(pairs[0], ones), _mm256_madd_epi16(pairs[1], ones)]
-            };
-            [_mm256_add_epi32(acc[0], wide[0]), _mm256_add_epi32(acc[1], wide[1])]
-        }
-    }
-    #[inline(always)]
     unsafe fn floats(ints: Ints) -> Pair {
         // SAFETY: see above.
         unsafe { [_mm256_cvtepi32_ps(ints[0]), _mm256_cvtepi32_ps(ints[1])] }
@@ -395,5 +373,51 @@ impl<const VNNI: bool> Dot for Avx2<VNNI> {
             let (w, x) = (Self::bytes(w), _mm256_set1_epi32(x.cast::<i32>().read_unaligned()));
             [bf16_pairs(acc[0], w[0], x), bf16_pairs(acc[1], w[1], x)]
         }
+    }
+}
+
+// SAFETY of every block below: as above.
+impl Staged for Avx2<false> {
+    type Half = __m256;
+    type HalfInts = __m256i;
+
+    #[inline(always)]
+    unsafe fn half<const H: usize>(v: Pair) -> __m256 {
+        v[H]
+    }
+    #[inline(always)]
+    unsafe fn whole(halves: [__m256; 2]) -> Pair {
+        halves
+    }
+    #[inline(always)]
+    unsafe fn half_ints(value: i32) -> __m256i {
+        // SAFETY: see above.
+        unsafe { _mm256_set1_epi32(value) }
+    }
+    #[inline(always)]
+    unsafe fn half_join(a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: see above.
+        unsafe { _mm256_add_epi32(_mm256_slli_epi32::<8>(a), b) }
+    }
+    #[inline(always)]
+    unsafe fn add_small<const H: usize>(total: __m256i, codes: &[Ints], x: *const i8) -> __m256i {
+        // SAFETY: see above.
+        unsafe {
+            let mut pairs = _mm256_setzero_si256();
+            for (quad, codes) in codes.iter().enumerate() {
+                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes[H], four(x.add(quad * 4))));
+            }
+            _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_scaled(acc: __m256, total: __m256i, scale: __m256, factor: f32) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), _mm256_mul_ps(scale, _mm256_set1_ps(factor)), acc) }
+    }
+    #[inline(always)]
+    unsafe fn add_product(acc: __m256, a: __m256, b: f32) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_fmadd_ps(a, _mm256_set1_ps(b), acc) }
     }
 }

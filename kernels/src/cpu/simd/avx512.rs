@@ -213,7 +213,6 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 impl<const BF16: bool> Dot for Avx512<BF16> {
     type B = __m512i;
     type I = __m512i;
-    type Pairs = __m512i;
     const TOKENS: usize = 16;
 
     #[inline(always)]
@@ -271,26 +270,6 @@ impl<const BF16: bool> Dot for Avx512<BF16> {
     unsafe fn dot(acc: __m512i, codes: __m512i, x: *const i8) -> __m512i {
         // SAFETY: see above.
         unsafe { _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
-    }
-    #[inline(always)]
-    unsafe fn ints(value: i32) -> __m512i {
-        // SAFETY: see above.
-        unsafe { _mm512_set1_epi32(value) }
-    }
-    #[inline(always)]
-    unsafe fn no_pairs() -> __m512i {
-        // SAFETY: see above.
-        unsafe { Self::zero() }
-    }
-    #[inline(always)]
-    unsafe fn add_pairs(acc: __m512i, codes: __m512i, x: *const i8) -> __m512i {
-        // SAFETY: see above.
-        unsafe { Self::dot(acc, codes, x) }
-    }
-    #[inline(always)]
-    unsafe fn fold_pairs(acc: __m512i, pairs: __m512i) -> __m512i {
-        // SAFETY: see above.
-        unsafe { _mm512_add_epi32(acc, pairs) }
     }
     #[inline(always)]
     unsafe fn floats(ints: __m512i) -> __m512 {

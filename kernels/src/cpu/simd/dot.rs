@@ -96,15 +96,8 @@ pub(crate) trait Dot: Simd {
     /// 16 lanes of i32.
     type I: Copy;
 
-    /// Sums of products before they are 32 bits wide.
-    type Pairs: Copy;
-
     /// Tokens of the largest tile whose accumulators fit the registers.
     const TOKENS: usize;
-
-    /// Whether four products have no instruction of their own: then those of small codes are summed in 16 bits as long as
-    /// they fit, and few enough registers are used for the codes of one quad to be all that wait.
-    const STAGED: bool = false;
 
     /// 64 bytes from memory.
     unsafe fn bytes(from: *const u8) -> Self::B;
@@ -125,14 +118,6 @@ pub(crate) trait Dot: Simd {
     unsafe fn dot_biased(acc: Self::I, codes: Self::B, x: *const i8) -> Self::I;
     /// Adds `code * x` over each row's 4 codes, all below 64.
     unsafe fn dot(acc: Self::I, codes: Self::B, x: *const i8) -> Self::I;
-    /// The same number in every lane.
-    unsafe fn ints(value: i32) -> Self::I;
-    /// No products yet.
-    unsafe fn no_pairs() -> Self::Pairs;
-    /// Adds `code * x` over each row's 4 codes. What was added since [`Dot::no_pairs`] must fit: `2 * 127 * (the largest
-    /// code)` an addition, 32,767 in all.
-    unsafe fn add_pairs(acc: Self::Pairs, codes: Self::B, x: *const i8) -> Self::Pairs;
-    unsafe fn fold_pairs(acc: Self::I, pairs: Self::Pairs) -> Self::I;
     unsafe fn floats(ints: Self::I) -> Self::V;
     /// `256 * a + b`
     unsafe fn join(a: Self::I, b: Self::I) -> Self::I;

@@ -10,10 +10,12 @@ mod avx2;
 mod avx512;
 mod dot;
 mod portable;
+mod staged;
 
 use std::sync::OnceLock;
 
 pub(crate) use dot::{BLOCK, Dot, DotKernel, QuantBlock, dispatch_dot};
+pub(crate) use staged::{Staged, StagedKernel, dispatch_staged};
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;

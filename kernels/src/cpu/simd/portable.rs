@@ -125,7 +125,6 @@ type Bytes = [u8; 64];
 impl Dot for Portable {
     type B = Bytes;
     type I = [i32; LANES];
-    type Pairs = [i32; LANES];
     const TOKENS: usize = 4;
 
     #[inline(always)]
@@ -177,23 +176,6 @@ impl Dot for Portable {
             let products = (0..4).map(|at| i32::from(codes[lane * 4 + at]) * i32::from(x[at]));
             acc[lane] + products.sum::<i32>()
         })
-    }
-    #[inline(always)]
-    unsafe fn ints(value: i32) -> [i32; LANES] {
-        [value; LANES]
-    }
-    #[inline(always)]
-    unsafe fn no_pairs() -> [i32; LANES] {
-        [0; LANES]
-    }
-    #[inline(always)]
-    unsafe fn add_pairs(acc: [i32; LANES], codes: Bytes, x: *const i8) -> [i32; LANES] {
-        // SAFETY: as promised by the caller.
-        unsafe { Self::dot(acc, codes, x) }
-    }
-    #[inline(always)]
-    unsafe fn fold_pairs(acc: [i32; LANES], pairs: [i32; LANES]) -> [i32; LANES] {
-        std::array::from_fn(|lane| acc[lane].wrapping_add(pairs[lane]))
     }
     #[inline(always)]
     unsafe fn floats(ints: [i32; LANES]) -> Lanes {
