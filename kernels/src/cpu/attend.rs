@@ -349,7 +349,12 @@ impl<F: Format> Partition<'_, '_, F> {
                 std::array::from_fn(|index| self.scores.as_ptr().add((query + index) * TILE));
             let mix = self.state.mix.as_mut_ptr().add(query * head_dim);
             let mut column = 0;
-            while column + 4 * LANES <= head_dim {
+            // Of 16 registers, eight hold sums.
+            while Q == 2 && !S::MANY_REGISTERS && column + 2 * LANES <= head_dim {
+                columns::<S, E, Q, 2>(weights, &values[from..to], from, (mix.add(column), head_dim), column);
+                column += 2 * LANES;
+            }
+            while (Q == 1 || S::MANY_REGISTERS) && column + 4 * LANES <= head_dim {
                 columns::<S, E, Q, 4>(weights, &values[from..to], from, (mix.add(column), head_dim), column);
                 column += 4 * LANES;
             }

@@ -9,6 +9,7 @@ mod blocks;
 mod layout;
 mod product;
 mod quants;
+mod quants_k;
 mod tile;
 
 use std::sync::Arc;

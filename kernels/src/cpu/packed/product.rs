@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 use super::activations::{Tiles, UNIT, View};
 use super::layout::ROWS;
 use super::quants::{self, Codes, Quants};
+use super::quants_k;
 use super::tile::{self, Plain, plain_tile, quant_tile, staged_tile};
 use super::{PackedWeight, Part, Precision};
 use crate::cpu::simd::{Dot, DotKernel, Isa, Simd, Staged, StagedKernel, dispatch_dot, dispatch_staged};
@@ -81,11 +82,11 @@ impl Task<'_> {
                 GgmlType::Q5_0 => self.quants::<quants::Q5_0>(isa),
                 GgmlType::Q5_1 => self.quants::<quants::Q5_1>(isa),
                 GgmlType::Q8_0 => self.quants::<quants::Q8_0>(isa),
-                GgmlType::Q2K => self.quants::<quants::Q2K>(isa),
-                GgmlType::Q3K => self.quants::<quants::Q3K>(isa),
-                GgmlType::Q4K => self.quants::<quants::Q4K>(isa),
-                GgmlType::Q5K => self.quants::<quants::Q5K>(isa),
-                GgmlType::Q6K => self.quants::<quants::Q6K>(isa),
+                GgmlType::Q2K => self.quants::<quants_k::Q2K>(isa),
+                GgmlType::Q3K => self.quants::<quants_k::Q3K>(isa),
+                GgmlType::Q4K => self.quants::<quants_k::Q4K>(isa),
+                GgmlType::Q5K => self.quants::<quants_k::Q5K>(isa),
+                GgmlType::Q6K => self.quants::<quants_k::Q6K>(isa),
                 GgmlType::Iq4Nl => self.quants::<quants::Iq4Nl>(isa),
                 GgmlType::Iq4Xs => self.quants::<quants::Iq4Xs>(isa),
                 GgmlType::Mxfp4 => self.quants::<quants::Mxfp4>(isa),
