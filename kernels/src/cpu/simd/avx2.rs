@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Dot, DotKernel, Kernel, Simd, Staged, StagedKernel};
+use super::{Dot, DotKernel, Kernel, QuantBlock, Simd, Staged, StagedKernel};
 
 /// With `VNNI`, the machine can multiply groups of four bytes.
 #[derive(Clone, Copy)]
@@ -373,6 +373,52 @@ impl<const VNNI: bool> Dot for Avx2<VNNI> {
             let (w, x) = (Self::bytes(w), _mm256_set1_epi32(x.cast::<i32>().read_unaligned()));
             [bf16_pairs(acc[0], w[0], x), bf16_pairs(acc[1], w[1], x)]
         }
+    }
+    #[inline(always)]
+    unsafe fn quantise(x: *const f32, to: *mut i8) -> QuantBlock {
+        // SAFETY: see above.
+        unsafe {
+            let [a, b] = Self::load(x);
+            let [c, d] = Self::load(x.add(16));
+            let sign = _mm256_set1_ps(-0.0);
+            let (ab, cd) = (
+                _mm256_max_ps(_mm256_andnot_ps(sign, a), _mm256_andnot_ps(sign, b)),
+                _mm256_max_ps(_mm256_andnot_ps(sign, c), _mm256_andnot_ps(sign, d)),
+            );
+            let unordered = _mm256_or_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(a, b), _mm256_cmp_ps::<_CMP_UNORD_Q>(c, d));
+            let most = if _mm256_movemask_ps(unordered) != 0 { f32::NAN } else { max_of(_mm256_max_ps(ab, cd)) };
+            let (factor, scale) = QuantBlock::factors(most);
+            let factor = _mm256_set1_ps(factor);
+            let (a, b) = (_mm256_cvtps_epi32(_mm256_mul_ps(a, factor)), _mm256_cvtps_epi32(_mm256_mul_ps(b, factor)));
+            let (c, d) = (_mm256_cvtps_epi32(_mm256_mul_ps(c, factor)), _mm256_cvtps_epi32(_mm256_mul_ps(d, factor)));
+            // Packing goes by halves of registers: groups of four end up as 0 2 4 6 1 3 5 7.
+            let bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+            let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            to.cast::<__m256i>().write_unaligned(bytes);
+            QuantBlock { scale, sums: [sum_of(_mm256_add_epi32(a, b)), sum_of(_mm256_add_epi32(c, d))] }
+        }
+    }
+}
+
+/// The largest lane, none of which may be NaN.
+#[inline(always)]
+unsafe fn max_of(v: __m256) -> f32 {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+    }
+}
+
+/// Sum of the lanes.
+#[inline(always)]
+unsafe fn sum_of(v: __m256i) -> i32 {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let v = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+        let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b01_00_11_10>(v));
+        _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32::<0b10_11_00_01>(v)))
     }
 }
 
