@@ -1,7 +1,7 @@
 """lm-evaluation-harness asks `/v1/completions` as it asks other servers, and finds what it finds with Transformers.
 
-What Transformers gives stands in lm_eval/golden.json, made by `lm_eval/evaluate.py hf`: a tiny random model, so that every
-log-likelihood is far from every other. The tasks are in lm_eval/, too: choices, generation, and whole texts. The harness
+What Transformers gives stands in harness/golden.json, made by `harness/evaluate.py hf`: a tiny random model, so that every
+log-likelihood is far from every other. The tasks are in harness/, too: choices, generation, and whole texts. The harness
 has its tokens from the server's own endpoints.
 """
 
@@ -17,7 +17,7 @@ from fleet import MODEL, Replica
 
 pytest.importorskip("lm_eval", reason="skipped: the package lm-eval is not installed")
 
-HERE = pathlib.Path(__file__).parent / "lm_eval"
+HERE = pathlib.Path(__file__).parent / "harness"  # named lm_eval it would be found as the package
 TINY = pathlib.Path(__file__).parents[2] / "models" / "tests" / "fixtures" / "embed" / "qwen3_reranker"
 EXACT = ["--kv-cache-dtype", "f32", "--matmul-precision", "high"]
 
