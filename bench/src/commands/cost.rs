@@ -118,7 +118,7 @@ pub fn run(args: &CostArgs) -> Result<Said> {
     let mut points = Vec::new();
     for count in &args.concurrency {
         let pace = Pace::clients(*count as usize);
-        let outcome = prepared.run(pace, 0, &format!("{count} clients"))?;
+        let outcome = prepared.run(pace, points.len() as u64, &format!("{count} clients"))?;
         let mut point = prepared.result(pace, &[outcome]);
         if point.number("completed") == Some(0.0) {
             return Err(Error::invalid("--url", format!("--url: no request was answered with {count} clients")));

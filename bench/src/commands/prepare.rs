@@ -1,5 +1,6 @@
 //! From flags to a load: find the server and its model, make the requests, warm up, run, measure.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -54,7 +55,8 @@ pub struct Prepared {
     pub endpoint: Endpoint,
     pub shape: RequestShape,
     dataset: Dataset,
-    /// The conversations of the measured part; those before them are for warming up.
+    tokenizer: Option<PathBuf>,
+    /// The conversations of the first run; those before them are for warming up.
     conversations: Arc<Vec<Vec<Turn>>>,
     warmups: Arc<Vec<Vec<Turn>>>,
     args: LoadArgs,
@@ -79,7 +81,7 @@ pub fn prepare(
         };
         let shape = RequestShape { model: model.clone(), ..shape.clone() };
         let counter = Counter::choose(client, &shape, server.tokenizer.as_deref()).await?;
-        Ok((model, make(args, &counter, warmups).await?))
+        Ok((model, make(args, &counter, warmups, 0).await?))
     })?;
     shape.model = model;
     // A log keeps all its requests: warming up repeats its first.
@@ -94,6 +96,7 @@ pub fn prepare(
         conversations: Arc::new(std::mem::take(&mut dataset.conversations)),
         warmups: Arc::new(warm),
         dataset,
+        tokenizer: server.tokenizer.clone(),
         args: args.clone(),
         output: output.clone(),
     })
@@ -109,7 +112,8 @@ async fn first_model(client: &Client) -> Result<String> {
     })
 }
 
-async fn make(args: &LoadArgs, counter: &Counter<'_>, warmups: usize) -> Result<Dataset> {
+/// `set`: which run they are for.
+async fn make(args: &LoadArgs, counter: &Counter<'_>, warmups: usize, set: u64) -> Result<Dataset> {
     let count = args.num_prompts.unwrap_or(PROMPTS_DEFAULT) as usize + warmups;
     let path = || {
         let name = if args.dataset == DatasetName::Replay { "replay" } else { "sharegpt" };
@@ -140,6 +144,7 @@ async fn make(args: &LoadArgs, counter: &Counter<'_>, warmups: usize) -> Result<
                 turns: if name == DatasetName::MultiTurn { args.turns } else { 1 },
                 think_s: args.think_time,
                 seed: args.seed,
+                set,
             };
             synthetic.make(counter).await
         }
@@ -149,6 +154,20 @@ async fn make(args: &LoadArgs, counter: &Counter<'_>, warmups: usize) -> Result<
 impl Prepared {
     pub fn requests(&self) -> usize {
         self.conversations.iter().map(Vec::len).sum()
+    }
+
+    /// What to ask in one run. Made prompts are new ones each time, the same for every server: a second run of the first
+    /// ones would find their beginnings in the server's prefix cache.
+    fn conversations_of(&self, repeat: u64) -> Result<Arc<Vec<Vec<Turn>>>> {
+        if repeat == 0 || matches!(self.args.dataset, DatasetName::Sharegpt | DatasetName::Replay) {
+            return Ok(Arc::clone(&self.conversations));
+        }
+        let made = load::control(&self.endpoint, async |client| {
+            let counter = Counter::choose(client, &self.shape, self.tokenizer.as_deref()).await?;
+            make(&self.args, &counter, 0, repeat).await
+        })?;
+        // As many as in the first run, where warming up may have taken some of few.
+        Ok(Arc::new(made.conversations.into_iter().take(self.conversations.len()).collect()))
     }
 
     fn arrivals(&self, pace: Pace, repeat: u64) -> Arrivals {
@@ -215,10 +234,11 @@ impl Prepared {
         }
     }
 
-    /// One run of the load.
+    /// One run of the load. `repeat`: which one, from 0.
     pub fn run(&self, pace: Pace, repeat: u64, what: &str) -> Result<LoadOutcome> {
+        let conversations = self.conversations_of(repeat)?;
         let live = Arc::new(Live::default());
-        let load = self.load(&self.conversations, self.arrivals(pace, repeat));
+        let load = self.load(&conversations, self.arrivals(pace, repeat));
         let total = if load.cycle { None } else { Some(self.requests() as u64) };
         let shown = (!self.output.no_progress).then(|| progress::show(Arc::clone(&live), total, what.to_owned()));
         let outcome = load::run(load, &live);

@@ -69,7 +69,7 @@ pub fn run(args: &SweepArgs) -> Result<Said> {
     let mut points = Vec::new();
     let knee = if searching {
         let measure = |rate| {
-            let point = one(&prepared, Pace::rate(rate))?;
+            let point = one(&prepared, Pace::rate(rate), points.len())?;
             let kept = keeps(&point, args.goal_share);
             points.push(point);
             Ok(kept)
@@ -78,7 +78,7 @@ pub fn run(args: &SweepArgs) -> Result<Said> {
     } else {
         let paces = clients.iter().map(|count| Pace::clients(*count as usize));
         for pace in paces.chain(args.request_rate.iter().map(|rate| Pace::rate(*rate))) {
-            points.push(one(&prepared, pace)?);
+            points.push(one(&prepared, pace, points.len())?);
         }
         let good = points.iter().filter(|point| keeps(point, args.goal_share));
         good.filter_map(|point| point.number("request_throughput"))
@@ -112,12 +112,12 @@ fn load_of(point: &Run) -> f64 {
     point.number("request_rate").or_else(|| point.number("max_concurrency")).unwrap_or(f64::MAX)
 }
 
-fn one(prepared: &Prepared, pace: Pace) -> Result<Run> {
+fn one(prepared: &Prepared, pace: Pace, repeat: usize) -> Result<Run> {
     let what = match (pace.rate, pace.concurrency) {
         (Some(rate), _) => format!("{rate:.3} requests/s"),
         (None, clients) => format!("{} clients", clients.unwrap_or(1)),
     };
-    let outcome = prepared.run(pace, 0, &what)?;
+    let outcome = prepared.run(pace, repeat as u64, &what)?;
     Ok(prepared.result(pace, &[outcome]))
 }
 

@@ -34,6 +34,8 @@ pub struct Synthetic {
     pub turns: u32,
     pub think_s: f64,
     pub seed: u64,
+    /// Sets of one seed have the same prefixes and different prompts.
+    pub set: u64,
 }
 
 impl Synthetic {
@@ -44,6 +46,10 @@ impl Synthetic {
             for _ in 0..self.prefixes.max(1) {
                 prefixes.push(counter.text(&mut random, self.prefix_tokens).await?);
             }
+        }
+        if self.set > 0 {
+            // Any odd factor keeps sets apart; this one is far from the small seeds that people choose.
+            random = Random::new(self.seed.wrapping_add(self.set.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
         }
         let mut inexact = 0;
         let mut conversations = Vec::with_capacity(self.count);
@@ -92,6 +98,7 @@ mod tests {
             turns: 3,
             think_s: 0.5,
             seed: 9,
+            set: 0,
         };
         let made = make(&options);
         assert_eq!(made, make(&options));
@@ -99,6 +106,9 @@ mod tests {
         let first = |at: usize| &made.conversations[at][0].messages[0].1;
         let prefix = |at: usize| first(at).split("\n\n").next().expect("a prefix");
         assert!(prefix(0) == prefix(2) && prefix(0) != prefix(1) && first(0) != first(2));
+        let second = make(&Synthetic { set: 1, ..options.clone() });
+        let first_of_second = &second.conversations[0][0].messages[0].1;
+        assert!(first_of_second.starts_with(prefix(0)) && first_of_second != first(0));
         for turns in &made.conversations {
             assert_eq!(turns.len(), 3);
             assert_eq!((turns[0].think_s, turns[1].think_s), (0.0, 0.5));

@@ -17,12 +17,16 @@ const WORDS: &str = "time year people way day man thing woman life child world s
     body information back parent face others level office door health person art war history party result change \
     morning reason research girl guy moment air teacher force education";
 
+/// What servers call the text to count: vLLM and Sconce, then llama-server.
+const TEXT_FIELDS: [&str; 2] = ["prompt", "content"];
+
 /// Where token counts come from.
 pub enum Counter<'a> {
-    /// The server's `/tokenize`, as vLLM and Sconce have it.
+    /// The server's `/tokenize`. `field` is what it calls the text.
     Server {
         client: &'a Client,
         model: String,
+        field: &'static str,
     },
     File(Box<Tokenizer>),
     /// So many tokens a word, from what the server reported for two prompts.
@@ -47,9 +51,12 @@ impl<'a> Counter<'a> {
         if let Some(path) = file {
             return Self::of_file(path);
         }
-        let server = Self::Server { client, model: shape.model.clone() };
-        if server.count("a b").await.is_ok() {
-            return Ok(server);
+        for field in TEXT_FIELDS {
+            let server = Self::Server { client, model: shape.model.clone(), field };
+            // A server that does not know the field may answer with success and no tokens.
+            if server.count("a b").await.is_ok_and(|tokens| tokens > 0) {
+                return Ok(server);
+            }
         }
         Self::calibrate(client, shape).await
     }
@@ -99,8 +106,8 @@ impl<'a> Counter<'a> {
 
     pub async fn count(&self, text: &str) -> Result<u32> {
         match self {
-            Self::Server { client, model } => {
-                let body = json!({"model": model, "prompt": text, "add_special_tokens": false});
+            Self::Server { client, model, field } => {
+                let body = json!({"model": model, *field: text, "add_special_tokens": false});
                 let (status, answer) = client
                     .json("POST", "/tokenize", Some(&body))
                     .await
@@ -140,7 +147,7 @@ impl<'a> Counter<'a> {
             if found < tokens {
                 let missing = (tokens - found) as usize;
                 // Words overshoot where each is several tokens: the last few come as letters.
-                let per_word = f64::from(found) / text.split(' ').count() as f64;
+                let per_word = f64::from(found.max(1)) / text.split(' ').count() as f64;
                 match (missing as f64 / per_word) as usize {
                     0 => text.extend(std::iter::repeat_n(" a", missing.div_ceil(2))),
                     count => text = text + " " + &words(random, count),
@@ -218,5 +225,53 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// Counts the words of `content`, as llama-server does: it knows no `prompt`, and says so with no tokens.
+    fn serve_content(listener: &std::net::TcpListener) -> std::io::Result<()> {
+        use std::io::{BufRead, BufReader, Read, Write};
+        for socket in listener.incoming() {
+            let mut reader = BufReader::new(socket?);
+            let (mut line, mut length) = (String::new(), 0);
+            while reader.read_line(&mut line)? > 2 {
+                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().map_err(std::io::Error::other)?;
+                }
+                line.clear();
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body)?;
+            let body: serde_json::Value = serde_json::from_slice(&body)?;
+            let words = body["content"].as_str().map_or(0, |text| text.split_whitespace().count());
+            let answer = json!({"tokens": vec![7; words]}).to_string();
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", answer.len());
+            reader.get_mut().write_all((head + &answer).as_bytes())?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_server_that_calls_the_text_content_counts_too() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        std::thread::spawn(move || serve_content(&listener));
+        let endpoint = crate::http::Endpoint::resolve(&url, &[]).expect("an address");
+        let shape = RequestShape {
+            kind: ApiKind::Chat,
+            path: "/v1/chat/completions".into(),
+            model: "m".into(),
+            ignore_eos: true,
+            max_tokens_field: "max_tokens",
+            extra: serde_json::Map::new(),
+            timeout: std::time::Duration::from_secs(20),
+        };
+        let counted = crate::load::control(&endpoint, async |client| {
+            let counter = Counter::choose(client, &shape, None).await?;
+            let (text, counted) = counter.text(&mut Random::new(3), 57).await?;
+            Ok((counter.describe(), counted, text.split_whitespace().count()))
+        });
+        let (how, counted, words) = counted.expect("counts");
+        assert_eq!((counted, words), (57, 57));
+        assert!(how.contains("/tokenize"), "{how}");
     }
 }
