@@ -18,13 +18,43 @@ const OUTLIER_FACTOR: f32 = 2.0;
 const PROMPT_TOKENS_MIN: usize = 8;
 /// After so many steps a measurement no longer counts: contexts have grown, or the machine does other things.
 const STALE_STEPS: u64 = 512;
+/// A size counts as often as it was met, and a blend forgets what was before about so many.
+const MET_MAX: u32 = 8;
+/// What a decode token adds is guessed to be what a prompt token adds, which is so where arithmetic is the limit; the
+/// guess counts as much as it is likely right. Square of the noise of a step (a tenth of it) over the error of the guess
+/// (a third of it).
+const PRIOR_WEIGHT: f32 = (0.1 * 0.1) / (0.33 * 0.33);
+
+/// Time of a step by its decode tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct Line {
+    /// A place on it: so many tokens take so long.
+    tokens: f32,
+    us: f32,
+    /// What each token adds.
+    pub slope_us: f32,
+}
+
+impl Line {
+    pub fn us(&self, tokens: usize) -> f32 {
+        (self.us + self.slope_us * (tokens as f32 - self.tokens)).max(0.0)
+    }
+}
+
+/// What is known of one size: microseconds (0 for nothing), how often it was met, and at which step lately.
+#[derive(Debug, Clone, Copy, Default)]
+struct Measured {
+    us: f32,
+    met: u32,
+    step: u64,
+}
 
 /// Measured times in microseconds; 0 where nothing is known.
 #[derive(Debug, Clone)]
 pub struct StepCosts {
     steps: u64,
-    /// As measured, and at which step. `[entry]`
-    measured: [(f32, u64); ENTRIES],
+    /// `[entry]`
+    measured: [Measured; ENTRIES],
     /// With the gaps filled. `[entry]`
     decode_us: [f32; ENTRIES],
     prompt_token_us: f32,
@@ -38,7 +68,7 @@ impl Default for StepCosts {
     fn default() -> Self {
         Self {
             steps: 0,
-            measured: [(0.0, 0); ENTRIES],
+            measured: [Measured::default(); ENTRIES],
             decode_us: [0.0; ENTRIES],
             prompt_token_us: 0.0,
             draft_token_us: 0.0,
@@ -55,10 +85,14 @@ impl StepCosts {
         }
         self.steps += 1;
         if prompt_tokens == 0 {
-            let (known, at) = &mut self.measured[entry(decode_tokens)];
-            let fresh = *known > 0.0 && self.steps - *at < STALE_STEPS;
-            *known = if fresh { blend(*known, elapsed_us) } else { elapsed_us };
-            *at = self.steps;
+            let known = &mut self.measured[entry(decode_tokens)];
+            if known.us > 0.0 && self.steps - known.step < STALE_STEPS {
+                known.us = blend(known.us, elapsed_us);
+                known.met = (known.met + 1).min(MET_MAX);
+            } else {
+                (known.us, known.met) = (elapsed_us, 1);
+            }
+            known.step = self.steps;
         } else if prompt_tokens >= PROMPT_TOKENS_MIN || self.prompt_token_us == 0.0 {
             let share = (elapsed_us - self.decode_us(decode_tokens)).max(0.0) / prompt_tokens as f32;
             self.prompt_token_us = if self.prompt_token_us > 0.0 { blend(self.prompt_token_us, share) } else { share };
@@ -84,6 +118,44 @@ impl StepCosts {
         if tokens == 0 { 0.0 } else { self.decode_us[entry(tokens)] }
     }
 
+    /// The line through the sizes of `from` to `to` decode tokens and those around them. Measured alone each size is noisy
+    /// and a difference of two is mostly noise: who looks for the cheapest of several finds the one that was measured too
+    /// low. The line is many measurements, and where they are few the prompt token's time is its slope.
+    pub fn line(&self, from: usize, to: usize) -> Line {
+        let (low, high) = (entry(from - from / 4), entry(to + (from / 4).max(4)));
+        let within = |low, high| (low..=high).filter(|at: &usize| self.is_fresh(*at));
+        let (low, high) = if within(low, high).nth(1).is_some() {
+            (low, high)
+        } else {
+            // Too few there for a line: those nearest join.
+            (within(1, low).next_back().unwrap_or(low), within(high, ENTRIES - 1).next().unwrap_or(high))
+        };
+        let around = || within(low, high);
+        let weight = |at: usize| self.measured[at].met as f32;
+        let total: f32 = around().map(weight).sum();
+        if total == 0.0 {
+            return Line { tokens: 0.0, us: 0.0, slope_us: self.prompt_token_us };
+        }
+        let tokens = around().map(|at| weight(at) * tokens_of(at) as f32).sum::<f32>() / total;
+        let us = around().map(|at| weight(at) * self.measured[at].us).sum::<f32>() / total;
+        let (mut together, mut spread) = (0.0, 0.0);
+        for at in around() {
+            let away = tokens_of(at) as f32 - tokens;
+            together += weight(at) * away * (self.measured[at].us - us);
+            spread += weight(at) * away * away;
+        }
+        if self.prompt_token_us > 0.0 {
+            let prior = PRIOR_WEIGHT * (us / self.prompt_token_us).powi(2);
+            together += prior * self.prompt_token_us;
+            spread += prior;
+        }
+        Line { tokens, us, slope_us: if spread > 0.0 { (together / spread).max(0.0) } else { 0.0 } }
+    }
+
+    fn is_fresh(&self, at: usize) -> bool {
+        self.measured[at].us > 0.0 && self.steps - self.measured[at].step < STALE_STEPS
+    }
+
     /// The most decode tokens that a step should have for the sake of guesses: half as many again as a step had lately,
     /// so that a size whose cost nobody knows is approached, not leapt to. No bound while nothing is known.
     pub fn familiar_tokens(&self) -> usize {
@@ -100,8 +172,8 @@ impl StepCosts {
     fn fill_gaps(&mut self) {
         let mut last: Option<usize> = None;
         for at in 1..ENTRIES {
-            let (time, step) = self.measured[at];
-            if time == 0.0 || self.steps - step >= STALE_STEPS {
+            let Measured { us: time, .. } = self.measured[at];
+            if !self.is_fresh(at) {
                 continue;
             }
             self.decode_us[at] = time;
@@ -173,6 +245,32 @@ mod tests {
         assert_eq!(costs.decode_us(5), 1500.0, "on the line between two measured sizes");
         costs.observe(4, 100, 9000.0);
         assert_eq!(costs.prompt_token_us(), 50.0 + NEW_WEIGHT * 30.0, "less what the decodes take");
+    }
+
+    #[test]
+    fn what_a_token_adds_is_a_slope_and_not_a_difference() {
+        let mut costs = StepCosts::default();
+        assert_eq!(costs.line(1, 9).slope_us, 0.0, "nothing is known");
+        costs.observe(0, 100, 200_000.0);
+        assert_eq!(costs.line(1, 9).slope_us, 2000.0, "as a prompt token");
+        // 2 ms a token above 20 ms; each second size was measured 3 ms too low, as a shared machine will have it.
+        for tokens in (16..=28).cycle().take(130) {
+            let noise = if tokens % 2 == 1 { -3000.0 } else { 0.0 };
+            costs.observe(tokens, 0, 20_000.0 + 2000.0 * tokens as f32 + noise);
+        }
+        assert!(costs.decode_us(17) < costs.decode_us(16), "the difference says that a token is less than free");
+        for (from, to) in [(16, 17), (16, 24), (20, 28)] {
+            let line = costs.line(from, to);
+            assert!((1500.0..2500.0).contains(&line.slope_us), "{from} to {to}: {line:?}");
+            assert!((48_000.0..53_000.0).contains(&line.us(16)), "{from} to {to}: {line:?}");
+        }
+        // Where memory is the limit tokens are free, and a few measurements say so against the guess.
+        let mut free = StepCosts::default();
+        free.observe(0, 100, 100_000.0);
+        for tokens in (1..=8).cycle().take(64) {
+            free.observe(tokens, 0, 5000.0);
+        }
+        assert!(free.line(1, 8).slope_us < 100.0, "{:?}", free.line(1, 8));
     }
 
     #[test]
