@@ -134,7 +134,7 @@ impl StepCosts {
         let weight = |at: usize| self.measured[at].met as f32;
         let total: f32 = around().map(weight).sum();
         if total == 0.0 {
-            return Line { tokens: 0.0, us: 0.0, slope_us: self.prompt_token_us };
+            return Line { tokens: 0.0, us: 0.0, slope_us: 0.0 };
         }
         let tokens = around().map(|at| weight(at) * tokens_of(at) as f32).sum::<f32>() / total;
         let us = around().map(|at| weight(at) * self.measured[at].us).sum::<f32>() / total;
@@ -250,9 +250,11 @@ mod tests {
     #[test]
     fn what_a_token_adds_is_a_slope_and_not_a_difference() {
         let mut costs = StepCosts::default();
-        assert_eq!(costs.line(1, 9).slope_us, 0.0, "nothing is known");
+        assert_eq!(costs.line(1, 9).us(9), 0.0, "nothing is known");
         costs.observe(0, 100, 200_000.0);
-        assert_eq!(costs.line(1, 9).slope_us, 2000.0, "as a prompt token");
+        assert_eq!(costs.line(1, 9).us(9), 0.0, "of a step that decodes nothing is");
+        costs.observe(16, 0, 52_000.0);
+        assert_eq!(costs.line(16, 24).slope_us, 2000.0, "as a prompt token");
         // 2 ms a token above 20 ms; each second size was measured 3 ms too low, as a shared machine will have it.
         for tokens in (16..=28).cycle().take(130) {
             let noise = if tokens % 2 == 1 { -3000.0 } else { 0.0 };

@@ -33,9 +33,11 @@ fn every_invariant_holds_over_100_000_random_steps() {
         World::new(seed.parse().expect("SCONCE_SIM_SEED is a number")).run(STEPS_PER_SCENARIO);
         return;
     }
+    // The long form: `SCONCE_SIM_STEPS=10000000 cargo test --release --test simulator`.
+    let steps = option_env!("SCONCE_SIM_STEPS").map_or(STEPS, |steps| steps.parse().expect("a number of steps"));
     let mut total = tally::Tally::default();
     let mut seed = 0;
-    while total.steps < STEPS {
+    while total.steps < steps {
         total.add(&World::new(seed).run(STEPS_PER_SCENARIO));
         seed += 1;
     }
