@@ -408,14 +408,16 @@ impl World {
     /// The first in order of those that run computes something in every step (in every other one where the kinds take
     /// turns), unless one of a higher priority came in before it. Every bound on waiting rests on this.
     fn check_progress(&mut self, first: Option<SeqId>) {
-        let Some(first) = first else { return };
         let turns = if self.capabilities.mixed_batch { 1 } else { 2 };
-        let scheduled = self.step.rows.iter().any(|row| row.id == first);
-        let key = self.clients[&first].key;
-        let overtaken = self.step.rows.iter().any(|row| self.clients[&row.id].key < key);
+        let scheduled: HashSet<SeqId> = self.step.rows.iter().map(|row| row.id).collect();
+        let before = self.step.rows.iter().map(|row| self.clients[&row.id].key).min();
         for (id, client) in &mut self.clients {
-            client.stalled = if *id != first || scheduled || overtaken { 0 } else { client.stalled + 1 };
+            let overtaken = before.is_some_and(|key| key < client.key);
+            // Who is not first starts to count anew, also where nobody ran before this step.
+            let stands = first == Some(*id) && !scheduled.contains(id) && !overtaken;
+            client.stalled = if stands { client.stalled + 1 } else { 0 };
         }
+        let Some(first) = first else { return };
         assert!(self.clients[&first].stalled < turns, "{first:?} is the first in order and stands still");
     }
 
