@@ -6,6 +6,9 @@
 //! is loaded ([`loading`]), large buffers come from the system one by one and go back to it when they are dropped; and
 //! [`give_back`] hands over what is left behind.
 //!
+//! Addresses are taken again too: mimalloc never gives up the page map of those it has used, so it is built without
+//! hints of its own for them (`.cargo/config.toml`).
+//!
 //! In a program with another allocator both do nothing that matters.
 
 use std::ffi::c_long;
@@ -71,8 +74,12 @@ fn change(from: c_long, to: c_long) {
 mod tests {
     use super::*;
 
+    /// The option is the whole process's.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
     #[test]
     fn large_buffers_come_from_the_system_until_the_last_load_is_over() {
+        let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: as in `change`.
         let now = || unsafe { mi_option_get(ARENA_MAX_OBJECT_KIB) };
         assert_eq!(now(), USUAL_KIB, "the option is the one that is meant");
@@ -83,5 +90,36 @@ mod tests {
         assert_eq!(now(), WHILE_LOADING_KIB);
         drop(other);
         assert_eq!(now(), USUAL_KIB);
+    }
+
+    #[test]
+    fn addresses_of_dropped_buffers_are_taken_again() {
+        const SIZE: usize = 64 << 20;
+        let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let loading = loading();
+        let address = |_| Allocation::new(SIZE).0.addr();
+        let used: Vec<usize> = (0..64).map(address).collect();
+        drop(loading);
+        let span = used.iter().max().unwrap() - used.iter().min().unwrap();
+        assert!(span < 16 * SIZE, "64 buffers, one after the other, lie {span} bytes apart: see .cargo/config.toml");
+    }
+
+    /// A buffer of mimalloc's, whatever allocator tests have.
+    struct Allocation(*mut std::ffi::c_void);
+
+    impl Allocation {
+        fn new(size: usize) -> Self {
+            // SAFETY: callable at any time from any thread.
+            let start = unsafe { libmimalloc_sys::mi_malloc(size) };
+            assert!(!start.is_null(), "{size} bytes");
+            Self(start)
+        }
+    }
+
+    impl Drop for Allocation {
+        fn drop(&mut self) {
+            // SAFETY: the pointer is of `mi_malloc`, and freed once.
+            unsafe { libmimalloc_sys::mi_free(self.0) };
+        }
     }
 }
