@@ -11,7 +11,9 @@ use serde_json::Value;
 
 pub use files::{replay, sharegpt};
 pub use synthetic::{Lengths, Synthetic};
-pub use tokens::{Counter, words};
+#[cfg(test)]
+pub use tokens::tests::serve_content;
+pub use tokens::{Counter, TEXT_FIELDS, words};
 
 use crate::load::Turn;
 

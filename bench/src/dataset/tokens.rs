@@ -18,7 +18,7 @@ const WORDS: &str = "time year people way day man thing woman life child world s
     morning reason research girl guy moment air teacher force education";
 
 /// What servers call the text to count: vLLM and Sconce, then llama-server.
-const TEXT_FIELDS: [&str; 2] = ["prompt", "content"];
+pub const TEXT_FIELDS: [&str; 2] = ["prompt", "content"];
 
 /// Where token counts come from.
 pub enum Counter<'a> {
@@ -183,7 +183,7 @@ pub fn words(random: &mut Random, count: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     fn tokenizer(model: serde_json::Value, pre: serde_json::Value) -> Counter<'static> {
@@ -228,7 +228,7 @@ mod tests {
     }
 
     /// Counts the words of `content`, as llama-server does: it knows no `prompt`, and says so with no tokens.
-    fn serve_content(listener: &std::net::TcpListener) -> std::io::Result<()> {
+    pub fn serve_content(listener: &std::net::TcpListener) -> std::io::Result<()> {
         use std::io::{BufRead, BufReader, Read, Write};
         for socket in listener.incoming() {
             let mut reader = BufReader::new(socket?);

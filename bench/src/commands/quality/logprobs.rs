@@ -4,6 +4,7 @@ use sconce_vocabulary::error::{Error, Result};
 use serde_json::{Value, json};
 
 use crate::args::{DatasetName, ServerArgs};
+use crate::dataset::TEXT_FIELDS;
 use crate::http::Endpoint;
 use crate::load::{self, ApiKind, Client};
 
@@ -57,15 +58,7 @@ impl Source {
     /// In windows of so many tokens, by the server's own tokenizer.
     pub fn score_text(&self, text: &str, window_tokens: u32, limit: u32) -> Result<Scored> {
         load::control(&self.endpoint, async |client| {
-            let body = json!({"model": self.model, "prompt": text, "add_special_tokens": false});
-            let (status, answer) =
-                client.json("POST", "/tokenize", Some(&body)).await.map_err(|failure| asked(&failure.message))?;
-            let ids = answer["tokens"].as_array().filter(|_| status == 200).ok_or_else(|| {
-                Error::invalid(
-                    "--file",
-                    format!("--file: the server must have /tokenize to cut windows; it answered {status}"),
-                )
-            })?;
+            let ids = self.ids(client, text).await?;
             let mut scored = Scored { windows: Vec::new(), bytes: 0 };
             for window in ids.chunks(window_tokens as usize).take(limit as usize).filter(|window| window.len() > 1) {
                 let tokens = self.prompt(client, json!(window)).await?;
@@ -79,6 +72,30 @@ impl Source {
             }
             Ok(scored)
         })
+    }
+
+    /// A text as the server's tokens, whatever it calls the text.
+    async fn ids(&self, client: &Client, text: &str) -> Result<Vec<Value>> {
+        let mut last = 0;
+        for field in TEXT_FIELDS {
+            let body = json!({"model": self.model, field: text, "add_special_tokens": false});
+            let (status, mut answer) =
+                client.json("POST", "/tokenize", Some(&body)).await.map_err(|failure| asked(&failure.message))?;
+            last = status;
+            // A server that does not know the field may answer with success and no tokens.
+            if let Value::Array(ids) = answer["tokens"].take()
+                && status == 200
+                && !ids.is_empty()
+            {
+                return Ok(ids);
+            }
+        }
+        let why = if last == 200 {
+            "--file: there is no token in it".to_owned()
+        } else {
+            format!("--file: the server must have /tokenize to cut windows; it answered {last}")
+        };
+        Err(Error::invalid("--file", why))
     }
 
     /// Each of some prompts.
@@ -144,6 +161,19 @@ fn tokens_of(answer: &Value) -> Option<Vec<Token>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_calls_the_text_content_cuts_it_too() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        std::thread::spawn(move || crate::dataset::serve_content(&listener));
+        let endpoint = Endpoint::resolve(&url, &[]).expect("an address");
+        let source = Source { endpoint, path: "/v1/completions".into(), model: "m".into() };
+        let cut = |text: &'static str| load::control(&source.endpoint, async |client| source.ids(client, text).await);
+        assert_eq!(cut("three words here").expect("ids"), vec![json!(7); 3]);
+        let why = cut(" ").expect_err("nothing to score").message;
+        assert!(why.contains("no token"), "{why}");
+    }
 
     #[test]
     fn prompts_are_told_from_answers() {
