@@ -44,6 +44,11 @@ impl TraceContext {
             parent.map_or_else(|| u128::from(random()) << 64 | u128::from(random()), |parent| parent.trace_id);
         Self { trace_id, span_id: random(), is_sampled: sampler.samples(trace_id, parent) }
     }
+
+    /// A new span of the same trace, recorded if this one is.
+    pub(crate) fn below(&self) -> Self {
+        Self { span_id: random(), ..*self }
+    }
 }
 
 /// Not zero, and not guessable from outside; no key is made of it.

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
 
+use crate::attempt::{AttemptRecord, Parent};
 use crate::context::TraceContext;
 use crate::metrics::Metrics;
-use crate::record::{Ended, SpanRecord, resource, scope};
+use crate::record::{Ended, Place, SpanRecord, nanoseconds, resource, scope};
 use crate::settings::Settings;
 
 const WARNINGS_EVERY: Duration = Duration::from_secs(60);
@@ -20,7 +21,7 @@ const WARNINGS_EVERY: Duration = Duration::from_secs(60);
 pub struct Counts {
     /// Spans that the collector took.
     pub exported: u64,
-    /// Requests that nobody heard of, as the queue was full.
+    /// Requests and attempts that nobody heard of, as the queue was full.
     pub dropped: u64,
     /// Spans that were lost on the way.
     pub failed: u64,
@@ -33,8 +34,9 @@ struct Counters {
     failed: AtomicU64,
 }
 
-enum Message {
+pub(crate) enum Message {
     Ended(Box<SpanRecord>),
+    Attempted(Box<AttemptRecord>),
     /// Send all that is there, then say so.
     Flush(oneshot::Sender<()>),
 }
@@ -45,6 +47,7 @@ pub struct Exporter {
     messages: Sender<Message>,
     counters: Arc<Counters>,
     sampler: crate::Sampler,
+    pub(crate) sends_traces: bool,
 }
 
 impl Exporter {
@@ -54,11 +57,11 @@ impl Exporter {
         let client = client.map_err(|why| format!("the client for the collector cannot be made: {why}"))?;
         let (messages, queue) = channel(settings.queue_max);
         let counters = Arc::new(Counters::default());
-        let sampler = settings.sampler;
+        let (sampler, sends_traces) = (settings.sampler, settings.traces_url.is_some());
         let metrics = Metrics::new(nanoseconds(SystemTime::now()));
         let task = Task { settings, server, client, counters: Arc::clone(&counters), metrics, warned: None };
         tokio::spawn(task.run(queue));
-        Ok(Self { messages, counters, sampler })
+        Ok(Self { messages, counters, sampler, sends_traces })
     }
 
     /// A request has come, with this `traceparent` if it had one.
@@ -69,6 +72,13 @@ impl Exporter {
             context: TraceContext::child(parent.as_ref(), self.sampler),
             parent_id: parent.map(|parent| parent.span_id),
             started: SystemTime::now(),
+        }
+    }
+
+    /// Never waits: where the queue is full the record is dropped.
+    pub(crate) fn send(&self, message: Message) {
+        if self.messages.try_send(message).is_err() {
+            self.counters.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -109,19 +119,16 @@ impl std::fmt::Debug for Span {
 }
 
 impl Span {
-    /// What those who are asked on its behalf are told.
-    pub fn traceparent(&self) -> String {
-        self.context.header()
+    /// For those who are asked on its behalf. `operation` is the one that it ends with.
+    pub fn parent(&self, operation: &'static str) -> Parent {
+        Parent { exporter: self.exporter.clone(), context: self.context, operation }
     }
 
     /// Metrics count it in any case, the trace only if it is sampled. Never waits.
     pub fn end(self, ended: Ended) {
-        let started_ns = nanoseconds(self.started);
-        let ended_ns = started_ns.saturating_add((ended.duration_s * 1e9) as u64);
-        let record = SpanRecord { context: self.context, parent_id: self.parent_id, started_ns, ended_ns, ended };
-        if self.exporter.messages.try_send(Message::Ended(Box::new(record))).is_err() {
-            self.exporter.counters.dropped.fetch_add(1, Ordering::Relaxed);
-        }
+        let took_ns = (ended.duration_s * 1e9) as u64;
+        let place = Place { context: self.context, parent_id: self.parent_id, started: self.started, took_ns };
+        self.exporter.send(Message::Ended(Box::new(SpanRecord { place, ended })));
     }
 }
 
@@ -144,13 +151,11 @@ impl Task {
                     None => break,
                     Some(Message::Ended(record)) => {
                         self.metrics.observe(&record.ended);
-                        if record.context.is_sampled && self.settings.traces_url.is_some() {
+                        if record.place.context.is_sampled && self.settings.traces_url.is_some() {
                             spans.push(record.json(self.server.as_ref()));
                         }
-                        if spans.len() >= self.settings.batch_max {
-                            self.send_spans(&mut spans).await;
-                        }
                     }
+                    Some(Message::Attempted(record)) => spans.push(record.json()),
                     Some(Message::Flush(done)) => {
                         self.send_spans(&mut spans).await;
                         self.send_metrics().await;
@@ -159,6 +164,9 @@ impl Task {
                 },
                 _ = traces.tick() => self.send_spans(&mut spans).await,
                 _ = metrics.tick() => self.send_metrics().await,
+            }
+            if spans.len() >= self.settings.batch_max {
+                self.send_spans(&mut spans).await;
             }
         }
         self.send_spans(&mut spans).await;
@@ -207,8 +215,4 @@ fn ticks(every: Duration) -> tokio::time::Interval {
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     ticks
-}
-
-fn nanoseconds(at: SystemTime) -> u64 {
-    at.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }

@@ -1,5 +1,7 @@
 //! One request as a span, in OTLP's JSON.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde_json::{Value, json};
 
 use crate::context::TraceContext;
@@ -36,11 +38,39 @@ impl Ended {
     }
 }
 
-pub(crate) struct SpanRecord {
+/// A span's place in its trace, and its time.
+pub(crate) struct Place {
     pub context: TraceContext,
     pub parent_id: Option<u64>,
-    pub started_ns: u64,
-    pub ended_ns: u64,
+    pub started: SystemTime,
+    pub took_ns: u64,
+}
+
+impl Place {
+    pub fn json(&self, name: &str, kind: u32, attributes: Vec<Value>, is_failure: bool) -> Value {
+        let started_ns = nanoseconds(self.started);
+        let mut span = json!({
+            "traceId": format!("{:032x}", self.context.trace_id),
+            "spanId": format!("{:016x}", self.context.span_id),
+            "name": name,
+            "kind": kind,
+            "startTimeUnixNano": started_ns.to_string(),
+            "endTimeUnixNano": started_ns.saturating_add(self.took_ns).to_string(),
+            "attributes": attributes,
+            "status": if is_failure { json!({"code": 2}) } else { json!({}) },
+        });
+        if let Some(parent) = self.parent_id {
+            span["parentSpanId"] = format!("{parent:016x}").into();
+        }
+        span
+    }
+}
+
+/// OTLP's number for spans of those who are asked.
+const SERVER: u32 = 2;
+
+pub(crate) struct SpanRecord {
+    pub place: Place,
     pub ended: Ended,
 }
 
@@ -76,20 +106,7 @@ impl SpanRecord {
         }
         // Whoever asked for something impossible is not our failure.
         let is_failure = error.is_some() && !(400..500).contains(&ended.status) && ended.finish != "cancelled";
-        let mut span = json!({
-            "traceId": format!("{:032x}", self.context.trace_id),
-            "spanId": format!("{:016x}", self.context.span_id),
-            "name": format!("{} {}", ended.operation, ended.model),
-            "kind": 2,
-            "startTimeUnixNano": self.started_ns.to_string(),
-            "endTimeUnixNano": self.ended_ns.to_string(),
-            "attributes": attributes,
-            "status": if is_failure { json!({"code": 2}) } else { json!({}) },
-        });
-        if let Some(parent) = self.parent_id {
-            span["parentSpanId"] = format!("{parent:016x}").into();
-        }
-        span
+        self.place.json(&format!("{} {}", ended.operation, ended.model), SERVER, attributes, is_failure)
     }
 }
 
@@ -98,7 +115,7 @@ pub(crate) fn text(key: &str, value: &str) -> Value {
 }
 
 /// Integers of 64 bits are text in OTLP's JSON.
-fn number(key: &str, value: u64) -> Value {
+pub(crate) fn number(key: &str, value: u64) -> Value {
     json!({"key": key, "value": {"intValue": value.to_string()}})
 }
 
@@ -110,4 +127,8 @@ pub(crate) fn resource(pairs: &[(String, String)]) -> Value {
 
 pub(crate) fn scope() -> Value {
     json!({"name": "sconce", "version": env!("CARGO_PKG_VERSION")})
+}
+
+pub(crate) fn nanoseconds(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }

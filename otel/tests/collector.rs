@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use sconce_otel::{Counts, Ended, Exporter, Settings};
+use sconce_otel::{Attempted, Counts, Ended, Exporter, Peer, Settings};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -95,12 +95,12 @@ async fn a_request_is_one_span_and_counts_in_the_metrics() {
     ]);
     let exporter = Exporter::start(settings, Some(("home".into(), 8080))).expect("it starts");
     let span = exporter.begin(Some(PARENT));
-    let passed_on = span.traceparent();
+    let passed_on = span.parent("chat").traceparent();
     assert!(passed_on.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-") && passed_on.ends_with("-01"));
     span.end(ended());
     exporter.begin(None).end(Ended { status: 503, finish: "error", time_to_first_token_s: None, ..ended() });
     let not_sampled = exporter.begin(Some(&PARENT.replace("b7-01", "b7-00")));
-    assert!(not_sampled.traceparent().ends_with("-00"));
+    assert!(not_sampled.parent("chat").traceparent().ends_with("-00"));
     not_sampled.end(ended());
     exporter.flush(PATIENCE).await;
     assert_eq!(exporter.counts(), Counts { exported: 2, dropped: 0, failed: 0 });
@@ -109,7 +109,7 @@ async fn a_request_is_one_span_and_counts_in_the_metrics() {
     assert!(path == "/v1/traces" && head.contains("x-key: secret"), "{head}");
     let resource = &traces["resourceSpans"][0]["resource"];
     assert_eq!(attribute(resource, "service.name"), "test");
-    let spans = traces["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array().expect("spans");
+    let spans = spans_of(&traces);
     assert_eq!(spans.len(), 2, "who is not sampled is not there");
     let (good, bad) = (&spans[0], &spans[1]);
     assert_eq!((&good["name"], &good["kind"]), (&"chat m".into(), &2.into()));
@@ -156,6 +156,89 @@ async fn a_request_is_one_span_and_counts_in_the_metrics() {
     assert_eq!(per_token["sum"], 0.4, "0.8 s for four tokens, twice");
 }
 
+fn spans_of(traces: &Value) -> &Vec<Value> {
+    traces["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array().expect("spans")
+}
+
+fn time(span: &Value, key: &str) -> u64 {
+    span[key].as_str().expect("a text").parse().expect("a number")
+}
+
+fn attempted(number: u32) -> Attempted {
+    let server = Some(("api.example".into(), 443));
+    let peer = Peer { provider: "anthropic", model: "m-2".into(), server };
+    let member = format!("member-{number}");
+    let (reason, outcome) = ("fallback", "answered");
+    Attempted { peer: Some(peer), member, number, reason, outcome, status: Some(200), error: None }
+}
+
+#[tokio::test]
+async fn attempts_are_spans_below_their_request() {
+    let (url, mut posts) = collector("200 OK").await;
+    let end = ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str());
+    let exporter = Exporter::start(settings(&[end]), None).expect("it starts");
+    let span = exporter.begin(Some(PARENT));
+    let parent = span.parent("chat");
+    let mut first = parent.attempt().expect("it is sampled");
+    first.stop();
+    let second = parent.attempt().expect("it is sampled");
+    let told = [first.traceparent(), second.traceparent()];
+    first.end(Attempted { status: Some(503), error: Some("unavailable"), outcome: "failed", ..attempted(1) });
+    second.end(attempted(2));
+    let third = parent.attempt().expect("it is sampled");
+    third.end(Attempted { status: None, error: Some("cancelled"), peer: None, ..attempted(3) });
+    drop(parent.attempt());
+    let request = parent.traceparent();
+    span.end(ended());
+    exporter.flush(PATIENCE).await;
+    assert_eq!(exporter.counts(), Counts { exported: 4, dropped: 0, failed: 0 }, "who is dropped is not recorded");
+
+    let (_, _, traces) = posts.recv().await.expect("traces");
+    let spans = spans_of(&traces);
+    let server = &spans[3];
+    assert!(request.contains(server["spanId"].as_str().expect("an id")));
+    for (span, name) in spans.iter().zip(["chat m-2", "chat m-2", "chat"]) {
+        assert_eq!((&span["name"], &span["kind"]), (&name.into(), &3.into()));
+        assert_eq!((&span["traceId"], &span["parentSpanId"]), (&server["traceId"], &server["spanId"]));
+    }
+    for (span, told) in spans.iter().zip(&told) {
+        let own = format!("00-4bf92f3577b34da6a3ce929d0e0e4736-{}-01", span["spanId"].as_str().expect("an id"));
+        assert_eq!(*told, own, "whoever is asked is told of the attempt's own span");
+    }
+    for (key, values) in [
+        ("gen_ai.operation.name", ["chat".into(), "chat".into(), "chat".into()]),
+        ("gen_ai.provider.name", ["anthropic".into(), "anthropic".into(), Value::Null]),
+        ("gen_ai.request.model", ["m-2".into(), "m-2".into(), Value::Null]),
+        ("server.address", ["api.example".into(), "api.example".into(), Value::Null]),
+        ("server.port", ["443".into(), "443".into(), Value::Null]),
+        ("http.response.status_code", ["503".into(), "200".into(), Value::Null]),
+        ("error.type", ["503".into(), Value::Null, "cancelled".into()]),
+        ("sconce.attempt", ["1".into(), "2".into(), "3".into()]),
+        ("sconce.reason", ["fallback".into(), "fallback".into(), "fallback".into()]),
+        ("sconce.outcome", ["failed".into(), "answered".into(), "answered".into()]),
+        ("sconce.member", ["member-1".into(), "member-2".into(), "member-3".into()]),
+    ] {
+        let found = [0, 1, 2].map(|at: usize| attribute(&spans[at], key));
+        assert_eq!(found, values, "{key}");
+    }
+    let codes = [0, 1, 2].map(|at: usize| spans[at]["status"]["code"].clone());
+    assert_eq!(codes, [2.into(), Value::Null, Value::Null], "only the first failed");
+    let took = |span| time(span, "endTimeUnixNano") - time(span, "startTimeUnixNano");
+    assert!(took(&spans[0]) < 1_000_000_000 && took(&spans[1]) > 0);
+}
+
+#[tokio::test]
+async fn what_is_not_recorded_has_no_attempts() {
+    let (url, _posts) = collector("200 OK").await;
+    let end = ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str());
+    let exporter = Exporter::start(settings(&[end]), None).expect("it starts");
+    let parent = exporter.begin(Some(&PARENT.replace("b7-01", "b7-00"))).parent("chat");
+    assert!(parent.attempt().is_none() && parent.traceparent().ends_with("-00"));
+    let only_metrics = settings(&[end, ("OTEL_TRACES_EXPORTER", "none")]);
+    let exporter = Exporter::start(only_metrics, None).expect("it starts");
+    assert!(exporter.begin(Some(PARENT)).parent("chat").attempt().is_none());
+}
+
 #[tokio::test]
 async fn a_collector_that_fails_costs_records_and_nothing_else() {
     let (refusing, _posts) = collector("500 Internal Server Error").await;
@@ -187,11 +270,13 @@ async fn a_collector_that_never_answers_fills_the_queue_and_holds_up_nobody() {
     .expect("it starts");
     let started = Instant::now();
     for _ in 0..1000 {
-        exporter.begin(None).end(ended());
+        let span = exporter.begin(None);
+        span.parent("chat").attempt().expect("it is sampled").end(attempted(1));
+        span.end(ended());
         tokio::task::yield_now().await;
     }
     assert!(started.elapsed() < Duration::from_secs(5), "no request waits for the collector");
-    assert!(exporter.counts().dropped >= 980, "{:?}", exporter.counts());
+    assert!(exporter.counts().dropped >= 1980, "{:?}", exporter.counts());
     exporter.flush(Duration::from_millis(50)).await;
     assert!(started.elapsed() < Duration::from_secs(6), "neither does the end");
 }

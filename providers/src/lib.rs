@@ -4,7 +4,7 @@
 //! `bedrock/`, `gemini/` and `mistral/` are the kinds, each with its own wire format; compatible servers are
 //! `openai/` with more parameters. Everything else is shared: connections (`connect.rs`), an exchange and its patience (`transport.rs`), messages out of
 //! bytes (`sse.rs`, `bedrock/frames.rs`), the order of events (`answer.rs`), what is refused before anything is sent
-//! (`limits.rs`), and what failures mean (`failure.rs`).
+//! (`limits.rs`), what a trace is told of it (`exchange.rs`), and what failures mean (`failure.rs`).
 //!
 //! 1. Requests always stream. An answer ends in exactly one `Done` or `Failed`; usage is in `Done`.
 //! 2. An error's kind says whether another member may be tried: `InvalidRequest` is wrong everywhere; everything else
@@ -15,11 +15,6 @@
 
 #![forbid(unsafe_code)]
 
-tokio::task_local! {
-    /// The W3C `traceparent` that goes along with what is asked of a provider within its scope.
-    pub static TRACEPARENT: std::sync::Arc<str>;
-}
-
 mod answer;
 mod anthropic;
 mod azure;
@@ -27,6 +22,7 @@ mod bedrock;
 mod config;
 mod connect;
 mod counts;
+mod exchange;
 mod failure;
 mod forms;
 mod gemini;
@@ -45,6 +41,7 @@ mod wish;
 pub use bedrock::role::{RoleSource, RoleToken};
 pub use config::{Credentials, Kind, ProviderConfig, SchemaBy, Timeouts};
 pub use connect::HttpClient;
+pub use exchange::{EXCHANGE, Exchange};
 pub use provider::Provider;
 pub use secret::Secret;
 pub use stream::EventStream;

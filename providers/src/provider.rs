@@ -15,7 +15,8 @@ use url::Url;
 use crate::answer::Answer;
 use crate::bedrock::role::Role;
 use crate::config::{Credentials, Kind, ProviderConfig};
-use crate::connect::{Clients, HttpClient};
+use crate::connect::{Clients, HttpClient, Response};
+use crate::exchange;
 use crate::failure::Party;
 use crate::limits::Takes;
 use crate::secret::Secret;
@@ -93,6 +94,14 @@ impl Provider {
         &self.inner.config.model
     }
 
+    /// Host and port that it is reached at.
+    pub fn server(&self) -> Option<(String, u16)> {
+        let url = Url::parse(&self.inner.base).ok()?;
+        // An address of IPv6 stands in brackets only within a URL.
+        let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
+        url.port_or_known_default().map(|port| (host, port))
+    }
+
     /// Names the first field that would change the answer and that this provider cannot honour.
     pub fn unsupported(&self, request: &Request) -> Option<Error> {
         self.takes().refused(request)
@@ -118,6 +127,7 @@ impl Provider {
     /// Sends the request. Comes back when the provider has accepted it; its answer follows as events. Dropping the
     /// future or the stream closes the connection.
     pub async fn start(&self, request: &Request, deadline: Instant) -> Result<EventStream> {
+        exchange::asks(self);
         if let Some(error) = self.unsupported(request) {
             return Err(error);
         }
@@ -129,8 +139,7 @@ impl Provider {
             Framing::Amazon => "application/vnd.amazon.eventstream",
         };
         let (call, party) = inner.call(Method::POST, &prepared.path, Some(&prepared.body), accept).await?;
-        let response = send(&inner.clients, call, &party, patience).await?;
-        let response = accepted(response, &party, patience).await?;
+        let response = inner.answered(call, &party, patience).await?;
         let answer = Answer::new(&request.id, request.params.n, prepared.answer_tool);
         let mut decoder = Decoder::new(prepared.framing, prepared.reader, party.clone(), answer);
         decoder.expect(&response)?;
@@ -139,6 +148,7 @@ impl Provider {
 
     /// Vectors for texts.
     pub async fn embed(&self, request: &EmbedRequest, deadline: Instant) -> Result<Embedded> {
+        exchange::asks(self);
         let inner = &*self.inner;
         let (config, party) = (&inner.config, &inner.party);
         let count = request.inputs.len();
@@ -259,7 +269,7 @@ impl Inner {
             let keys = bedrock::sign::Keys { access_key_id, secret_access_key, session_token };
             bedrock::sign::sign(&mut call, &keys, region, std::time::SystemTime::now())?;
         }
-        if let Ok(Ok(traceparent)) = crate::TRACEPARENT.try_with(|value| HeaderValue::from_str(value)) {
+        if let Some(traceparent) = exchange::traceparent() {
             call.headers.insert("traceparent", traceparent);
         }
         Ok((call, party))
@@ -284,10 +294,16 @@ impl Inner {
         self.whole(self.call(Method::GET, path, None, "application/json").await?, deadline).await
     }
 
+    /// The answer, if it is a success.
+    async fn answered(&self, call: Call, party: &Party, patience: Patience) -> Result<Response> {
+        let response = send(&self.clients, call, party, patience).await?;
+        exchange::answered(response.status());
+        accepted(response, party, patience).await
+    }
+
     async fn whole(&self, (call, party): (Call, Party), deadline: Instant) -> Result<Vec<u8>> {
         let patience = Patience::new(self.config.timeouts, deadline);
-        let response = send(&self.clients, call, &party, patience).await?;
-        let response = accepted(response, &party, patience).await?;
+        let response = self.answered(call, &party, patience).await?;
         Body::new(response, party, patience).whole(DOCUMENT_BYTES_MAX).await
     }
 

@@ -53,7 +53,7 @@ pub(super) async fn observe(State(state): State<AppState>, mut request: Request,
         None => (None, Trace::default()),
         Some(exporter) => {
             let traceparent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
-            let (tracing, trace) = Tracing::begin(exporter, traceparent);
+            let (tracing, trace) = Tracing::begin(exporter, traceparent, &endpoint);
             (Some(tracing), trace)
         }
     };

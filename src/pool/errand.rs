@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use sconce_otel::Parent;
 use sconce_route::{Nanos, Stay};
 
 use crate::config::pool::Budget;
@@ -27,8 +28,8 @@ pub struct Errand {
 pub struct Trace {
     // Taken a handful of times a request, never a token.
     traced: Arc<Mutex<Traced>>,
-    /// What hosted members are told of the request's place in its trace.
-    traceparent: Option<Arc<str>>,
+    /// The request's span, where there is one: attempts at members elsewhere are below it.
+    parent: Option<Arc<Parent>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,13 +57,13 @@ impl Traced {
 }
 
 impl Trace {
-    /// One that passes this `traceparent` on.
-    pub fn passing(traceparent: &str) -> Self {
-        Self { traceparent: Some(traceparent.into()), ..Self::default() }
+    /// Of a request that is a span itself.
+    pub fn below(parent: Parent) -> Self {
+        Self { parent: Some(Arc::new(parent)), ..Self::default() }
     }
 
-    pub fn traceparent(&self) -> Option<Arc<str>> {
-        self.traceparent.clone()
+    pub fn parent(&self) -> Option<&Parent> {
+        self.parent.as_deref()
     }
 
     pub fn get(&self) -> Traced {

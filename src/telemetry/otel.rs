@@ -1,12 +1,14 @@
 //! Requests as spans of OpenTelemetry traces, where a collector is named in the environment.
 //!
-//! A request's span begins with its `traceparent` and ends with its access line. Hosted members are told of it in the same
-//! header. What was asked and answered is not in it.
+//! A request's span begins with its `traceparent` and ends with its access line. Attempts at members elsewhere are spans
+//! below it (`pool/dispatch/branch.rs`), and those members are told of theirs in the same header. What was asked and
+//! answered is in neither.
 
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use sconce_otel::{Ended, Exporter, Settings, Span};
+use sconce_providers::Kind;
 
 use crate::config::env;
 use crate::error::{Error, ErrorKind, Result};
@@ -30,10 +32,10 @@ pub struct Tracing {
 }
 
 impl Tracing {
-    /// The request's place in its trace, and the note of who answers it, which passes that place on.
-    pub fn begin(exporter: &Exporter, traceparent: Option<&str>) -> (Self, Trace) {
+    /// The request's place in its trace, and the note of who answers it, which puts attempts below that place.
+    pub fn begin(exporter: &Exporter, traceparent: Option<&str>, route: &str) -> (Self, Trace) {
         let span = exporter.begin(traceparent);
-        let trace = Trace::passing(&span.traceparent());
+        let trace = Trace::below(span.parent(operation(route)));
         (Self { span, trace: trace.clone() }, trace)
     }
 
@@ -70,5 +72,18 @@ fn operation(route: &str) -> &'static str {
         "/v1/embeddings" => "embeddings",
         _ if route.ends_with("rerank") || route.ends_with("score") => "rerank",
         _ => "request",
+    }
+}
+
+/// `gen_ai.provider.name`: the conventions' words, and our own for servers of which only the wire format is known.
+pub fn provider_word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::OpenAi => "openai",
+        Kind::Compatible => "openai_compatible",
+        Kind::Anthropic => "anthropic",
+        Kind::Bedrock => "aws.bedrock",
+        Kind::Azure => "azure.ai.openai",
+        Kind::Gemini => "gcp.gemini",
+        Kind::Mistral => "mistral_ai",
     }
 }

@@ -375,3 +375,16 @@ fn what_cannot_be_honoured_is_named() {
     assert_eq!(refused(OpenAi, shown("tool"), none()).as_deref(), Some("p"));
     assert_eq!(refused(OpenAi, shown("user"), none()), None);
 }
+
+#[test]
+fn a_provider_says_where_it_is() {
+    for (base_url, host, port) in [
+        (None, "api.openai.com", 443),
+        (Some("http://home.example/v1"), "home.example", 80),
+        (Some("http://[::1]:8080/v1"), "::1", 8080),
+    ] {
+        let config = ProviderConfig { base_url: base_url.map(str::to_owned), ..config(Kind::OpenAi, "gpt-x") };
+        let provider = Provider::new(config, &HttpClient::new()).expect("good");
+        assert_eq!(provider.server(), Some((host.to_owned(), port)));
+    }
+}

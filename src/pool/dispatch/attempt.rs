@@ -9,12 +9,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use sconce_route::{Billed, Outcome};
 
+use super::branch::{Branch, told};
 use super::judge::kind_word;
 use crate::calendar::day_of;
 use crate::error::{ErrorKind, Result};
 use crate::pool::admission::Permit;
 use crate::pool::budget::{Hold, Payer};
-use crate::pool::errand::Errand;
+use crate::pool::errand::{Errand, Trace};
 use crate::pool::node::Node;
 use crate::pool::shared::Shared;
 use crate::request::{Event, Usage};
@@ -45,6 +46,8 @@ pub struct Attempt {
     started_ms: u64,
     first_token_ms: Option<u64>,
     seen: Usage,
+    /// Of the request's trace, where it is exported and the member is elsewhere.
+    branch: Option<Box<Branch>>,
     /// The client gets this one.
     is_the_answer: bool,
     is_settled: bool,
@@ -78,9 +81,22 @@ impl Attempt {
             started_ms: node.now_ms(),
             first_token_ms: None,
             seen: Usage::default(),
+            branch: None,
             is_the_answer: false,
             is_settled: false,
         }
+    }
+
+    /// It is a part of this trace, begun for this reason.
+    #[must_use]
+    pub fn in_trace(mut self, trace: &Trace, reason: &'static str) -> Self {
+        self.branch = Branch::of(trace, &self.node, reason).map(Box::new);
+        self
+    }
+
+    /// What is asked of the member, which is told of the attempt's place in the trace.
+    pub async fn asks<T>(&self, asked: impl Future<Output = T>) -> T {
+        told(self.branch.as_deref(), asked).await
     }
 
     /// Counts what comes, for an attempt that never says what it took. An event of text is a token at least.
@@ -96,7 +112,8 @@ impl Attempt {
             }
             Event::ToolCall { part, .. } => part.tokens.len().max(part.token_ids.len()),
             Event::Refusal { .. } => 1,
-            Event::ReasoningSeal { .. } | Event::Finished { .. } | Event::Done(_) | Event::Failed(_) => return,
+            Event::Done(_) | Event::Failed(_) => return self.branch.iter_mut().for_each(|branch| branch.stop()),
+            Event::ReasoningSeal { .. } | Event::Finished { .. } => return,
         };
         if self.first_token_ms.is_none() {
             let now_ms = self.node.now_ms();
@@ -162,6 +179,9 @@ impl Attempt {
         }
         let word = ending.error.map(kind_word);
         self.node.metrics.attempt(outcome.word(), word, &usage, cost.map(|cost| cost.0));
+        if let Some(branch) = self.branch.take() {
+            branch.end((&self.node.name, self.number), (outcome.word(), word));
+        }
         if let Some(ledger) = &case.shared.ledger {
             ledger.record(LedgerEntry {
                 at_s,

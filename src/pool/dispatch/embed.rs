@@ -58,7 +58,8 @@ async fn at(dispatch: &mut Dispatch, (seat, reason): (usize, &'static str), requ
     let passed = dispatch.admit(seat, reason)?;
     let node = Arc::clone(&dispatch.route.seats[seat].node);
     let attempt = Attempt::new(&dispatch.case, &node, dispatch.attempts, passed, None);
-    match node.member.embed(request).await {
+    let attempt = attempt.in_trace(&dispatch.case.errand.trace, reason);
+    match attempt.asks(node.member.embed(request)).await {
         Ok(embedded) => {
             let usage = Usage { prompt_tokens: embedded.prompt_tokens, ..Usage::default() };
             attempt.done(usage, AttemptOutcome::Answered);

@@ -6,6 +6,7 @@
 
 pub mod ask;
 pub mod attempt;
+mod branch;
 pub mod compare;
 mod embed;
 mod judge;
@@ -17,7 +18,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use sconce_providers::TRACEPARENT;
 use sconce_route::cascade::Tracker;
 use sconce_route::decide::{Excluded, Exclusion};
 use sconce_route::replay::{Logged, LoggedMember};
@@ -253,15 +253,11 @@ impl Dispatch {
             .filter(|_| self.has_budget())
             .map(|amount| self.case.shared.budgets.hold(today(), self.case.payers.clone(), amount));
         let attempt = Attempt::new(&self.case, &node, self.attempts, passes, hold);
+        let attempt = attempt.in_trace(&self.case.errand.trace, reason);
         let tracker = self.tracker(tier, &request);
         let request = logprobs_for(request, tracker.is_some());
-        let traceparent = self.case.errand.trace.traceparent().filter(|_| !node.is_local());
         async move {
-            let started = match traceparent {
-                Some(traceparent) => TRACEPARENT.scope(traceparent, node.member.start(request)).await,
-                None => node.member.start(request).await,
-            };
-            match started {
+            match attempt.asks(node.member.start(request)).await {
                 Ok(events) => Ok(Started { seat, reason, tier, attempt, events, tracker }),
                 Err(error) => {
                     let Judgement { health, .. } = judge(&error, node.is_local());

@@ -45,6 +45,8 @@ pub fn maybe(dispatch: &Dispatch, request: &Request) -> Option<Ear> {
         is_answered: false.into(),
     };
     let attempt = Attempt::new(&Arc::new(case), &node, 1, passed, None);
+    // It may end long after the request, and is still a part of what became of it.
+    let attempt = attempt.in_trace(&dispatch.case.errand.trace, "shadow");
     let compared = shadow.answers.as_ref().map(|(_, log)| {
         let (ear, answer) = Ear::new(dispatch.case.errand.trace.clone());
         let line = Comparison {
@@ -80,7 +82,7 @@ async fn asked_unseen(mut attempt: Attempt, request: Request) -> Heard {
         health: judge(error, node.is_local()).health,
         error: Some(error.kind),
     };
-    match node.member.start(request).await {
+    match attempt.asks(node.member.start(request)).await {
         Err(error) => {
             attempt.end(ended(&error));
             heard.note(&Event::Failed(error));
