@@ -42,11 +42,7 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// From the bytes of `tokenizer.json`.
     pub fn from_json(tokenizer_json: &[u8], special: &SpecialTokens) -> Result<Self> {
-        let unread = |why: &str| Error::internal(format!("tokenizer.json: {why}; fetch the model's files again"));
-        // The library panics on some damaged decoders.
-        let mut pipeline = std::panic::catch_unwind(|| Pipeline::from_bytes(tokenizer_json))
-            .map_err(|_| unread("it is damaged"))?
-            .map_err(|error| unread(&error.to_string()))?;
+        let mut pipeline = read_pipeline(tokenizer_json)?;
         // Truncation and padding are settings of a training run; here they would silently change prompts.
         pipeline.with_truncation(None).map_err(|error| Error::internal(format!("tokenizer.json: {error}")))?;
         pipeline.with_padding(None);
@@ -203,6 +199,19 @@ impl Tokenizer {
     pub(crate) fn joining(&self) -> Joining {
         self.joining
     }
+}
+
+/// The pipeline that a file describes. The library panics on some damaged files, on a part of them only when the first
+/// text goes through: that happens here, where it is caught, and not amid requests.
+fn read_pipeline(tokenizer_json: &[u8]) -> Result<Pipeline> {
+    let unread = |why: &str| Error::internal(format!("tokenizer.json: {why}; fetch the model's files again"));
+    let read = std::panic::catch_unwind(|| {
+        let pipeline = Pipeline::from_bytes(tokenizer_json)?;
+        // Whether these texts have tokens is not asked: a vocabulary may lack them.
+        let (_, _) = (pipeline.encode("a", true), pipeline.encode(("a", "a"), true));
+        Ok::<_, tokenizers::Error>(pipeline)
+    });
+    read.map_err(|_| unread("it is damaged"))?.map_err(|error| unread(&error.to_string()))
 }
 
 fn joining_of(pipeline: &Pipeline) -> Result<Joining> {

@@ -132,3 +132,16 @@ fn one_absurd_id_is_refused() {
     let message = refused.err().expect("the id is far beyond the vocabulary").to_string();
     assert!(message.contains("token id 9000000 is beyond"), "{message}");
 }
+
+/// The library looks special tokens of a template up without asking whether they are there.
+#[test]
+fn a_template_with_a_token_that_is_not_there_is_refused() {
+    for template in ["single", "pair"] {
+        let mut tokenizer = golden("wordpiece")["tokenizer"].clone();
+        assert_eq!(tokenizer["post_processor"]["type"], "TemplateProcessing");
+        tokenizer["post_processor"][template][0]["SpecialToken"]["id"] = "[GONE]".into();
+        let refused = Tokenizer::from_json(tokenizer.to_string().as_bytes(), &SpecialTokens::default());
+        let message = refused.err().expect("no token has that name").to_string();
+        assert!(message.contains("it is damaged"), "{message}");
+    }
+}
