@@ -104,6 +104,11 @@ pub(crate) unsafe fn tile<S: Simd, F: Format, const T: usize, const R: usize>(
             let acc = &*(&raw const acc).cast::<[[S::V; 4]; 4]>();
             return S::store_sums(target.y, target.stride, acc);
         }
+        if T == 2 && R == 2 {
+            // As above.
+            let acc = &*(&raw const acc).cast::<[[S::V; 2]; 2]>();
+            return S::store_four_sums(target.y, target.stride, acc);
+        }
         for (token, acc) in acc.iter().enumerate() {
             for (row, acc) in acc.iter().enumerate() {
                 *target.y.add(token * target.stride + row) = S::sum(*acc);

@@ -147,8 +147,15 @@ impl<Q: Quants, const T: usize, const WIDE: bool> DotKernel for QuantTask<'_, Q,
                 let (panel, row, rows) = task.panel(index);
                 for tile in 0..task.tiles.count {
                     let token = task.tiles.first + tile * T;
-                    let acc = quant_tile::<S, Q, T, WIDE>(panel, task.x, token);
-                    task.epilogue.store::<S, T>(&acc, token, row, rows.min(ROWS));
+                    if T == 16 && !S::MANY_REGISTERS {
+                        for inner in (0..T).step_by(4) {
+                            let acc = quant_tile::<S, Q, 4, T, WIDE>(panel, task.x, token, inner);
+                            task.epilogue.store::<S, 4>(&acc, token + inner, row, rows.min(ROWS));
+                        }
+                    } else {
+                        let acc = quant_tile::<S, Q, T, T, WIDE>(panel, task.x, token, 0);
+                        task.epilogue.store::<S, T>(&acc, token, row, rows.min(ROWS));
+                    }
                 }
             }
         }
@@ -190,12 +197,12 @@ impl<P: Plain, const T: usize> DotKernel for PlainTask<'_, P, T> {
         }
         // An operand that is loaded serves all panels (weights: all tokens) of a round; as many sums wait for their turn as
         // the units have stages. Both fit the registers: eight tokens with two panels, four with four, one with four; of
-        // 16 registers, four tokens with one panel.
+        // 16 registers, four tokens with one panel, whatever the tile.
         let task = self.0;
         let mut index = task.from;
         // SAFETY: as promised by the caller.
         unsafe {
-            while T == 16 && index + 1 < task.to {
+            while T == 16 && S::MANY_REGISTERS && index + 1 < task.to {
                 task.panels::<S, P, 8, 2, T>(index);
                 index += 2;
             }
@@ -204,7 +211,11 @@ impl<P: Plain, const T: usize> DotKernel for PlainTask<'_, P, T> {
                 index += 4;
             }
             for index in index..task.to {
-                task.panels::<S, P, T, 1, T>(index);
+                if T == 16 && !S::MANY_REGISTERS {
+                    task.panels::<S, P, 4, 1, T>(index);
+                } else {
+                    task.panels::<S, P, T, 1, T>(index);
+                }
             }
         }
     }

@@ -12,33 +12,52 @@ use super::activations::{UNIT, View};
 use super::quants::{Codes, Quants};
 use crate::cpu::simd::{BLOCK, Dot, Staged};
 
+/// Where the first block of some tokens of a tile is. The next block of a token is a tile's width further on, and so is
+/// the next part of a block.
+///
+/// # Safety
+/// `tile` must be the first token of a tile of `x`, which has the form i8 or i16, and `inner` the place of one in it.
+#[inline(always)]
+unsafe fn first_block<Q: Quants, const WIDE: bool>(
+    x: &View,
+    tile: usize,
+    inner: usize,
+) -> (*const i8, *const f32, *const i32, *const f32) {
+    let first = tile * (x.input / BLOCK);
+    let token_bytes = if WIDE { 2 * BLOCK } else { BLOCK };
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let (quants, scales) = (x.quants.add((first + inner) * token_bytes), x.scales.add(first + inner));
+        if Q::PARTS == 2 {
+            return (quants, scales, x.half_starts.add(2 * first + inner), x.half_sums.add(2 * first + inner));
+        }
+        (quants, scales, x.starts.add(first + inner), x.sums.add(first + inner))
+    }
+}
+
 /// Sums of `T` tokens with one panel of a block type. `WIDE` activations have two bytes each.
 ///
 /// # Safety
-/// `panel` must be a whole panel of `Q` over `x.input`, `token` the first of a tile of `T` tokens of `x` in the form i8 or
-/// i16, and the machine must have the instructions of `S`.
+/// `panel` must be a whole panel of `Q` over `x.input`, `tile` the first token of a tile of `W` tokens of `x` in the form
+/// i8 or i16, of which `T` follow from `inner` on, and the machine must have the instructions of `S`.
 #[inline(always)]
-pub(super) unsafe fn quant_tile<S: Dot, Q: Quants, const T: usize, const WIDE: bool>(
+pub(super) unsafe fn quant_tile<S: Dot, Q: Quants, const T: usize, const W: usize, const WIDE: bool>(
     panel: *const u8,
     x: &View,
-    token: usize,
+    tile: usize,
+    inner: usize,
 ) -> [S::V; T] {
     let blocks = x.input / BLOCK;
+    let token_bytes = if WIDE { 2 * BLOCK } else { BLOCK };
     // SAFETY: as promised by the caller.
     unsafe {
         let mut acc = [S::splat(0.0); T];
-        let first = token * blocks;
-        let token_bytes = if WIDE { 2 * BLOCK } else { BLOCK };
-        let (mut quants, mut scales) = (x.quants.add(first * token_bytes), x.scales.add(first));
-        let (mut starts, mut sums) = (x.starts.add(first), x.sums.add(first));
-        if Q::PARTS == 2 {
-            (starts, sums) = (x.half_starts.add(2 * first), x.half_sums.add(2 * first));
-        }
+        let (mut quants, mut scales, mut starts, mut sums) = first_block::<Q, WIDE>(x, tile, inner);
         let mut head = panel;
         for _ in 0..blocks / Q::BLOCKS {
             let mut block = head.add(Q::HEAD_BYTES);
             for _ in 0..Q::BLOCKS {
-                if T <= 4 {
+                if W <= 4 || !S::MANY_REGISTERS {
                     // Few tokens wait for memory: the stream is asked for well ahead, across page boundaries too.
                     for line in (0..Q::BLOCK_BYTES).step_by(64) {
                         S::prefetch(block.wrapping_add(PREFETCH_BYTES + line));
@@ -68,11 +87,11 @@ pub(super) unsafe fn quant_tile<S: Dot, Q: Quants, const T: usize, const WIDE: b
                             acc[token] = S::fma(min, S::splat(*sums.add(token)), acc[token]);
                         }
                     }
-                    starts = starts.add(T);
-                    sums = sums.add(T);
+                    starts = starts.add(W);
+                    sums = sums.add(W);
                 }
-                quants = quants.add(T * token_bytes);
-                scales = scales.add(T);
+                quants = quants.add(W * token_bytes);
+                scales = scales.add(W);
                 block = block.add(Q::BLOCK_BYTES);
             }
             head = block;
@@ -125,13 +144,8 @@ unsafe fn halves_tile<S: Staged, Q: Quants, const T: usize, const WIDE: bool, co
     unsafe {
         // Locals stay in registers.
         let [mut upper, mut lower] = *acc;
-        let first = token * blocks;
         let token_bytes = if WIDE { 2 * BLOCK } else { BLOCK };
-        let (mut quants, mut scales) = (x.quants.add(first * token_bytes), x.scales.add(first));
-        let (mut starts, mut sums) = (x.starts.add(first), x.sums.add(first));
-        if Q::PARTS == 2 {
-            (starts, sums) = (x.half_starts.add(2 * first), x.half_sums.add(2 * first));
-        }
+        let (mut quants, mut scales, mut starts, mut sums) = first_block::<Q, WIDE>(x, token, 0);
         let mut head = panel;
         for _ in 0..blocks / Q::BLOCKS {
             let mut block = head.add(Q::HEAD_BYTES);
@@ -373,7 +387,7 @@ pub(super) unsafe fn plain_tile<S: Dot, P: Plain, const T: usize, const R: usize
             for step in 0..UNIT / P::STEP {
                 for r in 0..R {
                     let w = w.add(r * panel_bytes);
-                    if W <= 4 {
+                    if W <= 4 || !S::MANY_REGISTERS {
                         S::prefetch(w.wrapping_add(PREFETCH_BYTES));
                     }
                     P::step::<S, T>(&mut acc[r], w, x, at + step * P::STEP);

@@ -202,6 +202,31 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             [low, [look_up(first, table), look_up(second, table)]]
         }
     }
+    #[inline(always)]
+    unsafe fn store_four_sums(y: *mut f32, stride: usize, acc: &[[Pair; 2]; 2]) {
+        // SAFETY: see above. Each level adds the halves of two vectors into one, so the tree is that of `sum`.
+        unsafe {
+            let [[a, b], [c, d]] = *acc;
+            let (ab, cd) = (quarters(a, b), quarters(c, d));
+            let (first, second) =
+                (_mm256_shuffle_ps::<0b01_00_01_00>(ab, cd), _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd));
+            let pairs = _mm256_add_ps(first, second); // a a c c, b b d d
+            let sums = _mm256_add_ps(pairs, _mm256_movehdup_ps(pairs));
+            let (a_c, b_d) = (_mm256_castps256_ps128(sums), _mm256_extractf128_ps::<1>(sums));
+            _mm_storel_epi64(y.cast(), _mm_castps_si128(_mm_unpacklo_ps(a_c, b_d)));
+            _mm_storel_epi64(y.add(stride).cast(), _mm_castps_si128(_mm_unpackhi_ps(a_c, b_d)));
+        }
+    }
+}
+
+/// Four partial sums of each of two.
+#[inline(always)]
+unsafe fn quarters(a: Pair, b: Pair) -> __m256 {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let (a, b) = (_mm256_add_ps(a[0], a[1]), _mm256_add_ps(b[0], b[1]));
+        _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b))
+    }
 }
 
 type Ints = [__m256i; 2];
@@ -249,7 +274,7 @@ unsafe fn bf16_pairs(acc: __m256, w: __m256i, x: __m256i) -> __m256 {
 impl<const VNNI: bool> Dot for Avx2<VNNI> {
     type B = Ints;
     type I = Ints;
-    const TOKENS: usize = 4;
+    const TOKENS: usize = if VNNI { 4 } else { 16 };
 
     #[inline(always)]
     unsafe fn bytes(from: *const u8) -> Ints {

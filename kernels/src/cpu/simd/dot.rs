@@ -96,7 +96,8 @@ pub(crate) trait Dot: Simd {
     /// 16 lanes of i32.
     type I: Copy;
 
-    /// Tokens of the largest tile whose accumulators fit the registers.
+    /// Tokens of the widest tile that gains. Where its sums do not fit the registers, unpacked codes serve all of them
+    /// all the same.
     const TOKENS: usize;
 
     /// 64 bytes from memory.

@@ -49,8 +49,8 @@ impl Isa {
     /// Tokens of the widest tile that [`Dot`] kernels of this instruction set take.
     pub(crate) fn tile_tokens(self) -> usize {
         match self {
-            Isa::Avx512Bf16 | Isa::Avx512 => 16,
-            Isa::AvxVnni | Isa::Avx2 | Isa::Portable => 4,
+            Isa::Avx512Bf16 | Isa::Avx512 | Isa::Avx2 => 16,
+            Isa::AvxVnni | Isa::Portable => 4,
         }
     }
 
@@ -201,11 +201,28 @@ pub(crate) trait Simd: Copy + 'static {
     /// Sums of 4 x 4 accumulators: `y[token * stride + row] = sum(acc[token][row])`.
     #[inline(always)]
     unsafe fn store_sums(y: *mut f32, stride: usize, acc: &[[Self::V; 4]; 4]) {
-        for (token, acc) in acc.iter().enumerate() {
-            for (row, acc) in acc.iter().enumerate() {
-                // SAFETY: the caller promises 4 rows of 4 writable values.
-                unsafe { *y.add(token * stride + row) = Self::sum(*acc) };
-            }
+        // SAFETY: as promised by the caller.
+        unsafe { store_each::<Self, 4>(y, stride, acc) };
+    }
+
+    /// As [`Simd::store_sums`], of 2 x 2.
+    #[inline(always)]
+    unsafe fn store_four_sums(y: *mut f32, stride: usize, acc: &[[Self::V; 2]; 2]) {
+        // SAFETY: as promised by the caller.
+        unsafe { store_each::<Self, 2>(y, stride, acc) };
+    }
+}
+
+/// `N` rows of `N` sums.
+///
+/// # Safety
+/// `N` rows of `N` values must be writable, and the machine must have the instructions of `S`.
+#[inline(always)]
+unsafe fn store_each<S: Simd, const N: usize>(y: *mut f32, stride: usize, acc: &[[S::V; N]; N]) {
+    for (token, acc) in acc.iter().enumerate() {
+        for (row, acc) in acc.iter().enumerate() {
+            // SAFETY: as promised by the caller.
+            unsafe { *y.add(token * stride + row) = S::sum(*acc) };
         }
     }
 }
