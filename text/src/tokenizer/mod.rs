@@ -103,10 +103,8 @@ impl Tokenizer {
     /// `add_special` adds BOS and EOS where the model's own post-processor does. Special tokens that stand in the text
     /// are always recognised, as in transformers. For a rendered chat template pass `false`: the template writes them.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .pipeline
-            .encode_fast(text, add_special)
-            .map_err(|error| Error::internal(format!("the tokenizer failed on the prompt: {error}")))?;
+        let encoding = fenced(|| self.pipeline.encode_fast(text, add_special))
+            .map_err(|why| Error::internal(format!("the tokenizer failed on the prompt: {why}")))?;
         if !add_special || self.prefix.is_empty() && self.suffix.is_empty() {
             return Ok(encoding.get_ids().to_vec());
         }
@@ -149,8 +147,8 @@ impl Tokenizer {
     }
 
     fn decode_by_library(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        let decoded = self.pipeline.decode(ids, skip_special);
-        decoded.map_err(|error| Error::internal(format!("the tokenizer failed to decode: {error}")))
+        let decoded = fenced(|| self.pipeline.decode(ids, skip_special));
+        decoded.map_err(|why| Error::internal(format!("the tokenizer failed to decode: {why}")))
     }
 
     /// The token's own text, for log-probabilities: with its leading space, and U+FFFD for a part of a character.
@@ -201,17 +199,23 @@ impl Tokenizer {
     }
 }
 
-/// The pipeline that a file describes. The library panics on some damaged files, on a part of them only when the first
-/// text goes through: that happens here, where it is caught, and not amid requests.
+/// The pipeline that a file describes.
 fn read_pipeline(tokenizer_json: &[u8]) -> Result<Pipeline> {
-    let unread = |why: &str| Error::internal(format!("tokenizer.json: {why}; fetch the model's files again"));
-    let read = std::panic::catch_unwind(|| {
+    let read = fenced(|| {
         let pipeline = Pipeline::from_bytes(tokenizer_json)?;
-        // Whether these texts have tokens is not asked: a vocabulary may lack them.
+        // Some damage shows with the first text only: better here than amid requests. Whether these texts have tokens is
+        // not asked, for a vocabulary may lack them.
         let (_, _) = (pipeline.encode("a", true), pipeline.encode(("a", "a"), true));
-        Ok::<_, tokenizers::Error>(pipeline)
+        Ok(pipeline)
     });
-    read.map_err(|_| unread("it is damaged"))?.map_err(|error| unread(&error.to_string()))
+    read.map_err(|why| Error::internal(format!("tokenizer.json: {why}; fetch the model's files again")))
+}
+
+/// Calls the library, which panics where a file is damaged, sometimes only with certain texts: an error to us. What it
+/// keeps between calls is a cache, which a call that is broken off leaves as it was or unused.
+fn fenced<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
+    outcome.map_err(|_| "it is damaged".to_owned())?.map_err(|error| error.to_string())
 }
 
 fn joining_of(pipeline: &Pipeline) -> Result<Joining> {

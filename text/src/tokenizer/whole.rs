@@ -1,6 +1,6 @@
 //! Texts for embedding models: one or a pair, with their token types, cut to a length where that is wanted.
 
-use super::Tokenizer;
+use super::{Tokenizer, fenced};
 use sconce_vocabulary::error::{Error, Result};
 
 /// A text, or a pair of texts, as one sequence.
@@ -68,8 +68,8 @@ impl Tokenizer {
 
     fn encode_texts(&self, texts: (&str, Option<&str>), add_special: bool) -> Result<Encoded> {
         let encoding = match texts {
-            (first, None) => self.pipeline.encode_fast(first, add_special),
-            (first, Some(second)) => self.pipeline.encode_fast((first, second), add_special),
+            (first, None) => fenced(|| self.pipeline.encode_fast(first, add_special)),
+            (first, Some(second)) => fenced(|| self.pipeline.encode_fast((first, second), add_special)),
         };
         let encoding =
             encoding.map_err(|error| Error::internal(format!("the tokenizer failed on the text: {error}")))?;
