@@ -2,7 +2,7 @@
 
 usage: python benches/make_gguf.py llama-3.2-1b|qwen3-0.6b q4_0|q8_0|bf16 FILE.gguf     (needs: pip install gguf numpy)
 
-There is no tokenizer in the file: it serves benchmarks of the engine, not chat.
+Its tokenizer knows the 256 bytes; all other tokens stand for themselves. It serves benchmarks, not chat.
 """
 
 import sys
@@ -40,7 +40,16 @@ def main(shape, kind, path):
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(vocab)
     writer.add_file_type(file_type)
-    writer.add_tokenizer_model("no_vocab")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe" if arch == "llama" else "qwen2")
+    # GPT-2's alphabet: bytes that print stand for themselves, the others for what follows on 255.
+    printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printing]
+    letters = [chr(byte) for byte in printing] + [chr(256 + index) for index in range(len(others))]
+    tokens = letters + [f"<{index}>" for index in range(len(letters), vocab)]
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.NORMAL] * vocab)
+    writer.add_token_merges([])
     random = np.random.default_rng(1)
 
     def matrix(name, out, width):

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 mod adapter;
 mod assemble;
+mod cache_names;
 mod check;
 #[cfg(feature = "gpu")]
 pub mod cuda;
@@ -23,6 +24,7 @@ mod family;
 mod layers;
 mod load;
 mod names;
+mod packed;
 mod quantise;
 mod quantised;
 mod safetensors;
@@ -48,6 +50,7 @@ pub use error::{Error, Result};
 pub use family::Family;
 pub use kv::KvCache;
 pub use load::{DeviceChoice, LoadOptions, OnProgress, Source, load, load_embedder, read_spec, read_spec_as};
+pub use packed::{PackedCache, PackedNews};
 pub use quantise::{QuantFormat, Quantize};
 pub use sampling::{Sample, SampleRequest, SampleRequests, SampleScores, Want};
 pub use sconce_kernels::{DeltaSizes, HeadOrder, KvDtype, Precision, StateSave};

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::gguf::Header;
 use crate::kv::memory_is_given;
 use crate::names::Naming;
+use crate::packed::{PackedCache, Shelf};
 use crate::quantise::{self, QuantFormat, Quantize};
 use crate::safetensors::{self, read_text};
 use crate::spec::config_json::{self, Parsed};
@@ -52,6 +53,8 @@ pub struct LoadOptions {
     pub max_model_len: Option<u32>,
     /// Quantise a dense checkpoint. [`load_embedder`] refuses it.
     pub quantize: Option<Quantize>,
+    /// Keep what is packed for the CPU, and use what was kept. Only [`load`] does.
+    pub packed: Option<PackedCache>,
     pub progress: Option<OnProgress>,
 }
 
@@ -123,9 +126,14 @@ pub fn load(source: &Source, options: LoadOptions) -> Result<Box<dyn Model>> {
     if matches!(source, Source::Dummy(_)) && !memory_is_given(spec.weight_bytes) {
         return Err(Error::WeightMemory { bytes: spec.weight_bytes });
     }
-    let progress = Progress::new(spec.weight_bytes, report);
+    let mut progress = Progress::new(spec.weight_bytes, report);
+    let shelf = match (&options.packed, &weights) {
+        (Some(cache), WeightSource::Files(tensors)) => Shelf::open(cache, tensors, spec.weight_bytes, &mut progress),
+        _ => None,
+    };
+    let place = OnCpu::with(options.precision, shelf);
     let context = options.max_model_len.unwrap_or(spec.context_max);
-    let decoder = Assembler::new(weights, device, OnCpu::new(options.precision), progress).decoder(spec, context)?;
+    let decoder = Assembler::new(weights, device, place, progress).decoder(spec, context)?;
     // Tensors that files carry and models do not read count as ready, too.
     Progress::new(decoder.spec.weight_bytes, report).finish();
     Ok(Box::new(decoder))

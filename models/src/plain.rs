@@ -86,6 +86,8 @@ impl Place for AsTheyAre {
     fn matrix(&mut self, weights: &[&Weight]) -> Result<PlainMatrix> {
         Ok(PlainMatrix { parts: weights.iter().map(|weight| (*weight).clone()).collect() })
     }
+
+    fn close(self) {}
 }
 
 impl PlainDecoder {

@@ -45,8 +45,7 @@ fn processor(machine: &cpu::Cpu) -> String {
 
 /// Where measured figures are kept; without a home folder nowhere.
 pub fn file() -> Option<PathBuf> {
-    let caches = env::XDG_CACHE_HOME.path().or_else(|| Some(env::HOME.path()?.join(".cache")))?;
-    Some(caches.join("sconce/hardware.json"))
+    Some(env::caches()?.join("sconce/hardware.json"))
 }
 
 /// What was measured before on this processor with as many threads.

@@ -10,6 +10,7 @@ use sconce_models::{QuantFormat, Quantize};
 use crate::config::env;
 use crate::config::file::ModelSection;
 use crate::config::lora::{LoraConfig, LoraModule, LoraWishes};
+use crate::config::packed::PackedPlace;
 use crate::config::speculation::SpeculativeSection;
 use crate::config::{
     DeviceChoice, ItlTarget, KvCacheDtype, LoadPolicy, MatmulPrecision, ModelConfig, ModelLimits, ParserNames,
@@ -65,6 +66,14 @@ pub struct ModelFlags {
     /// ~/.cache]
     #[arg(long, value_name = "FOLDER")]
     pub quantization_cache: Option<PathBuf>,
+    /// Folder for the weights of models over 256 MiB as the CPU multiplies with them, which takes as much disk as the
+    /// model and makes its next start as fast as reading; or off. What lies there may be deleted [default: sconce/packed
+    /// in $XDG_CACHE_HOME or ~/.cache]
+    #[arg(long, value_name = "FOLDER")]
+    pub packed_cache: Option<String>,
+    /// Bytes that all files in that folder may take; the ones not used for longest make room [default: 20GiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub packed_cache_size: Option<u64>,
     /// Reuse the KV of equal prompt beginnings (on by default)
     #[arg(long, overrides_with = "no_enable_prefix_caching")]
     pub enable_prefix_caching: bool,
@@ -149,6 +158,9 @@ impl ModelFlags {
         let in_file_dtype = in_file("kv_cache_dtype", section.kv_cache_dtype.as_ref())?;
         let in_file_precision = in_file("matmul_precision", section.matmul_precision.as_ref())?;
         let quantize = self.quantization.or(in_file("quantization", section.quantization.as_ref())?);
+        let in_file_packed = section.packed_cache_size.as_deref().map(parse_bytes).transpose();
+        let in_file_packed = in_file_packed.map_err(|why| Error::invalid("packed_cache_size", why))?;
+        let packed_place = self.packed_cache.as_ref().or(section.packed_cache.as_ref());
         let quantize_cache = self.quantization_cache.as_ref().or(section.quantization_cache.as_ref());
         let limits = ModelLimits {
             max_model_len: self.max_model_len.or(section.max_model_len),
@@ -165,6 +177,10 @@ impl ModelFlags {
             itl_target: self.itl_target_ms.or(in_file_itl).unwrap_or(defaults.itl_target),
             speculation: speculation.unwrap_or(defaults.speculation),
             quantize: quantize.map(|format| quantized(format, quantize_cache)).transpose()?,
+            packed: PackedPlace::from_flags(
+                packed_place.map(String::as_str),
+                self.packed_cache_size.or(in_file_packed),
+            ),
         };
         Ok(ModelConfig {
             reference: section.model.clone(),
@@ -203,10 +219,7 @@ fn wrong_load(why: String) -> Error {
 }
 
 fn quantized(format: QuantFormat, cache: Option<&PathBuf>) -> Result<Quantize> {
-    let usual = || {
-        let caches = env::XDG_CACHE_HOME.path().or_else(|| Some(env::HOME.path()?.join(".cache")))?;
-        Some(caches.join("sconce/quantized"))
-    };
+    let usual = || Some(env::caches()?.join("sconce/quantized"));
     let cache = cache.cloned().or_else(usual).ok_or_else(|| {
         Error::invalid("--quantization-cache", "there is no home folder for quantised weights; give a folder")
     })?;

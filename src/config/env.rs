@@ -24,6 +24,11 @@ impl Variable {
     }
 }
 
+/// The user's folder for caches; without a home there is none.
+pub fn caches() -> Option<PathBuf> {
+    XDG_CACHE_HOME.path().or_else(|| Some(HOME.path()?.join(".cache")))
+}
+
 /// A variable whose name stands in `sconce.toml`, where a secret is wanted.
 pub fn named(name: &str) -> Option<String> {
     std::env::var(name).ok()

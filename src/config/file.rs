@@ -118,6 +118,10 @@ pub struct ModelSection {
     /// As `--quantization` takes it: `"q8_0"`.
     pub quantization: Option<String>,
     pub quantization_cache: Option<PathBuf>,
+    /// As `--packed-cache` takes it: a folder or `"off"`.
+    pub packed_cache: Option<String>,
+    /// A size as `--packed-cache-size` takes it: `"20GiB"`.
+    pub packed_cache_size: Option<String>,
     pub gpu_memory_utilization: Option<f64>,
     pub enable_prefix_caching: Option<bool>,
     /// As `--itl-target-ms` takes it: `"auto"`, `"off"` or `"40"`.

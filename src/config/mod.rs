@@ -6,6 +6,7 @@ pub mod keys;
 pub mod listing;
 pub mod lora;
 pub mod orca;
+pub mod packed;
 pub mod pool;
 pub mod secret;
 pub mod speculation;
@@ -171,6 +172,8 @@ pub struct ModelLimits {
     pub speculation: Speculation,
     /// Quantise the weights at load.
     pub quantize: Option<Quantize>,
+    /// Keep what is packed for the CPU, and use what was kept.
+    pub packed: Option<packed::PackedPlace>,
 }
 
 pub const HOST_DEFAULT: &str = "127.0.0.1";
@@ -209,6 +212,7 @@ impl Default for ModelLimits {
             itl_target: ItlTarget::default(),
             speculation: Speculation::default(),
             quantize: None,
+            packed: None,
         }
     }
 }

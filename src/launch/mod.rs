@@ -9,6 +9,7 @@ pub mod fit;
 pub mod gpu;
 mod loader;
 mod model;
+mod packed;
 #[cfg(feature = "pjrt")]
 mod pjrt;
 mod pool;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sconce_models::{LoadOptions, Precision, Purpose, Source, Spec};
 
 use super::draft::{Draft, source_of};
-use super::{adapters, embed, fit, synthetic, text};
+use super::{adapters, embed, fit, packed, synthetic, text};
 use crate::config::speculation::Speculation;
 use crate::config::{self, MatmulPrecision, ModelConfig, ModelLimits};
 use crate::device::cpu;
@@ -163,6 +163,7 @@ fn load_weights(
     let engine = {
         let (source, draft) = (source.clone(), draft.clone().map(|draft| draft.source));
         let (precision, quantize) = (precision(&config.limits), config.limits.quantize.clone());
+        let packed = packed::cache(config.limits.packed.as_ref(), &card.id);
         let (blocks, block_size, model_name) = (plan.blocks, plan.block_size, card.id.clone());
         let state_slots = plan.state_slots;
         let max_model_len = Some(plan.max_model_len);
@@ -172,6 +173,7 @@ fn load_weights(
                 precision,
                 max_model_len,
                 quantize,
+                packed,
                 progress: Some(Box::new(move |done, total| shown.update(done, total))),
                 ..Default::default()
             };

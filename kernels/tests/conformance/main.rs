@@ -9,6 +9,7 @@ mod delta;
 mod dense;
 mod e4m3;
 mod encode;
+mod filed;
 mod formats;
 mod low_rank;
 mod rows;

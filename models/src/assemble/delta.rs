@@ -37,39 +37,38 @@ impl<P: Place> Assembler<'_, P> {
     /// All that a layer projects, one below the other.
     fn delta_input(&mut self, plan: &Plan, index: usize, sizes: &DeltaSizes) -> Result<Linear<P::Matrix>> {
         let (hidden, part) = (plan.spec.hidden, |part| Part::Layer(index, part));
-        let has = |this: &Self, one: LayerPart| matches!(&this.source, WeightSource::Files(tensors) if tensors.has(part(one)));
+        let has = |one: DeltaPart| matches!(&self.source, WeightSource::Files(tensors) if tensors.has(part(LayerPart::Delta(one))));
         let each = sizes.value_heads / sizes.key_heads;
+        let mixed_widths = [sizes.key_dim, sizes.key_dim, each * sizes.value_dim, each * sizes.value_dim];
+        let (mixed, gate, heads) = (sizes.mixed(), sizes.values(), sizes.value_heads);
+        // Tensors, their rows, and how wide each kind of rows is in a head where they stand head by head.
+        let mut tensors: Vec<(DeltaPart, usize, &[usize])> = Vec::new();
+        match has(DeltaPart::MixedAndGate) {
+            true => tensors.push((DeltaPart::MixedAndGate, mixed + gate, &mixed_widths)),
+            false => tensors.extend([(DeltaPart::Mixed, mixed, &[] as &[usize]), (DeltaPart::Gate, gate, &[])]),
+        }
+        let kept_widths = [each, each];
+        match has(DeltaPart::WrittenAndKept) {
+            true => tensors.push((DeltaPart::WrittenAndKept, 2 * heads, &kept_widths)),
+            false => tensors.extend([(DeltaPart::Written, heads, &[] as &[usize]), (DeltaPart::Kept, heads, &[])]),
+        }
+        let parts: Vec<(Part, usize)> =
+            tensors.iter().map(|(one, out, _)| (part(LayerPart::Delta(*one)), *out)).collect();
+        if let Some(weight) = self.ready(&parts, hidden) {
+            return Ok(Linear { weight, bias: None });
+        }
         let mut read = Vec::new();
         let mut weights = Vec::new();
-        if has(self, LayerPart::Delta(DeltaPart::MixedAndGate)) {
-            let whole = part(LayerPart::Delta(DeltaPart::MixedAndGate));
-            let all = self.matrix(whole, sizes.mixed() + sizes.values(), hidden)?;
-            let widths = [sizes.key_dim, sizes.key_dim, each * sizes.value_dim, each * sizes.value_dim];
-            weights.extend(by_kind(&all, sizes.key_heads, &widths)?);
-            read.push((whole, all));
-        } else {
-            for (one, out) in [
-                (LayerPart::Delta(DeltaPart::Mixed), sizes.mixed()),
-                (LayerPart::Delta(DeltaPart::Gate), sizes.values()),
-            ] {
-                let weight = self.matrix(part(one), out, hidden)?;
-                weights.push(weight.clone());
-                read.push((part(one), weight));
+        for ((part, out), (_, _, widths)) in parts.iter().zip(tensors) {
+            let all = self.matrix(*part, *out, hidden)?;
+            match widths {
+                [] => weights.push(all.clone()),
+                widths => weights.extend(by_kind(&all, sizes.key_heads, widths)?),
             }
-        }
-        if has(self, LayerPart::Delta(DeltaPart::WrittenAndKept)) {
-            let whole = part(LayerPart::Delta(DeltaPart::WrittenAndKept));
-            let all = self.matrix(whole, 2 * sizes.value_heads, hidden)?;
-            weights.extend(by_kind(&all, sizes.key_heads, &[each, each])?);
-            read.push((whole, all));
-        } else {
-            for one in [LayerPart::Delta(DeltaPart::Written), LayerPart::Delta(DeltaPart::Kept)] {
-                let weight = self.matrix(part(one), sizes.value_heads, hidden)?;
-                weights.push(weight.clone());
-                read.push((part(one), weight));
-            }
+            read.push((*part, all));
         }
         let weight = self.place.matrix(&weights.iter().collect::<Vec<_>>())?;
+        self.place.laid(&parts, &weight);
         read.iter().for_each(|(part, weight)| self.is_read(*part, weight));
         Ok(Linear { weight, bias: None })
     }
@@ -77,13 +76,23 @@ impl<P: Place> Assembler<'_, P> {
     /// Queries, keys and values of a layer of attention whose queries' matrix also has gates; and those.
     pub(super) fn gated_qkv(&mut self, plan: &Plan, index: usize) -> Result<WithGate<P::Matrix>> {
         let (spec, part) = (plan.spec, |part| Part::Layer(index, part));
-        let kvs = spec.kv_width();
-        let both = self.matrix(part(LayerPart::Query), 2 * spec.query_width(), spec.hidden)?;
+        let (queries, kvs) = (spec.query_width(), spec.kv_width());
+        // Half of the first tensor is in either.
+        let in_qkv = [(part(LayerPart::Query), queries), (part(LayerPart::Key), kvs), (part(LayerPart::Value), kvs)];
+        let in_gate = [(part(LayerPart::Query), queries)];
+        if let Some(qkv) = self.ready(&in_qkv, spec.hidden)
+            && let Some(gate) = self.ready(&in_gate, spec.hidden)
+        {
+            return Ok((Linear { weight: qkv, bias: None }, Some(Linear { weight: gate, bias: None })));
+        }
+        let both = self.matrix(part(LayerPart::Query), 2 * queries, spec.hidden)?;
         let key = self.matrix(part(LayerPart::Key), kvs, spec.hidden)?;
         let value = self.matrix(part(LayerPart::Value), kvs, spec.hidden)?;
         let halves = by_kind(&both, spec.heads, &[spec.head_dim, spec.head_dim])?;
         let qkv = self.place.matrix(&[&halves[0], &key, &value])?;
         let gate = self.place.matrix(&[&halves[1]])?;
+        self.place.laid(&in_qkv, &qkv);
+        self.place.laid(&in_gate, &gate);
         for (one, weight) in [(LayerPart::Query, &both), (LayerPart::Key, &key), (LayerPart::Value, &value)] {
             self.is_read(part(one), weight);
         }

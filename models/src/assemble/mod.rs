@@ -17,6 +17,7 @@ use crate::family::FamilyTraits;
 use crate::layers::{Join, Linear, Norm, RmsNorm};
 use crate::load::Progress;
 use crate::names::{LayerPart, Part};
+use crate::packed::Shelf;
 use crate::spec::{Activation, NormKind, RopeSpec, Spec};
 use crate::tensors::TensorSet;
 
@@ -46,17 +47,34 @@ pub(crate) trait Place {
     fn expert(&mut self, weights: &[&Weight]) -> Result<Self::Matrix> {
         self.matrix(weights)
     }
+
+    /// The matrix of these parts, each with its rows, if it is there without their weights.
+    fn ready(&mut self, _parts: &[(Part, usize)], _input: usize) -> Option<Self::Matrix> {
+        None
+    }
+
+    /// These parts were laid down as this matrix.
+    fn laid(&mut self, _parts: &[(Part, usize)], _matrix: &Self::Matrix) {}
+
+    /// All matrices are there.
+    fn close(self);
 }
 
 /// Packed for the CPU.
 pub(crate) struct OnCpu {
     precision: Precision,
     arena: Arena,
+    shelf: Option<Shelf>,
 }
 
 impl OnCpu {
     pub fn new(precision: Precision) -> Self {
-        Self { precision, arena: Arena::default() }
+        Self::with(precision, None)
+    }
+
+    /// With what earlier loads packed, and a place for what this one does.
+    pub fn with(precision: Precision, shelf: Option<Shelf>) -> Self {
+        Self { precision, arena: Arena::default(), shelf }
     }
 }
 
@@ -65,6 +83,22 @@ impl Place for OnCpu {
 
     fn matrix(&mut self, weights: &[&Weight]) -> Result<PackedWeight> {
         Ok(PackedWeight::new(weights, self.precision, &mut self.arena)?)
+    }
+
+    fn ready(&mut self, parts: &[(Part, usize)], input: usize) -> Option<PackedWeight> {
+        self.shelf.as_mut()?.take(parts, input, self.precision)
+    }
+
+    fn laid(&mut self, parts: &[(Part, usize)], matrix: &PackedWeight) {
+        if let Some(shelf) = &mut self.shelf {
+            shelf.lay(parts, matrix);
+        }
+    }
+
+    fn close(self) {
+        if let Some(shelf) = self.shelf {
+            shelf.close();
+        }
     }
 }
 
@@ -102,6 +136,7 @@ impl<'a, P: Place> Assembler<'a, P> {
         if let WeightSource::Files(tensors) = &self.source {
             tensors.refuse_unused(&self.used, spec.tied_embeddings)?;
         }
+        self.place.close();
         let head = Linear { weight: head, bias: None };
         let adapters = AdapterSet::default();
         Ok(Decoder { spec, device: self.device, embedding, own_inputs, layers, final_norm, head, adapters })
@@ -194,13 +229,24 @@ impl<'a, P: Place> Assembler<'a, P> {
         input: usize,
         place: impl Fn(&mut P, &[&Weight]) -> Result<P::Matrix>,
     ) -> Result<P::Matrix> {
+        if let Some(ready) = self.ready(parts, input) {
+            return Ok(ready);
+        }
         let weights =
             parts.iter().map(|(part, out)| self.matrix(*part, *out, input)).collect::<Result<Vec<_>, Error>>()?;
         let packed = place(&mut self.place, &weights.iter().collect::<Vec<_>>())?;
+        self.place.laid(parts, &packed);
         for (weight, (part, _)) in weights.iter().zip(parts) {
             self.is_read(*part, weight);
         }
         Ok(packed)
+    }
+
+    /// The matrix of these parts if their weights need not be read.
+    fn ready(&mut self, parts: &[(Part, usize)], input: usize) -> Option<P::Matrix> {
+        let ready = self.place.ready(parts, input)?;
+        self.used.extend(parts.iter().map(|(part, _)| *part));
+        Some(ready)
     }
 
     /// The part was packed: what the files had of it in memory is given back.

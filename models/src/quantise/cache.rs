@@ -4,23 +4,22 @@
 //! plan, or was made of other files, is made anew; two processes that want the same file make it once. Whatever lies in
 //! the folder may be deleted when no server starts.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
 
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 use serde_json::json;
 
+use crate::cache_names::{identities, short, stem};
 use crate::error::{Error, Result};
 use crate::load::Progress;
 use crate::tensors::{Format, Stored};
 use crate::weights::MappedFile;
 
-use super::{Planned, Quantize, convert, stem};
+use super::{Planned, Quantize, convert};
 
 /// To be raised when the same input would give other bytes.
 const VERSION: u32 = 1;
@@ -36,9 +35,7 @@ pub(super) fn open_or_make(
     progress: &mut Progress,
 ) -> Result<Vec<Stored>> {
     let made_of = made_of(planned, quantize);
-    let mut hasher = DefaultHasher::new();
-    made_of.hash(&mut hasher);
-    let name = format!("{}-{}-{:016x}.safetensors", stem(source), quantize.format.name(), hasher.finish());
+    let name = format!("{}-{}-{}.safetensors", stem(source), quantize.format.name(), short(&made_of));
     let path = quantize.cache.join(name);
     if let Some(found) = open(&path, planned, &made_of) {
         progress.add(planned.iter().map(|planned| planned.from.bytes as u64).sum());
@@ -130,17 +127,6 @@ fn stored(planned: &Planned, info: &TensorInfo, file: &Arc<MappedFile>, data_sta
 
 /// Everything that the bytes follow from, as far as it can be told without reading them.
 fn made_of(planned: &[Planned], quantize: &Quantize) -> String {
-    let paths: BTreeSet<PathBuf> = planned.iter().map(|planned| planned.from.file.path().to_owned()).collect();
-    let file = |path: &PathBuf| {
-        let metadata = fs::metadata(path).ok();
-        let modified = metadata.as_ref().and_then(|metadata| metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok());
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
-        json!([
-            path.to_string_lossy(),
-            metadata.map(|metadata| metadata.len()),
-            modified.map(|at| at.as_nanos().to_string())
-        ])
-    };
-    let files: Vec<_> = paths.iter().map(file).collect();
+    let files = identities(planned.iter().map(|planned| &*planned.from.file));
     json!({"version": VERSION, "format": quantize.format.name(), "files": files}).to_string()
 }

@@ -8,7 +8,7 @@ mod cache;
 mod convert;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use sconce_kernels::GgmlType;
@@ -152,14 +152,6 @@ fn routers(tensors: &TensorSet, layers: usize) -> BTreeSet<String> {
         [Router, SharedRouter, Delta(Written), Delta(Kept), Delta(WrittenAndKept)].map(|part| Part::Layer(layer, part))
     };
     named(tensors, &(0..layers).flat_map(of_layer).collect::<Vec<_>>())
-}
-
-/// What a file name may be made of.
-fn stem(source: &Path) -> String {
-    let name = source.file_stem().unwrap_or_default().to_string_lossy();
-    name.chars()
-        .map(|symbol| if symbol.is_ascii_alphanumeric() || ".-_".contains(symbol) { symbol } else { '_' })
-        .collect()
 }
 
 #[cfg(test)]

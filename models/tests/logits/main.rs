@@ -3,6 +3,7 @@
 //! Fixtures: `fixtures/make_models.py`.
 
 mod adapters;
+mod packed;
 mod quantise;
 mod ragged;
 mod table;

@@ -165,7 +165,7 @@ fn cache(section: &MemberSection, user: Option<&User>) -> Result<PathBuf, String
     }
     let base = match user {
         Some(user) => Some(user.home.join(".cache")),
-        None => env::XDG_CACHE_HOME.path().or_else(|| env::HOME.path().map(|home| home.join(".cache"))),
+        None => env::caches(),
     };
     let base = base.ok_or("there is no folder for caches; set cache, or XDG_CACHE_HOME or HOME")?;
     // Names may have signs that paths must not.

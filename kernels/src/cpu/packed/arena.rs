@@ -5,18 +5,31 @@
 
 use std::sync::Arc;
 
-use memmap2::{Advice, MmapMut};
+use memmap2::{Advice, Mmap, MmapMut};
 
 use crate::error::{Error, Result};
 
 /// Address space asked for at once.
 const REGION_BYTES: usize = 256 << 20;
-const HUGE_PAGE_BYTES: usize = 2 << 20;
+pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// Pieces start on cache lines.
-const ALIGN: usize = 64;
+pub(super) const ALIGN: usize = 64;
 
-struct Region {
-    map: MmapMut,
+/// Memory of many pieces.
+pub(super) enum Region {
+    /// What is packed now.
+    Own(MmapMut),
+    /// What was packed before, as a file has it.
+    File(Mmap),
+}
+
+impl Region {
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Own(map) => map,
+            Self::File(map) => map,
+        }
+    }
 }
 
 /// Hands out pieces of regions.
@@ -41,7 +54,7 @@ impl Arena {
         self.used = start + len;
         // SAFETY: the range lies in the map and was handed out to nobody else: `used` only grows while a region
         // stands, and pieces are read only after this function.
-        let room = unsafe { std::slice::from_raw_parts_mut(region.map.as_ptr().cast_mut().add(start), len) };
+        let room = unsafe { std::slice::from_raw_parts_mut(region.bytes().as_ptr().cast_mut().add(start), len) };
         fill(room);
         Ok(Piece { region, start, len })
     }
@@ -49,7 +62,7 @@ impl Arena {
     fn place(&mut self, len: usize) -> Result<(Arc<Region>, usize)> {
         if let Some(region) = &self.region {
             let start = self.used.next_multiple_of(ALIGN);
-            if start.checked_add(len).is_some_and(|end| end <= region.map.len()) {
+            if start.checked_add(len).is_some_and(|end| end <= region.bytes().len()) {
                 return Ok((Arc::clone(region), start));
             }
         }
@@ -60,14 +73,20 @@ impl Arena {
         #[cfg(target_os = "linux")]
         let _ = map.advise(Advice::HugePage);
         let start = map.as_ptr().align_offset(HUGE_PAGE_BYTES);
-        let region = Arc::new(Region { map });
+        let region = Arc::new(Region::Own(map));
         self.region = Some(Arc::clone(&region));
         Ok((region, start))
     }
 }
 
 impl Piece {
+    /// A piece of a mapped file; `None` if it does not lie in it, or not on a cache line.
+    pub fn of_file(region: &Arc<Region>, start: usize, len: usize) -> Option<Self> {
+        let lies_in = start.checked_add(len).is_some_and(|end| end <= region.bytes().len());
+        (lies_in && start.is_multiple_of(ALIGN)).then(|| Self { region: Arc::clone(region), start, len })
+    }
+
     pub fn bytes(&self) -> &[u8] {
-        &self.region.map[self.start..self.start + self.len]
+        &self.region.bytes()[self.start..self.start + self.len]
     }
 }

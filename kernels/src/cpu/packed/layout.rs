@@ -41,6 +41,7 @@ enum Planes {
 }
 
 impl Planes {
+    #[inline(always)]
     fn bytes(self) -> usize {
         match self {
             Planes::Eight => 512,
@@ -84,6 +85,7 @@ pub(super) struct Layout {
 
 impl Layout {
     /// `None` for the types that are plain numbers.
+    #[inline(always)]
     pub fn of(ty: GgmlType) -> Option<Layout> {
         let layout = |blocks, mins, side, planes, zero| Some(Layout { blocks, mins, side, planes, zero });
         match ty {
@@ -122,10 +124,11 @@ impl Layout {
     }
 
     /// Puts one row's part of a group into its place.
+    #[inline(always)]
     pub fn write(&self, group: &Group, row: usize, to: &mut [u8]) {
-        to[2 * row..2 * row + 2].copy_from_slice(&group.d);
+        put(to, 2 * row, group.d);
         if self.mins {
-            to[2 * ROWS + 2 * row..2 * ROWS + 2 * row + 2].copy_from_slice(&group.m);
+            put(to, 2 * ROWS + 2 * row, group.m);
         }
         let blocks = to[self.head_bytes()..].chunks_exact_mut(self.block_bytes());
         for (index, (to, codes)) in blocks.zip(group.codes.as_chunks::<BLOCK>().0).enumerate() {
@@ -185,9 +188,8 @@ impl Planes {
     fn write(self, codes: &[u8; BLOCK], row: usize, to: &mut [u8]) {
         let quads = codes.as_chunks::<QUAD>().0;
         let quad = |q: usize| u32::from_le_bytes(quads[q]);
-        let mut put = |at: usize, bits: u32| {
-            to[at..at + QUAD].copy_from_slice(&bits.to_le_bytes());
-        };
+        let to = &mut to[..self.bytes()];
+        let mut put = |at: usize, bits: u32| put(to, at, bits.to_le_bytes());
         let row_at = row * QUAD;
         match self {
             Planes::Eight => (0..QUADS).for_each(|q| put(q * 64 + row_at, quad(q))),
@@ -229,6 +231,12 @@ impl Planes {
             Planes::TwoOne => two(0) | one(128) << 2,
         }
     }
+}
+
+#[inline(always)]
+fn put<const BYTES: usize>(to: &mut [u8], at: usize, bytes: [u8; BYTES]) {
+    let room: &mut [u8; BYTES] = (&mut to[at..at + BYTES]).try_into().expect("as many as the range has");
+    *room = bytes;
 }
 
 /// Bytes of a panel of plain numbers.

@@ -6,15 +6,19 @@
 mod activations;
 mod arena;
 mod blocks;
+mod file;
 mod layout;
 mod product;
 mod quants;
 mod quants_k;
+#[cfg(target_os = "linux")]
+mod settle;
 mod tile;
 
 use std::sync::Arc;
 
 pub use arena::Arena;
+pub use file::{PACKED_VERSION, PackedFile};
 
 pub(crate) use activations::{Activations, Forms, View};
 pub(crate) use layout::ROWS;
@@ -47,6 +51,14 @@ pub struct PackedWeight {
     out: usize,
 }
 
+/// One matrix of a [`PackedWeight`] in a file: its first byte there, which must start a cache line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FiledPart {
+    pub ty: GgmlType,
+    pub rows: usize,
+    pub offset: usize,
+}
+
 /// Panels of one matrix.
 struct Part {
     ty: GgmlType,
@@ -73,6 +85,31 @@ impl PackedWeight {
             out += weight.out();
         }
         Ok(Self { parts: parts.into(), precision, input, out })
+    }
+
+    /// Matrices of one input width that were packed before, where they lie in a file. The file's bytes are not looked
+    /// at; those of another type give other numbers.
+    pub fn mapped(parts: &[FiledPart], input: usize, precision: Precision, file: &PackedFile) -> Result<Self> {
+        let mut out = 0;
+        let mut mapped = Vec::with_capacity(parts.len());
+        for part in parts {
+            mapped.push(Part::mapped(part, input, out, file)?);
+            out += part.rows;
+        }
+        if out == 0 {
+            return Err(shape("map", "there is no matrix"));
+        }
+        Ok(Self { parts: mapped.into(), precision, input, out })
+    }
+
+    /// Type, rows and packed bytes of each matrix, in order: what a file needs for [`PackedWeight::mapped`].
+    pub fn parts(&self) -> impl ExactSizeIterator<Item = (GgmlType, usize, &[u8])> {
+        self.parts.iter().map(|part| (part.ty, part.rows, part.panels.bytes()))
+    }
+
+    /// Whether it has clones.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.parts) > 1
     }
 
     /// Rows of all matrices together: features that come out.
@@ -131,14 +168,8 @@ impl std::fmt::Debug for PackedWeight {
 
 impl Part {
     fn new(weight: &Weight, row: usize, arena: &mut Arena) -> Result<Self> {
-        let (ty, input, rows) = (weight.ty(), weight.input(), weight.out());
-        let layout = Layout::of(ty);
-        let panel_bytes = match &layout {
-            Some(layout) => layout.panel_bytes(input),
-            None => layout::plain_panel_bytes(ty, input),
-        };
-        let bytes = panel_bytes.checked_mul(rows.div_ceil(ROWS));
-        let bytes = bytes.ok_or_else(|| shape("pack", format!("{weight:?} does not fit the address space")))?;
+        let (ty, rows, layout) = (weight.ty(), weight.out(), Layout::of(weight.ty()));
+        let (panel_bytes, bytes) = sizes(ty, rows, weight.input())?;
         let panels = arena.piece(bytes, |room| {
             let room = SharedRoom { start: room.as_mut_ptr(), panel_bytes };
             // A few panels a chunk: packing is a copy, and fork-joins are not free.
@@ -149,7 +180,7 @@ impl Part {
                     let room = unsafe { room.panel(panel) };
                     let rows = panel * ROWS..((panel + 1) * ROWS).min(rows);
                     match &layout {
-                        Some(layout) => pack_groups(layout, weight, rows, room),
+                        Some(_) => pack_groups(weight, rows, room),
                         None => pack_plain(weight, rows, room),
                     }
                 }
@@ -158,9 +189,32 @@ impl Part {
         Ok(Part { ty, row, rows, panel_bytes, panels })
     }
 
+    fn mapped(part: &FiledPart, input: usize, row: usize, file: &PackedFile) -> Result<Self> {
+        let FiledPart { ty, rows, offset } = *part;
+        if input == 0 || !input.is_multiple_of(ty.block_elements()) {
+            return Err(shape("map", format!("rows of {input} elements are no whole number of {} blocks", ty.name())));
+        }
+        let (panel_bytes, bytes) = sizes(ty, rows, input)?;
+        let outside = || shape("map", format!("{bytes} bytes from byte {offset} are not in the file"));
+        let panels = file.piece(offset, bytes).ok_or_else(outside)?;
+        Ok(Part { ty, row, rows, panel_bytes, panels })
+    }
+
     fn count(&self) -> usize {
         self.rows.div_ceil(ROWS)
     }
+}
+
+/// Bytes of a panel, and of all.
+fn sizes(ty: GgmlType, rows: usize, input: usize) -> Result<(usize, usize)> {
+    let panel_bytes = match Layout::of(ty) {
+        Some(layout) => layout.panel_bytes(input),
+        None => layout::plain_panel_bytes(ty, input),
+    };
+    let bytes = panel_bytes.checked_mul(rows.div_ceil(ROWS));
+    let name = ty.name();
+    let bytes = bytes.ok_or_else(|| shape("pack", format!("{rows} x {input} {name} do not fit the address space")))?;
+    Ok((panel_bytes, bytes))
 }
 
 struct SharedRoom {
@@ -180,15 +234,29 @@ impl SharedRoom {
     }
 }
 
-fn pack_groups(layout: &Layout, weight: &Weight, rows: std::ops::Range<usize>, panel: &mut [u8]) {
-    let (ty, row_bytes, bytes) = (weight.ty(), weight.row_bytes(), weight.bytes());
+/// Packs rows of blocks. Each type has a copy of the loop of its own, where sizes and shifts are constants.
+fn pack_groups(weight: &Weight, rows: std::ops::Range<usize>, panel: &mut [u8]) {
+    macro_rules! of_type {
+        ($($ty:ident)*) => {
+            match weight.ty() {
+                $(GgmlType::$ty => pack_groups_of(GgmlType::$ty, weight, rows, panel),)*
+                GgmlType::F32 | GgmlType::F16 | GgmlType::Bf16 => unreachable!("plain numbers have no blocks"),
+            }
+        };
+    }
+    of_type!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2K Q3K Q4K Q5K Q6K Iq4Nl Iq4Xs Mxfp4)
+}
+
+#[inline(always)]
+fn pack_groups_of(ty: GgmlType, weight: &Weight, rows: std::ops::Range<usize>, panel: &mut [u8]) {
+    let Some(layout) = Layout::of(ty) else { return };
+    let (row_bytes, block_bytes, bytes) = (weight.row_bytes(), ty.block_bytes(), weight.bytes());
+    let bytes = &bytes[rows.start * row_bytes..rows.end * row_bytes];
     let mut group = Group::EMPTY;
-    let first = rows.start;
     for (at, room) in panel.chunks_exact_mut(layout.group_bytes()).enumerate() {
-        for row in rows.clone() {
-            let from = row * row_bytes + at * ty.block_bytes();
-            group.read(ty, &bytes[from..from + ty.block_bytes()]);
-            layout.write(&group, row - first, room);
+        for (row, from) in bytes.chunks_exact(row_bytes).enumerate() {
+            group.read(ty, &from[at * block_bytes..(at + 1) * block_bytes]);
+            layout.write(&group, row, room);
         }
     }
 }

@@ -179,10 +179,14 @@ pub(crate) trait Simd: Copy + 'static {
     /// The first `count` lanes from memory, zero in the others.
     #[inline(always)]
     unsafe fn load_part(from: *const f32, count: usize) -> Self::V {
-        let mut lanes = [0f32; LANES];
         // SAFETY: the caller promises `count` readable values; `lanes` holds 16.
         unsafe {
-            std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), count.min(LANES));
+            // All but a row's last: a copy of unknown length is a call.
+            if count >= LANES {
+                return Self::load(from);
+            }
+            let mut lanes = [0f32; LANES];
+            std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), count);
             Self::load(lanes.as_ptr())
         }
     }
@@ -190,11 +194,14 @@ pub(crate) trait Simd: Copy + 'static {
     /// Stores the first `count` lanes.
     #[inline(always)]
     unsafe fn store_part(to: *mut f32, v: Self::V, count: usize) {
-        let mut lanes = [0f32; LANES];
         // SAFETY: the caller promises `count` writable values; `lanes` holds 16.
         unsafe {
+            if count >= LANES {
+                return Self::store(to, v);
+            }
+            let mut lanes = [0f32; LANES];
             Self::store(lanes.as_mut_ptr(), v);
-            std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, count.min(LANES));
+            std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, count);
         }
     }
 
