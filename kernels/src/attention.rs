@@ -4,6 +4,7 @@
 //! a kernel runs, so that a wrong batch is an error and never a read outside the cache.
 
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Storage, Tensor};
 use half::vec::HalfBitsVecExt;
@@ -73,13 +74,16 @@ impl KvLayer {
         let Some(elements) = elements.filter(|elements| (1..=isize::MAX as usize / 4).contains(elements)) else {
             return Err(shape(OP, format!("{sizes:?} (blocks, kv heads, block size, head dim) is no usable size")));
         };
+        let before = elements_before(elements * dtype.bytes(), dtype.bytes());
+        let all = before + elements;
         // Zeros of plain integers are memory that nobody has touched yet.
-        Ok(match dtype {
-            KvDtype::F32 => Tensor::from_vec(vec![0f32; elements], sizes.to_vec(), device),
-            KvDtype::F16 => Tensor::from_vec(vec![0u16; elements].reinterpret_into::<f16>(), sizes.to_vec(), device),
-            KvDtype::Bf16 => Tensor::from_vec(vec![0u16; elements].reinterpret_into::<bf16>(), sizes.to_vec(), device),
-            KvDtype::Fp8 => Tensor::from_vec(vec![0u8; elements], sizes.to_vec(), device),
-        }?)
+        let all = match dtype {
+            KvDtype::F32 => Tensor::from_vec(vec![0f32; all], all, device),
+            KvDtype::F16 => Tensor::from_vec(vec![0u16; all].reinterpret_into::<f16>(), all, device),
+            KvDtype::Bf16 => Tensor::from_vec(vec![0u16; all].reinterpret_into::<bf16>(), all, device),
+            KvDtype::Fp8 => Tensor::from_vec(vec![0u8; all], all, device),
+        }?;
+        Ok(all.narrow(0, before, elements)?.reshape(sizes.to_vec())?)
     }
 
     fn dims(&self, op: &'static str) -> Result<[usize; 4]> {
@@ -89,6 +93,25 @@ impl KvLayer {
         tensors::require_dims(op, "v of the cache", &self.v, self.k.dims())?;
         Ok([blocks, kv_heads, block_size, head_dim])
     }
+}
+
+/// What stands unused before an array of the cache, at most a huge page.
+///
+/// The system clears memory when it is first written, a huge page at a time. Arrays of all layers that start alike would
+/// come to their next page with the same block, and that step would wait until dozens of pages are clear (60 of them took
+/// half a second on a machine that gets its memory from a host). So each starts at another place of its page: multiples of
+/// the golden ratio, which are evenly spread for any number of arrays.
+fn elements_before(bytes: usize, element_bytes: usize) -> usize {
+    const HUGE_PAGE_BYTES: usize = 2 << 20;
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    const CACHE_LINE_BYTES: usize = 64;
+    static ARRAYS: AtomicU64 = AtomicU64::new(0);
+    if bytes < HUGE_PAGE_BYTES {
+        return 0;
+    }
+    let share = ARRAYS.fetch_add(1, Ordering::Relaxed).wrapping_mul(GOLDEN) >> 32;
+    let place = (share * HUGE_PAGE_BYTES as u64 >> 32) as usize;
+    place / CACHE_LINE_BYTES * CACHE_LINE_BYTES / element_bytes
 }
 
 /// What a model's attention does beside the plain softmax.

@@ -142,3 +142,34 @@ fn wrong_writes_are_refused_and_change_nothing() {
     assert_error(KvLayer::new([0, 1, 4, 3], KvDtype::F16, &Device::Cpu), "no usable size");
     assert_error(KvLayer::new([usize::MAX, 8, 16, 64], KvDtype::F16, &Device::Cpu), "no usable size");
 }
+
+/// Arrays of large caches start at different places of their pages.
+#[test]
+fn a_large_cache_holds_what_a_small_one_does() {
+    let (device, mut values) = (Device::Cpu, Values::new(5));
+    let (kv_heads, block_size, head_dim, tokens) = (2, 16, 20, 5);
+    let blocks = (2 << 20) / (kv_heads * block_size * head_dim) + 1;
+    let own = |_| tensor(&values.many(tokens * kv_heads * head_dim), &[tokens, kv_heads, head_dim], &device);
+    let [k, v] = [0, 1].map(own);
+    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16, KvDtype::Fp8] {
+        let mut starts = Vec::new();
+        let mut small = KvLayer::new([1, kv_heads, block_size, head_dim], dtype, &device).expect("a small cache");
+        write_kv(&mut small, &k, &v, &[0, 1, 2, 3, 15]).expect("fits");
+        for _ in 0..3 {
+            let mut large = KvLayer::new([blocks, kv_heads, block_size, head_dim], dtype, &device).expect("a cache");
+            let last = ((blocks - 1) * block_size) as u32;
+            write_kv(&mut large, &k, &v, &[last, last + 1, last + 2, last + 3, last + 15]).expect("fits");
+            for (large, small) in [(&large.k, &small.k), (&large.v, &small.v)] {
+                assert_eq!(large.dims(), [blocks, kv_heads, block_size, head_dim]);
+                starts.push(large.layout().start_offset());
+                let wide = |x: &Tensor| flat(&x.contiguous().and_then(|x| x.to_dtype(DType::F32)).expect("converts"));
+                let block = |index| large.narrow(0, index, 1).expect("a block");
+                assert_same_bits(&wide(&block(blocks - 1)), &wide(small), "last block");
+                assert!(wide(&block(0)).iter().all(|value| *value == 0.0), "{dtype:?}: nothing else is written");
+            }
+        }
+        starts.sort_unstable();
+        starts.dedup();
+        assert_eq!(starts.len(), 6, "{dtype:?}: {starts:?}");
+    }
+}
