@@ -110,7 +110,7 @@ fn elements_before(bytes: usize, element_bytes: usize) -> usize {
         return 0;
     }
     let share = ARRAYS.fetch_add(1, Ordering::Relaxed).wrapping_mul(GOLDEN) >> 32;
-    let place = (share * HUGE_PAGE_BYTES as u64 >> 32) as usize;
+    let place = ((share * HUGE_PAGE_BYTES as u64) >> 32) as usize;
     place / CACHE_LINE_BYTES * CACHE_LINE_BYTES / element_bytes
 }
 
