@@ -13,6 +13,7 @@ use half::{bf16, f16};
 use crate::cpu::attention::Cache;
 use crate::cpu::format;
 use crate::cpu::heads::{self, Heads, Slots, Turned};
+use crate::cpu::packed::HUGE_PAGE_BYTES;
 use crate::cpu::{self, Isa};
 use crate::error::{Error, Result, shape};
 use crate::reference::AttentionShape;
@@ -95,18 +96,18 @@ impl KvLayer {
     }
 }
 
-/// What stands unused before an array of the cache, at most a huge page.
+/// What stands unused before an array of the cache, at most a huge page; nothing before one that it would make larger by
+/// more than a sixteenth.
 ///
 /// The system clears memory when it is first written, a huge page at a time. Arrays of all layers that start alike would
 /// come to their next page with the same block, and that step would wait until dozens of pages are clear (60 of them took
 /// half a second on a machine that gets its memory from a host). So each starts at another place of its page: multiples of
 /// the golden ratio, which are evenly spread for any number of arrays.
 fn elements_before(bytes: usize, element_bytes: usize) -> usize {
-    const HUGE_PAGE_BYTES: usize = 2 << 20;
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
     const CACHE_LINE_BYTES: usize = 64;
     static ARRAYS: AtomicU64 = AtomicU64::new(0);
-    if bytes < HUGE_PAGE_BYTES {
+    if bytes < 16 * HUGE_PAGE_BYTES {
         return 0;
     }
     let share = ARRAYS.fetch_add(1, Ordering::Relaxed).wrapping_mul(GOLDEN) >> 32;

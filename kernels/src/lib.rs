@@ -27,7 +27,7 @@ pub use attention::{
     AttentionBatch, AttentionParams, HeadNorms, KvDtype, KvLayer, QkvHeads, paged_attention, rope_and_write_kv,
     write_kv,
 };
-pub use cpu::packed::{Arena, FiledPart, PACKED_VERSION, PackedFile, PackedWeight, Precision};
+pub use cpu::packed::{Arena, FiledPart, PACKED_ALIGN, PACKED_VERSION, PackedFile, PackedWeight, Precision};
 pub use delta::{DeltaBatch, DeltaSizes, DeltaStates, DeltaWeights, HeadOrder, StateSave, gated_delta_rule};
 pub use encode::{bidirectional_attention, layer_norm, rotate_encoder};
 pub use error::{Error, Result};

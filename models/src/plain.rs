@@ -86,8 +86,6 @@ impl Place for AsTheyAre {
     fn matrix(&mut self, weights: &[&Weight]) -> Result<PlainMatrix> {
         Ok(PlainMatrix { parts: weights.iter().map(|weight| (*weight).clone()).collect() })
     }
-
-    fn close(self) {}
 }
 
 impl PlainDecoder {

@@ -148,7 +148,7 @@ fn wrong_writes_are_refused_and_change_nothing() {
 fn a_large_cache_holds_what_a_small_one_does() {
     let (device, mut values) = (Device::Cpu, Values::new(5));
     let (kv_heads, block_size, head_dim, tokens) = (2, 16, 20, 5);
-    let blocks = (2 << 20) / (kv_heads * block_size * head_dim) + 1;
+    let blocks = (32 << 20) / (kv_heads * block_size * head_dim) + 1;
     let own = |_| tensor(&values.many(tokens * kv_heads * head_dim), &[tokens, kv_heads, head_dim], &device);
     let [k, v] = [0, 1].map(own);
     for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16, KvDtype::Fp8] {

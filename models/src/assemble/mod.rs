@@ -57,7 +57,11 @@ pub(crate) trait Place {
     fn laid(&mut self, _parts: &[(Part, usize)], _matrix: &Self::Matrix) {}
 
     /// All matrices are there.
-    fn close(self);
+    fn close(self)
+    where
+        Self: Sized,
+    {
+    }
 }
 
 /// Packed for the CPU.

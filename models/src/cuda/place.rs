@@ -161,8 +161,6 @@ impl Place for OnGpu {
         let (out, input) = (weights.iter().map(|weight| weight.out()).sum(), weights[0].input());
         Ok(Matrix { out, input, parts: weights.iter().map(part).collect() })
     }
-
-    fn close(self) {}
 }
 
 impl OnGpu {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use safetensors::tensor::SafeTensors;
-use sconce_kernels::{FiledPart, GgmlType, PackedFile, PackedWeight, Precision};
+use sconce_kernels::{FiledPart, GgmlType, PACKED_ALIGN, PackedFile, PackedWeight, Precision};
 use serde_json::{Value, json};
 
 use super::Laid;
@@ -20,8 +20,6 @@ const MATRICES: &str = "sconce_matrices";
 const TENSOR: &str = "panels";
 /// Where the bytes start is a multiple of it: a page, hence a cache line.
 const START_ALIGN: usize = 4096;
-/// Matrices start on cache lines.
-const ALIGN: usize = 64;
 
 /// A file that was made of the right things.
 pub(super) struct Opened {
@@ -84,7 +82,7 @@ pub(super) fn header(laid: &[Laid], made_of: &str) -> (Vec<u8>, usize) {
         let mut parts = Vec::new();
         for (ty, rows, panels) in weight.parts() {
             parts.push((ty.id(), rows, offset));
-            offset += panels.len().next_multiple_of(ALIGN);
+            offset += panels.len().next_multiple_of(PACKED_ALIGN);
         }
         matrices.insert(key.clone(), json!([weight.input(), parts]));
     }
@@ -98,6 +96,6 @@ pub(super) fn header(laid: &[Laid], made_of: &str) -> (Vec<u8>, usize) {
 
 /// Zeros that stand behind a part's panels.
 pub(super) fn padding(bytes: usize) -> &'static [u8] {
-    const ZEROS: [u8; ALIGN] = [0; ALIGN];
-    &ZEROS[..bytes.next_multiple_of(ALIGN) - bytes]
+    const ZEROS: [u8; PACKED_ALIGN] = [0; PACKED_ALIGN];
+    &ZEROS[..bytes.next_multiple_of(PACKED_ALIGN) - bytes]
 }

@@ -11,9 +11,9 @@ use crate::error::{Error, Result};
 
 /// Address space asked for at once.
 const REGION_BYTES: usize = 256 << 20;
-pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;
-/// Pieces start on cache lines.
-pub(super) const ALIGN: usize = 64;
+pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// Pieces start on cache lines, in memory and in files.
+pub const ALIGN: usize = 64;
 
 /// Memory of many pieces.
 pub(super) enum Region {

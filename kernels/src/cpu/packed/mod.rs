@@ -17,10 +17,11 @@ mod tile;
 
 use std::sync::Arc;
 
-pub use arena::Arena;
+pub use arena::{ALIGN as PACKED_ALIGN, Arena};
 pub use file::{PACKED_VERSION, PackedFile};
 
 pub(crate) use activations::{Activations, Forms, View};
+pub(crate) use arena::HUGE_PAGE_BYTES;
 pub(crate) use layout::ROWS;
 pub(crate) use product::{Epilogue, Panels};
 
@@ -51,7 +52,7 @@ pub struct PackedWeight {
     out: usize,
 }
 
-/// One matrix of a [`PackedWeight`] in a file: its first byte there, which must start a cache line.
+/// One matrix of a [`PackedWeight`] in a file: its first byte there, a multiple of [`PACKED_ALIGN`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FiledPart {
     pub ty: GgmlType,
