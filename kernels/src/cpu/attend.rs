@@ -148,6 +148,18 @@ impl<F: Format> Partition<'_, '_, F> {
         (first.max(start), (position + 1).min(end))
     }
 
+    /// Positions of a tile that one of the queries sees.
+    #[inline(always)]
+    fn seen_of(&self, tile: usize) -> (usize, usize) {
+        (self.seen(0, tile, tile + TILE).0, self.seen(self.tokens - 1, tile, tile + TILE).1)
+    }
+
+    /// Whether so few queries share K and V that they wait for memory.
+    #[inline(always)]
+    fn is_narrow(&self) -> bool {
+        self.tokens * self.sizes.group() < WIDEN_QUERIES
+    }
+
     /// First byte of a position's K or V in the cache.
     #[inline(always)]
     fn cache_at(&self, position: usize) -> usize {
@@ -163,22 +175,26 @@ impl<F: Format> Kernel for Partition<'_, '_, F> {
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
         self.state.clear();
-        let last = self.tokens - 1;
+        let mut ahead = self.seen_of(self.start);
+        if self.is_narrow() {
+            // SAFETY: as promised by the caller.
+            unsafe { self.ask::<S>(self.k, ahead) };
+        }
         for tile in (self.start..self.start + PARTITION).step_by(TILE) {
-            let first = self.seen(0, tile, tile + TILE).0;
-            let end = self.seen(last, tile, tile + TILE).1;
-            if first < end {
+            let seen = ahead;
+            ahead = if tile + TILE < self.start + PARTITION { self.seen_of(tile + TILE) } else { (0, 0) };
+            if seen.0 < seen.1 {
                 // SAFETY: as promised by the caller; positions up to the last token's are in the table.
-                unsafe { self.tile::<S>(tile, (first, end)) };
+                unsafe { self.tile::<S>(tile, seen, ahead) };
             }
         }
     }
 }
 
 impl<F: Format> Partition<'_, '_, F> {
-    /// Positions `first..end` of the tile that starts at `tile`: no query sees others of it.
+    /// Positions `first..end` of the tile that starts at `tile`: no query sees others of it. Those of the next one are `ahead`.
     #[inline(always)]
-    unsafe fn tile<S: Simd>(&mut self, tile: usize, (first, end): (usize, usize)) {
+    unsafe fn tile<S: Simd>(&mut self, tile: usize, (first, end): (usize, usize), ahead: (usize, usize)) {
         let Sizes { head_dim, block_size, .. } = self.sizes;
         let group = self.sizes.group();
         let queries = self.tokens * group;
@@ -186,9 +202,14 @@ impl<F: Format> Partition<'_, '_, F> {
         let row_bytes = head_dim * F::ELEMENT_BYTES;
         let mut values = [std::ptr::null::<u8>(); TILE];
         let q = Rows { start: self.q.as_ptr(), stride: head_dim };
+        let narrow = self.is_narrow();
         let mut position = first;
         while position < end {
             let block_end = ((position / block_size + 1) * block_size).min(end);
+            if narrow {
+                // SAFETY: as promised by the caller.
+                unsafe { self.ask::<S>(self.v, (position, block_end)) };
+            }
             let (at, count) = (self.cache_at(position), block_end - position);
             let (k, v) = (&self.k[at..at + count * row_bytes], &self.v[at..at + count * row_bytes]);
             let place = position - tile;
@@ -228,6 +249,10 @@ impl<F: Format> Partition<'_, '_, F> {
                 unsafe { self.softmax::<S>(query, (from - tile, to - tile)) };
             }
         }
+        if narrow {
+            // SAFETY: as promised by the caller.
+            unsafe { self.ask::<S>(self.k, ahead) };
+        }
         // SAFETY: `values` points at the V of every position that one of the queries sees, in the type that is named.
         unsafe {
             if widen {
@@ -235,6 +260,23 @@ impl<F: Format> Partition<'_, '_, F> {
             } else {
                 self.mix_all::<S, F>(tile, &values);
             }
+        }
+    }
+
+    /// Asks for K or V of positions `first..end`. What a sequence has there lies in pieces of a block and a head, too short
+    /// for the machine's own prefetching.
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(&self, cache: &[u8], (first, end): (usize, usize)) {
+        let Sizes { head_dim, block_size, .. } = self.sizes;
+        let mut position = first;
+        while position < end {
+            let next = ((position / block_size + 1) * block_size).min(end);
+            let from = cache.as_ptr().wrapping_add(self.cache_at(position));
+            for line in (0..(next - position) * head_dim * F::ELEMENT_BYTES).step_by(64) {
+                // SAFETY: the caller promises the instructions; any address may be asked for.
+                unsafe { S::prefetch(from.wrapping_add(line)) };
+            }
+            position = next;
         }
     }
 
@@ -260,8 +302,11 @@ impl<F: Format> Partition<'_, '_, F> {
         let head_dim = self.sizes.head_dim;
         let scores = &mut self.scores[query * TILE..(query + 1) * TILE];
         // What the query does not see may be anything, also NaN from an earlier call.
-        scores[..from].fill(f32::NEG_INFINITY);
-        scores[to..].fill(f32::NEG_INFINITY);
+        let sees_all = (from, to) == (0, TILE);
+        if !sees_all {
+            scores[..from].fill(f32::NEG_INFINITY);
+            scores[to..].fill(f32::NEG_INFINITY);
+        }
         // SAFETY: whole vectors within TILE scores and `head_dim` values of the mix.
         unsafe {
             let p = scores.as_mut_ptr();
@@ -273,7 +318,7 @@ impl<F: Format> Partition<'_, '_, F> {
                 }
                 S::store(p.add(at), score);
             }
-            if self.params.scale <= 0.0 || self.params.softcap.is_some() {
+            if !sees_all && (self.params.scale <= 0.0 || self.params.softcap.is_some()) {
                 // A cap, or a scale that is not positive, made the unseen ones finite or NaN.
                 scores[..from].fill(f32::NEG_INFINITY);
                 scores[to..].fill(f32::NEG_INFINITY);
@@ -287,13 +332,16 @@ impl<F: Format> Partition<'_, '_, F> {
             for at in (0..TILE).step_by(LANES) {
                 S::store(p.add(at), exp::<S>(S::sub(S::load(p.add(at)), S::splat(now))));
             }
-            scores[..from].fill(0.0);
-            scores[to..].fill(0.0);
+            if !sees_all {
+                scores[..from].fill(0.0);
+                scores[to..].fill(0.0);
+            }
             let mut total = S::splat(0.0);
             for at in (0..TILE).step_by(LANES) {
                 total = S::add(total, S::load(p.add(at)));
             }
-            let shrink = exp_one::<S>(before - now);
+            // Most tiles hold no new maximum.
+            let shrink = if before == now { 1.0 } else { exp_one::<S>(before - now) };
             self.state.max[query] = now;
             self.state.total[query] = self.state.total[query] * shrink + S::sum(total);
             if shrink != 1.0 {

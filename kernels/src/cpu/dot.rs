@@ -24,18 +24,12 @@ pub(crate) unsafe fn dots<S: Simd, F: Format, const T: usize, const R: usize>(
     unsafe {
         let zero = S::splat(0.0);
         let mut acc = [[zero; R]; T];
-        let ahead = (w[R - 1] as usize).wrapping_sub(w[0] as usize) / (R - 1).max(1) * R;
         let steps = length / 32;
         for step in 0..steps {
             let mut unpacked = [[zero; 2]; R];
             for row in 0..R {
                 let w = w[row].add(step * 32 * F::ELEMENT_BYTES);
                 unpacked[row] = [F::load::<S>(w), F::load::<S>(w.add(LANES * F::ELEMENT_BYTES))];
-                if T < 4 {
-                    // Few tokens wait for memory. Rows are short, so the next ones are asked for here: the machine's
-                    // own prefetching has to start anew with each.
-                    S::prefetch(w.wrapping_add(ahead));
-                }
             }
             for half in 0..2 {
                 for token in 0..T {
@@ -104,11 +98,6 @@ pub(crate) unsafe fn tile<S: Simd, F: Format, const T: usize, const R: usize>(
             let acc = &*(&raw const acc).cast::<[[S::V; 4]; 4]>();
             return S::store_sums(target.y, target.stride, acc);
         }
-        if T == 2 && R == 2 {
-            // As above.
-            let acc = &*(&raw const acc).cast::<[[S::V; 2]; 2]>();
-            return S::store_four_sums(target.y, target.stride, acc);
-        }
         for (token, acc) in acc.iter().enumerate() {
             for (row, acc) in acc.iter().enumerate() {
                 *target.y.add(token * target.stride + row) = S::sum(*acc);
@@ -167,7 +156,7 @@ pub(crate) unsafe fn product<S: Simd, F: Format>(
     // SAFETY: tiles cover 0..tokens times 0..rows and nothing else.
     unsafe {
         if !S::MANY_REGISTERS {
-            return cover::<S, F, 2, 2>(x, w, (tokens, rows), length, target);
+            return cover_folded::<S, F>(x, w, (tokens, rows), length, target);
         }
         let whole = tokens / 4 * 4;
         cover::<S, F, 4, 4>(x, w, (whole, rows), length, target);
@@ -178,6 +167,49 @@ pub(crate) unsafe fn product<S: Simd, F: Format>(
             1 => cover::<S, F, 1, 4>(x, w, (1, rows), length, target),
             2 => cover::<S, F, 2, 4>(x, w, (2, rows), length, target),
             _ => cover::<S, F, 3, 4>(x, w, (3, rows), length, target),
+        }
+    }
+}
+
+/// [`product`] for few registers: eight sums at a time, of four accumulators each time. What those fold into leaves room for the
+/// next, so that one tile's sums are added up while the products of others go on.
+#[inline(always)]
+unsafe fn cover_folded<S: Simd, F: Format>(
+    x: Rows<*const f32>,
+    w: Rows<*const u8>,
+    (tokens, rows): (usize, usize),
+    length: usize,
+    target: Target,
+) {
+    // SAFETY: as promised by the caller of `product`.
+    unsafe {
+        let whole = rows / 8 * 8;
+        for token in (0..tokens / 2 * 2).step_by(2) {
+            let x = x.pointers::<2>(token);
+            for row in (0..whole).step_by(4) {
+                let [[a, b], [c, d]] = dots::<S, F, 2, 2>(x, w.pointers::<2>(row), length);
+                let (first, second) = (S::fold(a, c), S::fold(b, d));
+                let [[a, b], [c, d]] = dots::<S, F, 2, 2>(x, w.pointers::<2>(row + 2), length);
+                let y = target.at(token, row).y;
+                S::store_folded([y, y.add(target.stride)], [first, second, S::fold(a, c), S::fold(b, d)]);
+            }
+            for row in whole..rows {
+                tile::<S, F, 2, 1>(x, w.pointers::<1>(row), length, target.at(token, row));
+            }
+        }
+        if tokens % 2 == 1 {
+            let x = x.pointers::<1>(tokens - 1);
+            for row in (0..whole).step_by(8) {
+                let w = w.pointers::<8>(row);
+                let [[a, b, c, d]] = dots::<S, F, 1, 4>(x, [w[0], w[1], w[4], w[5]], length);
+                let (ac, bd) = (S::fold(a, c), S::fold(b, d));
+                let [[a, b, c, d]] = dots::<S, F, 1, 4>(x, [w[2], w[3], w[6], w[7]], length);
+                let y = target.at(tokens - 1, row).y;
+                S::store_folded([y, y.add(4)], [ac, bd, S::fold(a, c), S::fold(b, d)]);
+            }
+            for row in whole..rows {
+                tile::<S, F, 1, 1>(x, w.pointers::<1>(row), length, target.at(tokens - 1, row));
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use super::activations::{Tiles, UNIT, View};
 use super::layout::ROWS;
-use super::quants::{self, Codes, Quants};
+use super::quants::{self, Quants};
 use super::quants_k;
 use super::tile::{self, Plain, plain_tile, quant_tile, staged_tile};
 use super::{PackedWeight, Part, Precision};
@@ -165,9 +165,8 @@ impl<Q: Quants, const T: usize, const WIDE: bool> DotKernel for QuantTask<'_, Q,
 impl<Q: Quants, const T: usize, const WIDE: bool> StagedKernel for QuantTask<'_, Q, T, WIDE> {
     #[inline(always)]
     unsafe fn run_staged<S: Staged>(self) {
-        if T > S::TOKENS || Q::CODES == Codes::Bytes {
-            // SAFETY: as promised by the caller.
-            return unsafe { self.run::<S>() };
+        if T > S::TOKENS {
+            return;
         }
         let task = self.0;
         for index in task.from..task.to {

@@ -100,7 +100,7 @@ pub(super) unsafe fn quant_tile<S: Dot, Q: Quants, const T: usize, const W: usiz
     }
 }
 
-/// As [`quant_tile`], with the same bits, for small codes in the way of [`Staged`].
+/// As [`quant_tile`], with the same bits, in the way of [`Staged`].
 ///
 /// # Safety
 /// As [`quant_tile`].
@@ -110,62 +110,38 @@ pub(super) unsafe fn staged_tile<S: Staged, Q: Quants, const T: usize, const WID
     x: &View,
     token: usize,
 ) -> [S::V; T] {
-    // SAFETY: as promised by the caller.
-    unsafe {
-        let mut halves = [[S::half::<0>(S::splat(0.0)); T]; 2];
-        if T == 1 {
-            // Its codes wait for nobody, and the stream of weights is read once.
-            halves_tile::<S, Q, T, WIDE, true, true>(panel, x, token, &mut halves);
-        } else {
-            halves_tile::<S, Q, T, WIDE, true, false>(panel, x, token, &mut halves);
-            halves_tile::<S, Q, T, WIDE, false, true>(panel, x, token, &mut halves);
-        }
-        let mut acc = [S::splat(0.0); T];
-        for token in 0..T {
-            acc[token] = S::whole([halves[0][token], halves[1][token]]);
-        }
-        acc
-    }
-}
-
-/// The first, the second or both halves of a [`staged_tile`].
-///
-/// # Safety
-/// As [`quant_tile`].
-#[inline(always)]
-unsafe fn halves_tile<S: Staged, Q: Quants, const T: usize, const WIDE: bool, const FIRST: bool, const SECOND: bool>(
-    panel: *const u8,
-    x: &View,
-    token: usize,
-    acc: &mut [[S::Half; T]; 2],
-) {
     let blocks = x.input / BLOCK;
+    let token_bytes = if WIDE { 2 * BLOCK } else { BLOCK };
     // SAFETY: as promised by the caller.
     unsafe {
-        // Locals stay in registers.
-        let [mut upper, mut lower] = *acc;
-        let token_bytes = if WIDE { 2 * BLOCK } else { BLOCK };
+        let mut acc = [S::splat(0.0); T];
+        let mut totals = [S::zero(); T];
         let (mut quants, mut scales, mut starts, mut sums) = first_block::<Q, WIDE>(x, token, 0);
         let mut head = panel;
         for _ in 0..blocks / Q::BLOCKS {
             let mut block = head.add(Q::HEAD_BYTES);
             for _ in 0..Q::BLOCKS {
-                if FIRST {
-                    for line in (0..Q::BLOCK_BYTES).step_by(64) {
-                        S::prefetch(block.wrapping_add(PREFETCH_BYTES + line));
-                    }
+                for line in (0..Q::BLOCK_BYTES).step_by(64) {
+                    S::prefetch(block.wrapping_add(PREFETCH_BYTES + line));
                 }
                 for part in 0..Q::PARTS {
-                    let (scale, min) = Q::scales::<S>(head, block, part);
-                    // It is for codes that stand 128 above.
-                    let scale =
-                        if over_zero::<Q>() == 1 { scale } else { S::mul(scale, S::splat(over_zero::<Q>() as f32)) };
-                    let part = Operands { block, part, quants, scales, starts, sums };
-                    if FIRST {
-                        half_part::<S, Q, T, WIDE, 0>(&mut upper, &part, scale, min);
+                    if WIDE {
+                        add_byte::<S, Q, T, WIDE, true>(&mut totals, block, part, quants);
+                        for token in 0..T {
+                            totals[token] = S::join(totals[token], S::zero());
+                        }
+                        add_byte::<S, Q, T, WIDE, false>(&mut totals, block, part, quants.add(BLOCK));
+                    } else {
+                        add_byte::<S, Q, T, WIDE, true>(&mut totals, block, part, quants);
                     }
-                    if SECOND {
-                        half_part::<S, Q, T, WIDE, 1>(&mut lower, &part, scale, min);
+                    let (scale, min) = Q::scales::<S>(head, block, part);
+                    for token in 0..T {
+                        let total = finished::<S, Q, WIDE>(totals[token], *starts.add(token));
+                        let factor = S::mul(scale, S::splat(*scales.add(token)));
+                        acc[token] = S::fma(S::floats(total), factor, acc[token]);
+                        if Q::MINS {
+                            acc[token] = S::fma(min, S::splat(*sums.add(token)), acc[token]);
+                        }
                     }
                     starts = starts.add(T);
                     sums = sums.add(T);
@@ -176,91 +152,130 @@ unsafe fn halves_tile<S: Staged, Q: Quants, const T: usize, const WIDE: bool, co
             }
             head = block;
         }
-        *acc = [upper, lower];
+        acc
     }
 }
 
-/// A block, one of its parts, and the activations of the first token for it.
-struct Operands {
-    block: *const u8,
-    part: usize,
-    quants: *const i8,
-    scales: *const f32,
-    starts: *const i32,
-    sums: *const f32,
-}
-
-/// Adds a part of a block to half of the rows' sums.
-///
-/// # Safety
-/// The pointers must be those of a block of `Q` and of `T` tokens, and the machine must have the instructions of `S`.
-#[inline(always)]
-unsafe fn half_part<S: Staged, Q: Quants, const T: usize, const WIDE: bool, const H: usize>(
-    acc: &mut [S::Half; T],
-    x: &Operands,
-    scale: S::V,
-    min: S::V,
-) {
-    let apart = if WIDE { 2 * BLOCK } else { BLOCK };
-    // SAFETY: as promised by the caller.
-    unsafe {
-        let (scale, min) = (S::half::<H>(scale), S::half::<H>(min));
-        let mut totals = [S::half_ints(0); T];
-        if WIDE {
-            half_quads::<S, Q, T, H>(&mut totals, x.block, x.part, x.quants, apart);
-        }
-        for token in 0..T {
-            // -128 sums of activations are at hand.
-            let start =
-                if over_zero::<Q>() == 1 { 0 } else { *x.starts.add(token) >> over_zero::<Q>().trailing_zeros() };
-            let start = S::half_ints(start);
-            totals[token] = if WIDE { S::half_join(totals[token], start) } else { start };
-        }
-        let low = if WIDE { x.quants.add(BLOCK) } else { x.quants };
-        half_quads::<S, Q, T, H>(&mut totals, x.block, x.part, low, apart);
-        for token in 0..T {
-            acc[token] = S::add_scaled(acc[token], totals[token], scale, *x.scales.add(token));
-            if Q::MINS {
-                acc[token] = S::add_product(acc[token], min, *x.sums.add(token));
-            }
-        }
-    }
-}
-
-/// What codes that stand 128 above are multiples of.
-const fn over_zero<Q: Quants>() -> i32 {
+/// What small codes are multiplied with so that they stand 128 above their value.
+const fn over_zero<Q: Quants>() -> i16 {
     match Q::CODES {
-        Codes::Small { zero: zero @ 1.., .. } => 128 / zero,
+        Codes::Small { zero: zero @ 1.., .. } => (128 / zero) as i16,
         _ => 1,
     }
 }
 
-/// Adds one byte's products of a part of a block to the sums of `T` tokens, whose bytes stand `apart`.
+/// Whether sums stay in 16 bits over a whole part of a block.
+const fn in_pairs<Q: Quants, const WIDE: bool>() -> bool {
+    !WIDE && matches!(Q::CODES, Codes::Small { .. }) && Q::CODES.quads() >= 8 / Q::PARTS
+}
+
+/// The sum of `(code - 128) * x`, or of `code * x` where there are mins, over a part of a block.
+///
+/// # Safety
+/// The machine must have the instructions of `S`.
+#[inline(always)]
+unsafe fn finished<S: Staged, Q: Quants, const WIDE: bool>(total: S::I, start: i32) -> S::I {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        // The values of bytes have their signs.
+        let from_zero = Q::MINS || Q::CODES == Codes::Bytes;
+        match (in_pairs::<Q, WIDE>(), from_zero) {
+            (true, true) => S::add_widened(S::zero(), total, over_zero::<Q>()),
+            (true, false) => S::add_widened(S::ints(start), total, over_zero::<Q>()),
+            (false, true) => total,
+            (false, false) => S::add_ints(S::ints(start), total),
+        }
+    }
+}
+
+/// Adds one byte's products of a part of a block to the sums of `T` tokens, or starts them anew.
 ///
 /// # Safety
 /// `block` must be a block of `Q`, `x` the first token's byte of its first element, and the machine must have the
 /// instructions of `S`.
 #[inline(always)]
-unsafe fn half_quads<S: Staged, Q: Quants, const T: usize, const H: usize>(
-    totals: &mut [S::HalfInts; T],
+unsafe fn add_byte<S: Staged, Q: Quants, const T: usize, const WIDE: bool, const ANEW: bool>(
+    totals: &mut [S::I; T],
     block: *const u8,
     part: usize,
     x: *const i8,
-    apart: usize,
 ) {
     let quads = 8 / Q::PARTS;
-    let at_once = quads.min(Q::CODES.quads());
+    let first = part * quads;
     // SAFETY: as promised by the caller.
     unsafe {
-        for stage in (part * quads..(part + 1) * quads).step_by(at_once) {
-            let mut codes = [Q::quad::<S>(block, stage); 8];
-            for quad in 1..at_once {
-                codes[quad] = Q::quad::<S>(block, stage + quad);
+        if Q::CODES == Codes::Bytes {
+            add_bytes::<S, Q, T, WIDE, ANEW>(totals, block, first, x);
+            for quad in (first + BYTES_AT_ONCE..first + quads).step_by(BYTES_AT_ONCE) {
+                add_bytes::<S, Q, T, WIDE, false>(totals, block, quad, x);
             }
-            for token in 0..T {
-                let x = x.add(token * apart + stage * 4);
-                totals[token] = S::add_small::<H>(totals[token], &codes[..at_once], x);
+        } else {
+            add_small::<S, Q, T, WIDE, ANEW>(totals, block, first, x);
+            for quad in (first + SMALL_AT_ONCE..first + quads).step_by(SMALL_AT_ONCE) {
+                add_small::<S, Q, T, WIDE, false>(totals, block, quad, x);
             }
+        }
+    }
+}
+
+/// Quads whose codes of all rows fit eight registers.
+const SMALL_AT_ONCE: usize = 4;
+/// The same where each code is in two.
+const BYTES_AT_ONCE: usize = 2;
+
+/// Adds the products of [`SMALL_AT_ONCE`] quads from `quad` on.
+///
+/// # Safety
+/// As [`add_byte`].
+#[inline(always)]
+unsafe fn add_small<S: Staged, Q: Quants, const T: usize, const WIDE: bool, const ANEW: bool>(
+    totals: &mut [S::I; T],
+    block: *const u8,
+    quad: usize,
+    x: *const i8,
+) {
+    let apart = if WIDE { 2 * BLOCK } else { BLOCK };
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let mut codes = [Q::quad::<S>(block, quad); SMALL_AT_ONCE];
+        for at in 1..SMALL_AT_ONCE {
+            codes[at] = Q::quad::<S>(block, quad + at);
+        }
+        for token in 0..T {
+            let x = x.add(token * apart + quad * 4);
+            let mut total = if ANEW { S::zero() } else { totals[token] };
+            if in_pairs::<Q, WIDE>() {
+                total = S::add_pairs(total, S::pairs(&codes, x));
+            } else {
+                let at_once = if Q::CODES.quads() < SMALL_AT_ONCE { Q::CODES.quads() } else { SMALL_AT_ONCE };
+                for at in (0..SMALL_AT_ONCE).step_by(at_once) {
+                    let pairs = S::pairs(&codes[at..at + at_once], x.add(at * 4));
+                    total = S::add_widened(total, pairs, over_zero::<Q>());
+                }
+            }
+            totals[token] = total;
+        }
+    }
+}
+
+/// Adds the products of [`BYTES_AT_ONCE`] quads from `quad` on.
+///
+/// # Safety
+/// As [`add_byte`].
+#[inline(always)]
+unsafe fn add_bytes<S: Staged, Q: Quants, const T: usize, const WIDE: bool, const ANEW: bool>(
+    totals: &mut [S::I; T],
+    block: *const u8,
+    quad: usize,
+    x: *const i8,
+) {
+    let apart = if WIDE { 2 * BLOCK } else { BLOCK };
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let codes = [S::signed(Q::quad::<S>(block, quad)), S::signed(Q::quad::<S>(block, quad + 1))];
+        for token in 0..T {
+            let total = if ANEW { S::zero() } else { totals[token] };
+            totals[token] = S::add_signed(total, &codes, x.add(token * apart + quad * 4));
         }
     }
 }

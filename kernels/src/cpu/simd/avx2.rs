@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Dot, DotKernel, Kernel, QuantBlock, Simd, Staged, StagedKernel};
+use super::{Dot, DotKernel, Kernel, QuantBlock, Simd};
 
 /// With `VNNI`, the machine can multiply groups of four bytes.
 #[derive(Clone, Copy)]
@@ -23,14 +23,6 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 pub(super) unsafe fn run_dot<K: DotKernel>(kernel: K) -> K::Output {
     // SAFETY: as promised by the caller.
     unsafe { kernel.run::<Avx2<false>>() }
-}
-
-/// # Safety
-/// As [`run`].
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn run_staged<K: StagedKernel>(kernel: K) {
-    // SAFETY: as promised by the caller.
-    unsafe { kernel.run_staged::<Avx2<false>>() }
 }
 
 /// # Safety
@@ -87,6 +79,7 @@ unsafe fn look_up(index: __m256i, table: Pair) -> __m256 {
 // SAFETY of every block below: the instructions are there by the trait's contract, and so are the pointers' lanes.
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type V = Pair;
+    type Folded = __m256;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Pair {
@@ -203,49 +196,57 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
-    unsafe fn store_four_sums(y: *mut f32, stride: usize, acc: &[[Pair; 2]; 2]) {
+    unsafe fn max_lane(v: Pair) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let v = _mm256_max_ps(v[0], v[1]);
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        }
+    }
+    /// Four partial sums of each.
+    #[inline(always)]
+    unsafe fn fold(a: Pair, b: Pair) -> __m256 {
+        // SAFETY: see above.
+        unsafe {
+            let (a, b) = (_mm256_add_ps(a[0], a[1]), _mm256_add_ps(b[0], b[1]));
+            _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_folded(y: [*mut f32; 2], pairs: [__m256; 4]) {
         // SAFETY: see above. Each level adds the halves of two vectors into one, so the tree is that of `sum`.
         unsafe {
-            let [[a, b], [c, d]] = *acc;
-            let (ab, cd) = (quarters(a, b), quarters(c, d));
-            let (first, second) =
-                (_mm256_shuffle_ps::<0b01_00_01_00>(ab, cd), _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd));
-            let pairs = _mm256_add_ps(first, second); // a a c c, b b d d
-            let sums = _mm256_add_ps(pairs, _mm256_movehdup_ps(pairs));
-            let (a_c, b_d) = (_mm256_castps256_ps128(sums), _mm256_extractf128_ps::<1>(sums));
-            _mm_storel_epi64(y.cast(), _mm_castps_si128(_mm_unpacklo_ps(a_c, b_d)));
-            _mm_storel_epi64(y.add(stride).cast(), _mm_castps_si128(_mm_unpackhi_ps(a_c, b_d)));
+            let (first, second) = (halves(pairs[0], pairs[1]), halves(pairs[2], pairs[3]));
+            let even = _mm256_shuffle_ps::<0b10_00_10_00>(first, second);
+            let sums = _mm256_add_ps(even, _mm256_shuffle_ps::<0b11_01_11_01>(first, second));
+            _mm_storeu_ps(y[0], _mm256_castps256_ps128(sums));
+            _mm_storeu_ps(y[1], _mm256_extractf128_ps::<1>(sums));
         }
     }
 }
 
-/// Four partial sums of each of two.
+/// Two partial sums of each, from four, in both halves.
 #[inline(always)]
-unsafe fn quarters(a: Pair, b: Pair) -> __m256 {
+unsafe fn halves(a: __m256, b: __m256) -> __m256 {
     // SAFETY: the caller has AVX2.
     unsafe {
-        let (a, b) = (_mm256_add_ps(a[0], a[1]), _mm256_add_ps(b[0], b[1]));
-        _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b))
+        let first = _mm256_shuffle_ps::<0b01_00_01_00>(a, b);
+        _mm256_add_ps(first, _mm256_shuffle_ps::<0b11_10_11_10>(a, b))
     }
 }
 
-type Ints = [__m256i; 2];
+pub(super) type Ints = [__m256i; 2];
 
 /// Sums of the products of four unsigned and four signed bytes. No pair of products may pass 16 bits.
 #[inline(always)]
-unsafe fn multiply_add(acc: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
+pub(super) unsafe fn multiply_add(acc: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
     // SAFETY: the caller has AVX2.
     unsafe {
         let pairs = _mm256_maddubs_epi16(unsigned, signed);
         _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     }
-}
-
-/// Four activations, in every row's place.
-#[inline(always)]
-unsafe fn four(x: *const i8) -> __m256i {
-    // SAFETY: the caller has AVX2 and 4 readable bytes.
-    unsafe { _mm256_set1_epi32(x.cast::<i32>().read_unaligned()) }
 }
 
 /// As [`multiply_add`], for codes that stand 128 above their value: signs move to the other side.
@@ -444,51 +445,5 @@ unsafe fn sum_of(v: __m256i) -> i32 {
         let v = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
         let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b01_00_11_10>(v));
         _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32::<0b10_11_00_01>(v)))
-    }
-}
-
-// SAFETY of every block below: as above.
-impl Staged for Avx2<false> {
-    type Half = __m256;
-    type HalfInts = __m256i;
-
-    #[inline(always)]
-    unsafe fn half<const H: usize>(v: Pair) -> __m256 {
-        v[H]
-    }
-    #[inline(always)]
-    unsafe fn whole(halves: [__m256; 2]) -> Pair {
-        halves
-    }
-    #[inline(always)]
-    unsafe fn half_ints(value: i32) -> __m256i {
-        // SAFETY: see above.
-        unsafe { _mm256_set1_epi32(value) }
-    }
-    #[inline(always)]
-    unsafe fn half_join(a: __m256i, b: __m256i) -> __m256i {
-        // SAFETY: see above.
-        unsafe { _mm256_add_epi32(_mm256_slli_epi32::<8>(a), b) }
-    }
-    #[inline(always)]
-    unsafe fn add_small<const H: usize>(total: __m256i, codes: &[Ints], x: *const i8) -> __m256i {
-        // SAFETY: see above.
-        unsafe {
-            let mut pairs = _mm256_setzero_si256();
-            for (quad, codes) in codes.iter().enumerate() {
-                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes[H], four(x.add(quad * 4))));
-            }
-            _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn add_scaled(acc: __m256, total: __m256i, scale: __m256, factor: f32) -> __m256 {
-        // SAFETY: see above.
-        unsafe { _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), _mm256_mul_ps(scale, _mm256_set1_ps(factor)), acc) }
-    }
-    #[inline(always)]
-    unsafe fn add_product(acc: __m256, a: __m256, b: f32) -> __m256 {
-        // SAFETY: see above.
-        unsafe { _mm256_fmadd_ps(a, _mm256_set1_ps(b), acc) }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Dot, DotKernel, Kernel, QuantBlock, Simd};
+use super::{Dot, DotKernel, Kernel, QuantBlock, Simd, store_each_folded};
 
 /// With `BF16`, the machine can multiply pairs of bf16.
 #[derive(Clone, Copy)]
@@ -62,6 +62,17 @@ unsafe fn pairs(a: __m512, b: __m512) -> __m512 {
 // SAFETY of every block below: the instructions are there by the trait's contract, and so are the pointers' lanes.
 impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
+    type Folded = [__m512; 2];
+
+    #[inline(always)]
+    unsafe fn fold(a: __m512, b: __m512) -> [__m512; 2] {
+        [a, b]
+    }
+    #[inline(always)]
+    unsafe fn store_folded(y: [*mut f32; 2], pairs: [[__m512; 2]; 4]) {
+        // SAFETY: as promised by the caller.
+        unsafe { store_each_folded::<Self>(y, pairs) };
+    }
     const MANY_REGISTERS: bool = true;
 
     #[inline(always)]

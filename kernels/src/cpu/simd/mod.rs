@@ -7,6 +7,8 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_staged;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod dot;
 mod portable;
@@ -130,6 +132,8 @@ pub(crate) unsafe fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
 pub(crate) trait Simd: Copy + 'static {
     /// 16 lanes of f32.
     type V: Copy;
+    /// Two accumulators on their way to their sums, in as little room as that takes.
+    type Folded: Copy;
 
     /// Whether 16 accumulators of 16 lanes fit into the registers.
     const MANY_REGISTERS: bool = false;
@@ -209,23 +213,35 @@ pub(crate) trait Simd: Copy + 'static {
     #[inline(always)]
     unsafe fn store_sums(y: *mut f32, stride: usize, acc: &[[Self::V; 4]; 4]) {
         // SAFETY: as promised by the caller.
-        unsafe { store_each::<Self, 4>(y, stride, acc) };
+        unsafe { store_each::<Self>(y, stride, acc) };
     }
 
-    /// As [`Simd::store_sums`], of 2 x 2.
-    #[inline(always)]
-    unsafe fn store_four_sums(y: *mut f32, stride: usize, acc: &[[Self::V; 2]; 2]) {
+    unsafe fn fold(a: Self::V, b: Self::V) -> Self::Folded;
+    /// Sums of four folded pairs: the first of each pair side by side at `y[0]`, the second ones at `y[1]`.
+    unsafe fn store_folded(y: [*mut f32; 2], pairs: [Self::Folded; 4]);
+}
+
+/// [`Simd::store_folded`] where folding is no more than putting side by side.
+///
+/// # Safety
+/// Four values must be writable at both places, and the machine must have the instructions of `S`.
+#[inline(always)]
+unsafe fn store_each_folded<S: Simd>(y: [*mut f32; 2], pairs: [[S::V; 2]; 4]) {
+    for (at, [a, b]) in pairs.into_iter().enumerate() {
         // SAFETY: as promised by the caller.
-        unsafe { store_each::<Self, 2>(y, stride, acc) };
+        unsafe {
+            *y[0].add(at) = S::sum(a);
+            *y[1].add(at) = S::sum(b);
+        }
     }
 }
 
-/// `N` rows of `N` sums.
+/// Four rows of four sums.
 ///
 /// # Safety
-/// `N` rows of `N` values must be writable, and the machine must have the instructions of `S`.
+/// Four rows of four values must be writable, and the machine must have the instructions of `S`.
 #[inline(always)]
-unsafe fn store_each<S: Simd, const N: usize>(y: *mut f32, stride: usize, acc: &[[S::V; N]; N]) {
+unsafe fn store_each<S: Simd>(y: *mut f32, stride: usize, acc: &[[S::V; 4]; 4]) {
     for (token, acc) in acc.iter().enumerate() {
         for (row, acc) in acc.iter().enumerate() {
             // SAFETY: as promised by the caller.

@@ -3,7 +3,7 @@
 
 use half::{bf16, f16};
 
-use super::{Dot, LANES, Simd};
+use super::{Dot, LANES, Simd, store_each_folded};
 
 #[derive(Clone, Copy)]
 pub(super) struct Portable;
@@ -26,6 +26,17 @@ unsafe fn convert<const BYTES: usize>(from: *const u8, op: impl Fn([u8; BYTES]) 
 
 impl Simd for Portable {
     type V = Lanes;
+    type Folded = [Lanes; 2];
+
+    #[inline(always)]
+    unsafe fn fold(a: Lanes, b: Lanes) -> [Lanes; 2] {
+        [a, b]
+    }
+    #[inline(always)]
+    unsafe fn store_folded(y: [*mut f32; 2], pairs: [[Lanes; 2]; 4]) {
+        // SAFETY: as promised by the caller.
+        unsafe { store_each_folded::<Self>(y, pairs) };
+    }
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Lanes {

@@ -1,9 +1,8 @@
 // performance-critical: no allocation per token, no lock, no log, no format
-//! Products of small codes where four products have no instruction of their own: two are summed in 16 bits, and sums stay
-//! there as long as they fit.
+//! Products where four of them have no instruction of their own: two are summed in 16 bits. Small codes' sums stay there as
+//! long as they fit; bytes give their signs to the activations, so that two products fit.
 //!
-//! Sixteen registers are few: for several tokens half of the rows are worked on at a time, so that the codes of a block wait
-//! in eight registers while the tokens go by.
+//! Sixteen registers are few: some codes of all rows wait in them while the tokens go by, and the tokens' sums in memory.
 
 use super::{Dot, DotKernel, Isa, dispatch_dot};
 
@@ -26,32 +25,30 @@ pub(crate) unsafe fn dispatch_staged<K: StagedKernel>(isa: Isa, kernel: K) {
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => super::avx2::run_staged(kernel),
+            Isa::Avx2 => super::avx2_staged::run(kernel),
             _ => dispatch_dot(isa, kernel),
         }
     }
 }
 
-/// The operations on half of the rows: `H` is 0 for the first eight, 1 for the last.
+/// The operations, on the codes of some quads at a time.
 ///
 /// # Safety
 /// As for [`Dot`].
 pub(crate) trait Staged: Dot {
-    /// 8 lanes of f32.
-    type Half: Copy;
-    /// 8 lanes of i32.
-    type HalfInts: Copy;
+    /// Codes that stand 128 above their value, as magnitudes and what has their signs.
+    type Signed: Copy;
 
-    unsafe fn half<const H: usize>(v: Self::V) -> Self::Half;
-    unsafe fn whole(halves: [Self::Half; 2]) -> Self::V;
-    unsafe fn half_ints(value: i32) -> Self::HalfInts;
-    /// `256 * a + b`
-    unsafe fn half_join(a: Self::HalfInts, b: Self::HalfInts) -> Self::HalfInts;
-    /// Adds `code * x` over some quads of 4 codes, `x` 4 values a quad. `2 * 127 * (the largest code) * (quads)` must be at
-    /// most 32,767.
-    unsafe fn add_small<const H: usize>(total: Self::HalfInts, codes: &[Self::B], x: *const i8) -> Self::HalfInts;
-    /// `acc + total * (scale * factor)`
-    unsafe fn add_scaled(acc: Self::Half, total: Self::HalfInts, scale: Self::Half, factor: f32) -> Self::Half;
-    /// `acc + a * b`
-    unsafe fn add_product(acc: Self::Half, a: Self::Half, b: f32) -> Self::Half;
+    unsafe fn ints(value: i32) -> Self::I;
+    unsafe fn add_ints(a: Self::I, b: Self::I) -> Self::I;
+    /// `code * x` of each row in two sums of 16 bits, over some quads of 4 codes, `x` 4 values a quad.
+    /// `2 * 127 * (the largest code) * (quads)` must be at most 32,767.
+    unsafe fn pairs(codes: &[Self::B], x: *const i8) -> Self::I;
+    /// Adds what [`Staged::pairs`] gives, under the same condition on all quads together.
+    unsafe fn add_pairs(a: Self::I, b: Self::I) -> Self::I;
+    /// `total + factor * (both sums of each row)`
+    unsafe fn add_widened(total: Self::I, pairs: Self::I, factor: i16) -> Self::I;
+    unsafe fn signed(codes: Self::B) -> Self::Signed;
+    /// Adds `value * x` of each row over some quads of 4 values, `x` 4 values a quad.
+    unsafe fn add_signed(total: Self::I, codes: &[Self::Signed], x: *const i8) -> Self::I;
 }
