@@ -196,24 +196,26 @@ impl<P: Plain, const T: usize> DotKernel for PlainTask<'_, P, T> {
         }
         // An operand that is loaded serves all panels (weights: all tokens) of a round; as many sums wait for their turn as
         // the units have stages. Both fit the registers: eight tokens with two panels, four with four, one with four; of
-        // 16 registers, four tokens with one panel, whatever the tile.
+        // 16 registers, six tokens (four, where a step needs more of them) with one panel, whatever the tile.
         let task = self.0;
         let mut index = task.from;
         // SAFETY: as promised by the caller.
         unsafe {
             while T == 16 && S::MANY_REGISTERS && index + 1 < task.to {
-                task.panels::<S, P, 8, 2, T>(index);
+                task.panels::<S, P, 8, 0, 2, T>(index);
                 index += 2;
             }
             while (T == 1 || T == 4 && S::MANY_REGISTERS) && index + 3 < task.to {
-                task.panels::<S, P, T, 4, T>(index);
+                task.panels::<S, P, T, 0, 4, T>(index);
                 index += 4;
             }
             for index in index..task.to {
-                if T == 16 && !S::MANY_REGISTERS {
-                    task.panels::<S, P, 4, 1, T>(index);
+                if T == 16 && !S::MANY_REGISTERS && P::SIX {
+                    task.panels::<S, P, 6, 4, 1, T>(index);
+                } else if T == 16 && !S::MANY_REGISTERS {
+                    task.panels::<S, P, 4, 0, 1, T>(index);
                 } else {
-                    task.panels::<S, P, T, 1, T>(index);
+                    task.panels::<S, P, T, 0, 1, T>(index);
                 }
             }
         }
@@ -221,22 +223,42 @@ impl<P: Plain, const T: usize> DotKernel for PlainTask<'_, P, T> {
 }
 
 impl Task<'_> {
-    /// `R` panels from `index` on with all tiles, each of `W` tokens, `T` at a time.
+    /// `R` panels from `index` on with all tiles, each of `W` tokens, `T` at a time and then `REST`.
     #[inline(always)]
-    unsafe fn panels<S: Dot, P: Plain, const T: usize, const R: usize, const W: usize>(&self, index: usize) {
+    unsafe fn panels<S: Dot, P: Plain, const T: usize, const REST: usize, const R: usize, const W: usize>(
+        &self,
+        index: usize,
+    ) {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            for tile in 0..self.tiles.count {
+                let first = self.tiles.first + tile * W;
+                for token in (0..W - REST).step_by(T) {
+                    self.tokens::<S, P, T, R, W>(index, first, token);
+                }
+                if REST > 0 {
+                    self.tokens::<S, P, REST, R, W>(index, first, W - REST);
+                }
+            }
+        }
+    }
+
+    /// `T` tokens from `token` on of the tile whose first one is `first`.
+    #[inline(always)]
+    unsafe fn tokens<S: Dot, P: Plain, const T: usize, const R: usize, const W: usize>(
+        &self,
+        index: usize,
+        first: usize,
+        token: usize,
+    ) {
         // SAFETY: as promised by the caller.
         unsafe {
             let (panel, row, rows) = self.panel(index);
-            for tile in 0..self.tiles.count {
-                let first = self.tiles.first + tile * W;
-                for token in (0..W).step_by(T) {
-                    let at = first * self.x.width + token * UNIT;
-                    let acc = plain_tile::<S, P, T, R, W>(panel, self.x, at);
-                    for (r, acc) in acc.iter().enumerate() {
-                        let rows = (rows - r * ROWS).min(ROWS);
-                        self.epilogue.store::<S, T>(acc, first + token, row + r * ROWS, rows);
-                    }
-                }
+            let at = first * self.x.width + token * UNIT;
+            let acc = plain_tile::<S, P, T, R, W>(panel, self.x, at);
+            for (r, acc) in acc.iter().enumerate() {
+                let rows = (rows - r * ROWS).min(ROWS);
+                self.epilogue.store::<S, T>(acc, first + token, row + r * ROWS, rows);
             }
         }
     }

@@ -297,6 +297,8 @@ const PREFETCH_BYTES: usize = 2048;
 pub(super) trait Plain {
     /// Whether it gains from instructions for bf16.
     const BF16: bool = false;
+    /// Whether sums of six tokens fit 16 registers beside what a step needs.
+    const SIX: bool;
     /// Elements that are taken at once: bf16 go in pairs.
     const STEP: usize;
     /// Bytes of a step of 16 rows.
@@ -316,6 +318,7 @@ pub(super) struct Bf16;
 pub(super) struct Bf16Wide;
 
 impl Plain for F32 {
+    const SIX: bool = true;
     const STEP: usize = 1;
     const STEP_BYTES: usize = 64;
 
@@ -332,6 +335,7 @@ impl Plain for F32 {
 }
 
 impl Plain for F16 {
+    const SIX: bool = true;
     const STEP: usize = 1;
     const STEP_BYTES: usize = 32;
 
@@ -349,6 +353,7 @@ impl Plain for F16 {
 
 impl Plain for Bf16 {
     const BF16: bool = true;
+    const SIX: bool = false;
     const STEP: usize = 2;
     const STEP_BYTES: usize = 64;
 
@@ -364,6 +369,7 @@ impl Plain for Bf16 {
 }
 
 impl Plain for Bf16Wide {
+    const SIX: bool = false;
     const STEP: usize = 2;
     const STEP_BYTES: usize = 64;
 
