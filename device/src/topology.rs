@@ -21,6 +21,24 @@ fn fast_cores() -> Option<usize> {
     fast_cores_under(Path::new("/"))
 }
 
+/// The memory nodes (NUMA) that have processors which this process may run on, and memory of which it may take. None where
+/// the system does not tell.
+pub fn memory_nodes() -> Vec<usize> {
+    memory_nodes_under(Path::new("/")).unwrap_or_default()
+}
+
+fn memory_nodes_under(root: &Path) -> Option<Vec<usize>> {
+    let status = fs::read_to_string(root.join("proc/self/status")).ok()?;
+    let list = |name: &str| cpu_list(status.lines().find_map(|line| line.strip_prefix(name))?);
+    let (allowed, nodes) = (list("Cpus_allowed_list:")?, list("Mems_allowed_list:")?);
+    let has_processors = |node: &usize| {
+        let file = root.join(format!("sys/devices/system/node/node{node}/cpulist"));
+        let near = fs::read_to_string(file).ok().and_then(|text| cpu_list(&text));
+        near.is_some_and(|near| !near.is_disjoint(&allowed))
+    };
+    Some(nodes.into_iter().filter(has_processors).collect())
+}
+
 /// The same from a folder that stands for `/`.
 fn fast_cores_under(root: &Path) -> Option<usize> {
     let status = fs::read_to_string(root.join("proc/self/status")).ok()?;
@@ -103,6 +121,28 @@ mod tests {
             ("sys/devices/system/cpu/cpu2/cpu_capacity", "900\n"),
         ];
         assert_eq!(machine("0-2", &["0", "1", "2"], &capacities), Some(2), "big, little and middle");
+    }
+
+    #[test]
+    fn memory_is_taken_of_nodes_whose_processors_are_used() {
+        let nodes = |cpus: &str, mems: &str| {
+            let root = tempfile::tempdir().expect("a temporary folder");
+            let write = |path: &str, text: String| {
+                let path = root.path().join(path);
+                fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+                fs::write(path, text).expect("a file");
+            };
+            write("proc/self/status", format!("Cpus_allowed_list:\t{cpus}\nMems_allowed_list:\t{mems}\n"));
+            for (node, list) in ["0-1", "2-3", ""].iter().enumerate() {
+                write(&format!("sys/devices/system/node/node{node}/cpulist"), format!("{list}\n"));
+            }
+            memory_nodes_under(root.path())
+        };
+        assert_eq!(nodes("0-3", "0-2"), Some(vec![0, 1]), "the third has no processors");
+        assert_eq!(nodes("2-3", "0-2"), Some(vec![1]), "bound to the processors of one");
+        assert_eq!(nodes("0-3", "0"), Some(vec![0]), "bound to the memory of one");
+        assert_eq!(nodes("0-3", "5"), Some(vec![]), "not described");
+        assert_eq!(memory_nodes_under(Path::new("/nowhere")), None);
     }
 
     #[test]

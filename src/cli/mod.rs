@@ -85,6 +85,19 @@ enum Command {
     WorkerGuard(worker_guard::WorkerGuardArgs),
 }
 
+/// On machines with several memory nodes, lets weights and caches lie on all of them; before any other thread starts.
+fn spread_memory() {
+    use sconce_kernels::cpu::nodes::{Interleaved, interleave};
+    match interleave(&crate::device::topology::memory_nodes()) {
+        Ok(Interleaved::Over(nodes)) => tracing::info!("memory lies on {nodes} NUMA nodes in turn"),
+        Ok(Interleaved::OneNode | Interleaved::Chosen) => {}
+        Err(why) => tracing::warn!(
+            "memory may lie on one NUMA node alone, far from half of the processors: the system refused to interleave it \
+             ({why}); in a container this takes the capability SYS_NICE, or start with numactl --interleave=all"
+        ),
+    }
+}
+
 /// Parses the command line, runs one command and turns its outcome into an exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -95,6 +108,9 @@ pub fn main() -> ExitCode {
     let filter = cli.log.unwrap_or_else(|| fallback.to_owned());
     if let Err(error) = telemetry::start_logging(LogOptions { json: cli.log_json, filter: Some(filter) }) {
         return failed(&error.message);
+    }
+    if matches!(cli.command, Command::Serve(_) | Command::Run(_) | Command::Bench(_)) {
+        spread_memory();
     }
     let command = match cli.command {
         Command::Bench(args) => return finish(bench::run(args)),

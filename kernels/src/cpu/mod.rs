@@ -18,6 +18,7 @@ mod half_table;
 pub mod heads;
 pub mod low_rank;
 pub mod matmul;
+pub mod nodes;
 pub mod packed;
 pub mod peak;
 pub mod pool;
