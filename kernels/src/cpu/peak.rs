@@ -125,6 +125,15 @@ fn burst(factors: Factors, isa: Isa, rounds: u64) -> Option<u64> {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         (Factors::Int8, Isa::Avx2) => unsafe { x86::int8_pairs_256(rounds) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        (Factors::F32, Isa::NeonI8mm | Isa::NeonDotprod | Isa::Neon) => unsafe { arm::f32(rounds) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        (Factors::Bf16, Isa::NeonI8mm) => unsafe { arm::bf16(rounds) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        (Factors::Int8, Isa::NeonI8mm | Isa::NeonDotprod) => unsafe { arm::int8(rounds) },
         (Factors::F32, Isa::Portable) => portable(rounds),
         _ => return None,
     };
@@ -286,6 +295,70 @@ mod x86 {
             whole = _mm512_add_epi64(whole, *sum);
         }
         _mm512_reduce_add_epi64(whole) as u64
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use std::arch::aarch64::*;
+    use std::arch::asm;
+    use std::hint::black_box;
+
+    use super::SUMS;
+
+    /// Operations of one instruction are what each function returns.
+    ///
+    /// # Safety
+    /// The machine must have NEON.
+    #[target_feature(enable = "neon")]
+    pub(super) unsafe fn f32(rounds: u64) -> u64 {
+        let (a, b) = (vdupq_n_f32(black_box(0.999)), vdupq_n_f32(black_box(0.001)));
+        let mut sums = [vdupq_n_f32(0.0); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = vfmaq_f32(b, *sum, a);
+            }
+        }
+        black_box(sums);
+        2 * 4
+    }
+
+    /// # Safety
+    /// The machine must have NEON and the feature BF16.
+    #[target_feature(enable = "neon,bf16")]
+    pub(super) unsafe fn bf16(rounds: u64) -> u64 {
+        let factors = vdupq_n_u16(black_box(0x3f00));
+        let mut sums = [vdupq_n_f32(0.0); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                // SAFETY: the instruction is there, and it touches registers alone.
+                unsafe {
+                    asm!("bfdot {sum:v}.4s, {x:v}.8h, {x:v}.8h", sum = inout(vreg) *sum, x = in(vreg) factors,
+                        options(pure, nomem, nostack, preserves_flags));
+                }
+            }
+        }
+        black_box(sums);
+        2 * 8
+    }
+
+    /// # Safety
+    /// The machine must have NEON and the feature DotProd.
+    #[target_feature(enable = "neon,dotprod")]
+    pub(super) unsafe fn int8(rounds: u64) -> u64 {
+        let factors = vdupq_n_s8(black_box(1));
+        let mut sums = [vdupq_n_s32(0); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                // SAFETY: the instruction is there, and it touches registers alone.
+                unsafe {
+                    asm!("sdot {sum:v}.4s, {x:v}.16b, {x:v}.16b", sum = inout(vreg) *sum, x = in(vreg) factors,
+                        options(pure, nomem, nostack, preserves_flags));
+                }
+            }
+        }
+        black_box(sums);
+        2 * 16
     }
 }
 

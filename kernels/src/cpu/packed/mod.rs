@@ -14,6 +14,11 @@ mod quants_k;
 #[cfg(target_os = "linux")]
 mod settle;
 mod tile;
+mod tile_halves;
+#[cfg(target_arch = "aarch64")]
+mod tile_pairs;
+#[cfg(target_arch = "x86_64")]
+mod tile_staged;
 
 use std::sync::Arc;
 

@@ -9,9 +9,20 @@ use super::activations::{Tiles, UNIT, View};
 use super::layout::ROWS;
 use super::quants::{self, Quants};
 use super::quants_k;
-use super::tile::{self, Plain, plain_tile, quant_tile, staged_tile};
+use super::tile::{self, Plain, plain_tile, quant_tile};
+use super::tile_halves::half_tile;
+#[cfg(target_arch = "aarch64")]
+use super::tile_pairs::pair_tile;
+#[cfg(target_arch = "x86_64")]
+use super::tile_staged::staged_tile;
 use super::{PackedWeight, Part, Precision};
-use crate::cpu::simd::{Dot, DotKernel, Isa, Simd, Staged, StagedKernel, dispatch_dot, dispatch_staged};
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+use crate::cpu::simd::dispatch_dot as dispatch_quants;
+use crate::cpu::simd::{Dot, DotKernel, Isa, Simd, dispatch_dot};
+#[cfg(target_arch = "aarch64")]
+use crate::cpu::simd::{Paired, PairedKernel, dispatch_paired as dispatch_quants};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::simd::{Staged, StagedKernel, dispatch_staged as dispatch_quants};
 use crate::weight::GgmlType;
 
 /// Tokens that panels are gone through with before the next ones: their activations stay in the second-level cache.
@@ -98,12 +109,12 @@ impl Task<'_> {
         // SAFETY: as promised by the caller; tiles have the widths of `Tiles::at`.
         unsafe {
             match (self.tiles.width, self.precision) {
-                (16, Precision::Fast) => dispatch_staged(isa, QuantTask::<Q, 16, false>(self, PhantomData)),
-                (4, Precision::Fast) => dispatch_staged(isa, QuantTask::<Q, 4, false>(self, PhantomData)),
-                (_, Precision::Fast) => dispatch_staged(isa, QuantTask::<Q, 1, false>(self, PhantomData)),
-                (16, Precision::High) => dispatch_staged(isa, QuantTask::<Q, 16, true>(self, PhantomData)),
-                (4, Precision::High) => dispatch_staged(isa, QuantTask::<Q, 4, true>(self, PhantomData)),
-                (_, Precision::High) => dispatch_staged(isa, QuantTask::<Q, 1, true>(self, PhantomData)),
+                (16, Precision::Fast) => dispatch_quants(isa, QuantTask::<Q, 16, false>(self, PhantomData)),
+                (4, Precision::Fast) => dispatch_quants(isa, QuantTask::<Q, 4, false>(self, PhantomData)),
+                (_, Precision::Fast) => dispatch_quants(isa, QuantTask::<Q, 1, false>(self, PhantomData)),
+                (16, Precision::High) => dispatch_quants(isa, QuantTask::<Q, 16, true>(self, PhantomData)),
+                (4, Precision::High) => dispatch_quants(isa, QuantTask::<Q, 4, true>(self, PhantomData)),
+                (_, Precision::High) => dispatch_quants(isa, QuantTask::<Q, 1, true>(self, PhantomData)),
             }
         }
     }
@@ -147,21 +158,19 @@ impl<Q: Quants, const T: usize, const WIDE: bool> DotKernel for QuantTask<'_, Q,
                 let (panel, row, rows) = task.panel(index);
                 for tile in 0..task.tiles.count {
                     let token = task.tiles.first + tile * T;
-                    if T == 16 && !S::MANY_REGISTERS {
-                        for inner in (0..T).step_by(4) {
-                            let acc = quant_tile::<S, Q, 4, T, WIDE>(panel, task.x, token, inner);
-                            task.epilogue.store::<S, 4>(&acc, token + inner, row, rows.min(ROWS));
-                        }
+                    let acc = if T == 16 && !S::MANY_REGISTERS {
+                        half_tile::<S, Q, T, WIDE>(panel, task.x, token)
                     } else {
-                        let acc = quant_tile::<S, Q, T, T, WIDE>(panel, task.x, token, 0);
-                        task.epilogue.store::<S, T>(&acc, token, row, rows.min(ROWS));
-                    }
+                        quant_tile::<S, Q, T, WIDE>(panel, task.x, token)
+                    };
+                    task.epilogue.store::<S, T>(&acc, token, row, rows.min(ROWS));
                 }
             }
         }
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 impl<Q: Quants, const T: usize, const WIDE: bool> StagedKernel for QuantTask<'_, Q, T, WIDE> {
     #[inline(always)]
     unsafe fn run_staged<S: Staged>(self) {
@@ -177,6 +186,28 @@ impl<Q: Quants, const T: usize, const WIDE: bool> StagedKernel for QuantTask<'_,
                     let token = task.tiles.first + tile * T;
                     let acc = staged_tile::<S, Q, T, WIDE>(panel, task.x, token);
                     task.epilogue.store::<S, T>(&acc, token, row, rows.min(ROWS));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl<Q: Quants, const T: usize, const WIDE: bool> PairedKernel for QuantTask<'_, Q, T, WIDE> {
+    #[inline(always)]
+    unsafe fn run_paired<S: Paired>(self) {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            if T != 16 || WIDE {
+                return self.run::<S>();
+            }
+            let task = self.0;
+            for index in task.from..task.to {
+                let (panel, row, rows) = task.panel(index);
+                for tile in 0..task.tiles.count {
+                    let token = task.tiles.first + tile * T;
+                    let acc = pair_tile::<S, Q>(panel, task.x, token);
+                    task.epilogue.store::<S, 16>(&acc, token, row, rows.min(ROWS));
                 }
             }
         }

@@ -20,6 +20,7 @@ pub(crate) trait Quants {
     /// Whether values are `scale * code + min`; otherwise they are `scale * (code - 128)`.
     const MINS: bool;
     /// What [`Quants::quad`] gives.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "the staged way is there for AVX2"))]
     const CODES: Codes;
 
     /// The eight quads of a block: codes or, without mins, a power of two times the codes, so that they stand 128 above.
@@ -60,6 +61,7 @@ pub(crate) enum Codes {
     Bytes,
 }
 
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "the staged way is there for AVX2"))]
 impl Codes {
     /// Quads, at most 8, whose products with activations of 8 bits fit 16 bits together. Bytes are not summed so.
     pub const fn quads(self) -> usize {

@@ -4,6 +4,8 @@
 //! Sixteen output rows stand side by side in the lanes, so no sum runs over lanes and each lane is the whole
 //! arithmetic of its row.
 
+#[cfg(target_arch = "aarch64")]
+use super::neon_dot;
 use super::{Isa, LANES, Simd};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
@@ -81,6 +83,12 @@ pub(crate) unsafe fn dispatch_dot<K: DotKernel>(isa: Isa, kernel: K) -> K::Outpu
             Isa::AvxVnni => avx2::run_dot_vnni(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::run_dot(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm if K::BF16 => neon_dot::run_bf16(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm | Isa::NeonDotprod => neon_dot::run_dotprod(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon_dot::run(kernel),
             _ => kernel.run::<super::portable::Portable>(),
         }
     }

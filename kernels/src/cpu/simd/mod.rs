@@ -11,12 +11,24 @@ mod avx2_staged;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod dot;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_dot;
+#[cfg(target_arch = "aarch64")]
+mod neon_i8mm;
+#[cfg(target_arch = "aarch64")]
+mod paired;
 mod portable;
+#[cfg(target_arch = "x86_64")]
 mod staged;
 
 use std::sync::OnceLock;
 
 pub(crate) use dot::{BLOCK, Dot, DotKernel, QuantBlock, dispatch_dot};
+#[cfg(target_arch = "aarch64")]
+pub(crate) use paired::{Paired, PairedKernel, dispatch_paired};
+#[cfg(target_arch = "x86_64")]
 pub(crate) use staged::{Staged, StagedKernel, dispatch_staged};
 
 /// Lanes of a vector.
@@ -33,7 +45,13 @@ pub enum Isa {
     AvxVnni,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// Whatever the build target guarantees; on aarch64 that is NEON.
+    /// As `NeonDotprod`, with I8MM and BF16 (Armv8.6: Graviton 3, Apple M2).
+    NeonI8mm,
+    /// aarch64 with NEON and DotProd (Graviton 2, Apple M1).
+    NeonDotprod,
+    /// aarch64 with NEON.
+    Neon,
+    /// Whatever the build target guarantees.
     Portable,
 }
 
@@ -52,6 +70,7 @@ impl Isa {
     pub(crate) fn tile_tokens(self) -> usize {
         match self {
             Isa::Avx512Bf16 | Isa::Avx512 | Isa::Avx2 => 16,
+            Isa::NeonI8mm | Isa::NeonDotprod | Isa::Neon => 16,
             Isa::AvxVnni | Isa::Portable => 4,
         }
     }
@@ -90,6 +109,16 @@ impl Isa {
                 found.push(Isa::Avx2);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                if std::arch::is_aarch64_feature_detected!("bf16") && std::arch::is_aarch64_feature_detected!("i8mm") {
+                    found.push(Isa::NeonI8mm);
+                }
+                found.push(Isa::NeonDotprod);
+            }
+            found.push(Isa::Neon);
+        }
         found.push(Isa::Portable);
         found
     }
@@ -119,6 +148,8 @@ pub(crate) unsafe fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
             Isa::Avx512Bf16 | Isa::Avx512 => avx512::run(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::AvxVnni | Isa::Avx2 => avx2::run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm | Isa::NeonDotprod | Isa::Neon => neon::run(kernel),
             _ => kernel.run::<portable::Portable>(),
         }
     }

@@ -24,7 +24,6 @@ pub(crate) unsafe fn dispatch_staged<K: StagedKernel>(isa: Isa, kernel: K) {
     // SAFETY: as promised by the caller.
     unsafe {
         match isa {
-            #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => super::avx2_staged::run(kernel),
             _ => dispatch_dot(isa, kernel),
         }
