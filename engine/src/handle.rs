@@ -211,6 +211,11 @@ impl EngineHandle {
         self.board.stats.snapshot()
     }
 
+    /// Sequences that were accepted and have not ended.
+    pub fn live(&self) -> u64 {
+        self.board.stats.live()
+    }
+
     /// How long the step that runs has been running; `None` between steps.
     pub fn in_step_for(&self) -> Option<Duration> {
         self.board.step.running_for()

@@ -102,6 +102,7 @@ pub struct ModelSection {
     #[serde(default)]
     pub served_model_names: Vec<String>,
     pub device: Option<String>,
+    pub data_parallel_size: Option<u32>,
     /// `auto`, `generate`, `embed` or `score`.
     pub task: Option<String>,
     pub max_model_len: Option<u32>,

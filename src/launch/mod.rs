@@ -167,9 +167,9 @@ fn plan_models(models: &[ModelConfig], metrics: &Metrics) -> Result<Vec<Planned>
 
 fn plan_model(config: &ModelConfig, metrics: &Metrics) -> Result<Planned> {
     check_limits(&config.limits)?;
-    check_device(&config.device)?;
-    text::check_parsers(&config.parsers)?;
     let reference = ModelRef::parse(&config.reference)?;
+    check_devices(config, reference == ModelRef::Sim)?;
+    text::check_parsers(&config.parsers)?;
     let draft = match &config.limits.speculation {
         Speculation::DraftModel(draft) => Some(ModelRef::parse(&draft.reference)?),
         Speculation::Off | Speculation::Ngram(_) => None,
@@ -266,12 +266,26 @@ fn unix_time_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// As [`check_device`], for all replicas of a model. The simulated one takes no device.
+fn check_devices(config: &ModelConfig, is_simulated: bool) -> Result<()> {
+    let replicas = config.limits.data_parallel_size;
+    if replicas == 1 || is_simulated {
+        return check_device(&config.device);
+    }
+    #[cfg(feature = "gpu")]
+    if !gpu::ordinals(&config.device, replicas)?.is_empty() {
+        return Ok(());
+    }
+    check_device(&config.device)?;
+    Err(model::one_replica_only("a model on the CPU or through a pjrt plugin"))
+}
+
 /// Never falls back in silence: who names a GPU or a plugin gets it or an error.
 pub fn check_device(device: &DeviceChoice) -> Result<()> {
     match device {
         DeviceChoice::Auto | DeviceChoice::Cpu => Ok(()),
         #[cfg(feature = "gpu")]
-        DeviceChoice::Cuda(_) => gpu::device(device).map(|_| ()),
+        DeviceChoice::Cuda(_) => gpu::devices(device, 1).map(|_| ()),
         #[cfg(not(feature = "gpu"))]
         DeviceChoice::Cuda(index) => Err(Error::new(
             ErrorKind::Unavailable,

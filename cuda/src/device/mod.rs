@@ -76,11 +76,35 @@ impl Device {
         Ok(Self(Arc::new(Inner { info, back_end: BackEnd::Driver(driver) })))
     }
 
-    /// The stand-in on the CPU.
+    /// GPUs that the driver shows.
+    #[cfg(feature = "driver")]
+    pub fn count() -> Result<u32> {
+        driver::count()
+    }
+
+    /// A stand-in on the CPU, with memory of its own.
     #[cfg(feature = "host")]
     pub fn host() -> Self {
-        let (info, host) = host::Host::open();
-        Self(Arc::new(Inner { info, back_end: BackEnd::Host(host) }))
+        Self::host_of(None).expect("a stand-in without a number is always there")
+    }
+
+    /// Stand-in number `ordinal` of this process: whoever opens the same one shares its memory. Fails where there are
+    /// fewer.
+    #[cfg(feature = "host")]
+    pub fn host_numbered(ordinal: u32) -> Result<Self> {
+        Self::host_of(Some(ordinal))
+    }
+
+    /// Stand-ins that have a number.
+    #[cfg(feature = "host")]
+    pub fn host_count() -> u32 {
+        host::COUNT
+    }
+
+    #[cfg(feature = "host")]
+    fn host_of(ordinal: Option<u32>) -> Result<Self> {
+        let (info, host) = host::Host::open(ordinal)?;
+        Ok(Self(Arc::new(Inner { info, back_end: BackEnd::Host(host) })))
     }
 
     pub fn info(&self) -> &DeviceInfo {

@@ -52,7 +52,7 @@ impl Held {
     /// Why the engine gave up, if it did.
     pub fn failure(&self) -> Option<&str> {
         match self {
-            Self::Generating(loaded) => loaded.engine.failure(),
+            Self::Generating(loaded) => loaded.engines.failure(),
             Self::Embedding(embedding) => embedding.engine.failure(),
         }
     }
@@ -60,7 +60,7 @@ impl Held {
     /// How long the step that runs has been running.
     pub fn in_step_for(&self) -> Option<Duration> {
         match self {
-            Self::Generating(loaded) => loaded.engine.in_step_for(),
+            Self::Generating(loaded) => loaded.engines.in_step_for(),
             Self::Embedding(embedding) => embedding.engine.in_step_for(),
         }
     }
@@ -68,7 +68,7 @@ impl Held {
     /// Stops the engine: what still runs is cancelled after `grace`.
     pub fn shutdown(&self, grace: Duration) {
         match self {
-            Self::Generating(loaded) => loaded.engine.shutdown(grace),
+            Self::Generating(loaded) => loaded.engines.shutdown(grace),
             Self::Embedding(embedding) => embedding.engine.shutdown(grace),
         }
     }
