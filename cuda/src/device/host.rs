@@ -29,15 +29,21 @@ const ALIGN: usize = 256;
 
 /// Stand-ins that a process has, as a machine has GPUs.
 pub(super) const COUNT: u32 = 4;
-const MEMORY_BYTES: u64 = 8 << 30;
+pub(super) const MEMORY_BYTES: u64 = 8 << 30;
 
 /// Bytes taken on each of them, whoever opened it.
 static TAKEN: [AtomicU64; COUNT as usize] = [const { AtomicU64::new(0) }; COUNT as usize];
+
+/// As if another program had taken so much of it, for good.
+pub(super) fn occupy(ordinal: u32, bytes: u64) {
+    TAKEN[ordinal as usize].fetch_add(bytes, Ordering::Relaxed);
+}
 
 pub(super) struct Host {
     state: Mutex<State>,
     /// One of [`TAKEN`]; `None` is a stand-in of its own, with memory of its own.
     ordinal: Option<u32>,
+    memory_bytes: u64,
 }
 
 #[derive(Default)]
@@ -56,7 +62,7 @@ enum Work {
 }
 
 impl Host {
-    pub fn open(ordinal: Option<u32>) -> Result<(DeviceInfo, Self)> {
+    pub fn open(ordinal: Option<u32>, memory_bytes: u64) -> Result<(DeviceInfo, Self)> {
         if let Some(ordinal) = ordinal.filter(|ordinal| *ordinal >= COUNT) {
             return Err(Error::NoDevice(format!("there is no stand-in {ordinal}: there are {COUNT}")));
         }
@@ -64,10 +70,10 @@ impl Host {
             name: "stand-in on the CPU".to_owned(),
             compute_capability: (0, 0),
             multiprocessors: 4,
-            memory_bytes: MEMORY_BYTES,
+            memory_bytes,
             shared_bytes_max: 227 << 10,
         };
-        Ok((info, Self { state: Mutex::default(), ordinal }))
+        Ok((info, Self { state: Mutex::default(), ordinal, memory_bytes }))
     }
 
     /// What everybody took of this stand-in, where it is one of the process's.
@@ -82,7 +88,7 @@ impl Host {
     pub fn memory_free(&self) -> Result<u64> {
         let own = || self.state().pieces.values().sum::<usize>() as u64;
         let taken = self.shared_account().map_or_else(own, |account| account.load(Ordering::Relaxed));
-        Ok(MEMORY_BYTES.saturating_sub(taken))
+        Ok(self.memory_bytes.saturating_sub(taken))
     }
 
     pub fn allocate(&self, bytes: usize) -> Result<u64> {
