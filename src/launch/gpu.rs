@@ -6,18 +6,21 @@ use std::time::Duration;
 
 use sconce_cuda::Device;
 use sconce_models::cuda::{CudaModel, CudaRunner, CudaSizes};
-use sconce_models::{KvDtype, LoadOptions, OnProgress, Source, Spec};
+use sconce_models::{KvDtype, LoadOptions, OnProgress, Purpose, Source, Spec};
 
+use super::draft::source_of;
 use super::model::{
-    Job, LoadReport, LoadingBar, Running, describe, engine_config, loaded, precision, replica_name, replicas, unusable,
+    Files, Job, LoadReport, LoadingBar, Running, describe, engine_config, loaded, precision, replica_name, replicas,
+    unusable,
 };
-use super::{adapters, fit, text};
+use super::{adapters, embed, fit, text};
 use crate::config::speculation::Speculation;
 use crate::config::{DeviceChoice, KvCacheDtype, ModelConfig, ModelLimits};
 use crate::device::fit::{ModelSize, Plan, human_bytes, plan as plan_memory};
 use crate::engine::{CudaExecutor, EngineHandle, Executor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::Progress;
+use crate::pool::lifecycle::NO_DEVICE_MEMORY;
 use crate::pool::local::{Loaded, Memory};
 use crate::pool::{ModelCard, Task};
 
@@ -27,6 +30,9 @@ const BATCHED_TOKENS: u32 = 2048;
 const LARGE_MEMORY_BYTES: u64 = 70 << 30;
 /// For the library's workspace, for graphs, and for what the driver keeps for itself.
 const RESERVE_BYTES: u64 = 640 << 20;
+
+/// What --models-memory counts is the machine's own memory: on a GPU a model takes none of it that lasts.
+pub(super) const MEMORY: Memory = Memory { weights_bytes: 0, kv_bytes: 0, step_bytes: 0 };
 
 /// The GPUs that `choice` means for so many replicas, by their numbers; none is another device. Opens none.
 pub(super) fn ordinals(choice: &DeviceChoice, replicas: u32) -> Result<Range<u32>> {
@@ -120,6 +126,12 @@ pub(super) fn devices_for(config: &ModelConfig, spec: &Spec, source: &Source) ->
     }
 }
 
+/// Whether a model will be on GPUs, as far as can be said without opening any.
+pub(super) fn takes(config: &ModelConfig, spec: &Spec, source: &Source) -> Result<bool> {
+    let is_wanted = !ordinals(&config.device, config.limits.data_parallel_size)?.is_empty();
+    Ok(is_wanted && sconce_models::cuda::check(spec, source).is_ok())
+}
+
 /// Loads weights onto each of `devices`, measures what is left, and starts an engine on each.
 pub(super) fn load(
     job: &Job<'_>,
@@ -135,7 +147,7 @@ pub(super) fn load(
     let weights_bytes = free_before.saturating_sub(memory_free(&devices[0])?);
     // One plan for all, from the card that has least left: replicas are alike.
     let free = devices.iter().map(memory_free).collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or(0);
-    let (size, plan) = plan(&models[0], &config.limits, free)?;
+    let plan = plan(&models[0], &config.limits, free)?;
     let sizes = sizes(&plan, &config.limits);
     let mut engines = Vec::with_capacity(models.len());
     for (replica, model) in (0..).zip(models) {
@@ -160,9 +172,22 @@ pub(super) fn load(
     let (block_size, vocab_size) = (plan.block_size, spec.vocab);
     let engines = replicas(engines, &plan, &config.limits);
     let loaded = loaded(config, parts, Running { card, engines, block_size, vocab_size });
-    // What --models-memory counts is the machine's own memory: on the GPU a model takes none of it that lasts.
-    let memory = Memory { weights_bytes: 0, kv_bytes: 0, step_bytes: size.logits_row_bytes };
-    Ok((loaded, memory, report))
+    let asleep_bytes = Some(weights_bytes * devices.len() as u64);
+    Ok((Loaded { asleep_bytes, ..loaded }, MEMORY, report))
+}
+
+/// Whether a model seems to fit beside what is on its GPUs: where weights and the smallest cache do not, nothing of it need
+/// be read. Formats that become smaller on a GPU seem too large.
+pub(super) fn seems_to_fit(config: &ModelConfig, files: &Files) -> Result<bool> {
+    let Some(source) = source_of(&files.model.files) else { return Ok(true) };
+    if embed::purpose(config, Some(&source))? != Purpose::Generate {
+        return Ok(true);
+    }
+    let spec = fit::read_spec(config, &source)?;
+    let Some(available) = available_on(config, &spec, &source)? else { return Ok(true) };
+    let size = fit::size(&[&spec], fit::kv_dtype(config.limits.kv_cache_dtype));
+    let wishes = crate::device::fit::Wishes { kv_bytes_chosen_max: None, ..fit::wishes(&config.limits) };
+    Ok(plan_memory(&size, &wishes, Some(available)).is_ok())
 }
 
 /// The weights on each device, in their order: all at once, so that many take about as long as one.
@@ -176,7 +201,10 @@ fn load_all(config: &ModelConfig, source: &Source, devices: &[Device], shown: Lo
             progress,
             ..Default::default()
         };
-        CudaModel::load(source, device, options).map_err(|why| unusable(&why))
+        CudaModel::load(source, device, options).map_err(|why| match why.lacks_device_memory() {
+            true => lacks_memory(format!("the weights do not fit on the GPU: {why}")),
+            false => unusable(&why),
+        })
     };
     let load_first = || load(&devices[0], Some(Box::new(move |done, total| shown.update(done, total))));
     std::thread::scope(|scope| {
@@ -214,7 +242,7 @@ fn refuse(config: &ModelConfig) -> Result<()> {
 }
 
 /// Plans for a device whose memory already holds the weights.
-fn plan(model: &CudaModel, limits: &ModelLimits, free: u64) -> Result<(ModelSize, Plan)> {
+fn plan(model: &CudaModel, limits: &ModelLimits, free: u64) -> Result<Plan> {
     let (spec, info) = (model.spec(), model.device().info());
     let batched = if info.memory_bytes >= LARGE_MEMORY_BYTES { BATCHED_TOKENS_LARGE } else { BATCHED_TOKENS };
     let batched = limits.max_num_batched_tokens.unwrap_or(batched).max(1);
@@ -248,7 +276,12 @@ fn plan(model: &CudaModel, limits: &ModelLimits, free: u64) -> Result<(ModelSize
         ..fit::wishes(limits)
     };
     let plan = plan_memory(&size, &wishes, Some(available(info.memory_bytes, free, limits.memory_share_permille)));
-    plan.map(|plan| (size, plan)).map_err(fit::does_not_fit)
+    plan.map_err(lacks_memory)
+}
+
+/// Another model on the GPU may make room.
+fn lacks_memory(why: String) -> Error {
+    Error::new(ErrorKind::Unavailable, why).with_code(NO_DEVICE_MEMORY)
 }
 
 /// What `sconce doctor` plans with, on the card that has least: `None` where the model would start on the CPU.

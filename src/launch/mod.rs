@@ -28,9 +28,10 @@ use sconce_providers::HttpClient;
 use crate::config::pool::PoolConfig;
 use crate::config::speculation::Speculation;
 use crate::config::{DeviceChoice, ModelConfig, check_limits};
+use crate::device::cpu;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{ModelRef, Progress};
-use crate::pool::lifecycle::{Lifecycle, NO_MEMORY};
+use crate::pool::lifecycle::{Lifecycle, NO_DEVICE_MEMORY, NO_MEMORY};
 use crate::pool::local::{Held, LocalMember, Memory};
 use crate::pool::{Model, ModelCard, Pool, Shared, Task};
 use crate::telemetry::Metrics;
@@ -92,6 +93,7 @@ impl Launch {
         let pool = Arc::new(Pool::with(table, shared));
         watch_steps(&planned, config);
         pool.lifecycle().set(loader::managed(&planned), config.models_memory_bytes);
+        set_sleep_memory(pool.lifecycle(), config);
         let workers = Mutex::new(Workers::new(workers));
         Ok(Self { pool, metrics, client, planned: Mutex::new(planned), workers })
     }
@@ -134,6 +136,12 @@ impl Launch {
     fn planned(&self) -> MutexGuard<'_, Vec<Planned>> {
         self.planned.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What models may take for sleeping.
+fn set_sleep_memory(lifecycle: &Lifecycle, config: &PoolConfig) {
+    let half = || cpu::detect().memory_available_bytes.map_or(0, |bytes| bytes / 2);
+    lifecycle.set_sleep_max(config.sleep_memory_bytes.unwrap_or_else(half));
 }
 
 async fn stop_one(member: Arc<LocalMember>, grace: std::time::Duration) {
@@ -191,6 +199,13 @@ async fn load_at_start(planned: &Planned, lifecycle: &Lifecycle, progress: Arc<d
             let message = format!(
                 "{}; models that were loaded before leave {bytes} bytes of --models-memory: let some be loaded on demand \
                  (load = \"demand\", --load-on-demand), or give the models a --kv-cache-memory-bytes",
+                error.message
+            );
+            Error { message, ..error }
+        }
+        _ if error.code == Some(NO_DEVICE_MEMORY) && lifecycle.all().len() > 1 => {
+            let message = format!(
+                "{}; models that are to take turns on a GPU are loaded on demand (load = \"demand\", --load-on-demand)",
                 error.message
             );
             Error { message, ..error }

@@ -134,6 +134,10 @@ pub fn need(job: &Job<'_>) -> Result<Memory> {
     if matches!(config.device, config::DeviceChoice::Pjrt(_)) {
         return super::pjrt::plan(&spec, &config.limits, job.room_bytes).map(|(size, plan)| memory(&size, &plan));
     }
+    #[cfg(feature = "gpu")]
+    if super::gpu::takes(config, &spec, &source)? {
+        return Ok(super::gpu::MEMORY);
+    }
     let draft = job.files.draft.as_ref().and_then(|draft| source_of(&draft.files));
     let draft = draft.map(|draft| sconce_models::read_spec(&draft).map_err(|why| unusable(&why))).transpose()?;
     let specs: Vec<&Spec> = std::iter::once(&spec).chain(&draft).collect();
@@ -163,6 +167,16 @@ fn load_weights(
     if config.limits.data_parallel_size > 1 {
         return Err(one_replica_only("a model on the CPU"));
     }
+    load_on_cpu(job, (source, spec), card, progress)
+}
+
+fn load_on_cpu(
+    job: &Job<'_>,
+    (source, spec): (Source, Spec),
+    card: ModelCard,
+    progress: Arc<dyn Progress>,
+) -> Result<(Loaded, Memory, LoadReport)> {
+    let config = job.config;
     let machine = cpu::detect();
     let kv_dtype = fit::kv_dtype(config.limits.kv_cache_dtype);
     let parts = text::read(&source, spec.vocab, config.chat_template.as_deref())?;
@@ -325,6 +339,7 @@ pub(super) fn loaded(config: &ModelConfig, parts: text::Parts, running: Running)
         drafts_max: drafts_max(&config.limits),
         vocab_size,
         compiler: Compiler::default(),
+        asleep_bytes: None,
         adapters: None,
     }
 }

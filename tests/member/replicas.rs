@@ -79,7 +79,7 @@ async fn a_shutdown_ends_every_replica() {
     let launch = launch(two()).await;
     let mut streams = Vec::new();
     for own in 0..2 {
-        let long = Request { prompt: prompt(own, &[]), ..request(1, 100_000) };
+        let long = Request { prompt: prompt(own, &[]), ..request(1, 30_000) };
         streams.push(launch.pool.submit(long).await.expect("there is room"));
     }
     let stopping = launch.stop(Duration::from_millis(50));

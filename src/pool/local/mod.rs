@@ -10,6 +10,7 @@ mod plan;
 mod prepare;
 mod replicas;
 mod residence;
+mod sleep;
 mod slot;
 mod stream;
 
@@ -40,7 +41,7 @@ pub use judge::JudgePrompt;
 use plan::AnswerPlan;
 pub use replicas::Replicas;
 use residence::Counted;
-pub use residence::History;
+pub use residence::{Begun, History};
 pub use slot::{Held, Loading, Memory, Slot};
 
 /// Steps that a slow client may lag behind before its sequence is parked.
@@ -73,6 +74,8 @@ pub struct Loaded {
     /// Rows of the logits; tokenizers may know fewer ids.
     pub vocab_size: usize,
     pub compiler: Compiler,
+    /// Host memory that it takes while it sleeps; `None` of a model that cannot.
+    pub asleep_bytes: Option<u64>,
     /// What reads adapters for it, if it takes any.
     pub adapters: Option<AdapterLoader>,
 }
@@ -191,6 +194,7 @@ impl Model for LocalMember {
         match &*self.slot.borrow() {
             Slot::Empty => self.asleep(if self.is_open() { "not loaded" } else { "loading" }),
             Slot::Loading(loading) => self.asleep(&loading.told()),
+            Slot::Sleeping { .. } => self.asleep("sleeping"),
             Slot::Draining(_) => self.asleep("being unloaded"),
             Slot::Holding { held, .. } => self.holding(held),
             Slot::Failed { why, again_at } if Instant::now() < *again_at => MemberState::Failed(why.clone()),
@@ -280,7 +284,7 @@ impl Member for LocalMember {
         if let Some(departing) = &counted.departing {
             all.add_counters(departing);
         }
-        if let Slot::Holding { held, .. } = &*slot {
+        if let Slot::Holding { held, .. } | Slot::Sleeping { held, .. } = &*slot {
             all.add(held.snapshot());
         }
         all.adapters = self.adapters.figures();

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::chooser::Chooser;
-use crate::engine::{EngineHandle, EngineStats};
+use crate::engine::{EngineHandle, EngineStats, WakeError};
 
 /// At least one engine. They are alike: the same weights, and the same sizes of everything.
 pub struct Replicas {
@@ -44,6 +44,22 @@ impl Replicas {
 
     pub fn stats(&self) -> impl Iterator<Item = EngineStats> {
         self.engines.iter().map(EngineHandle::stats)
+    }
+
+    /// Has all of them give back their devices' memory. Returns the bytes of host memory that they take meanwhile. After an
+    /// error some may sleep.
+    pub fn sleep(&self) -> Result<u64, String> {
+        self.engines.iter().map(EngineHandle::sleep).sum()
+    }
+
+    /// Has all of them take memory again. After an error some may be awake, which is no obstacle to another try.
+    pub fn wake(&self) -> Result<(), WakeError> {
+        std::thread::scope(|scope| {
+            let others: Vec<_> = self.engines[1..].iter().map(|engine| scope.spawn(move || engine.wake())).collect();
+            let first = self.engines[0].wake();
+            let panicked = || WakeError::Failed("the thread that was to wake a replica panicked".to_owned());
+            others.into_iter().map(|thread| thread.join().map_err(|_| panicked())?).fold(first, Result::and)
+        })
     }
 
     /// Stops all of them at once: what still runs is cancelled after `grace`. Returns when all have ended.
