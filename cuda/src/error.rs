@@ -9,6 +9,9 @@ pub enum Error {
     /// The device has less free memory than that.
     #[error("{bytes} bytes of GPU memory are not to be had: {free} are free")]
     Memory { bytes: u64, free: u64 },
+    /// The machine has less free memory than that.
+    #[error("{bytes} bytes of the machine's memory are not to be had")]
+    HostMemory { bytes: u64 },
     /// Arguments that do not fit together.
     #[error("{op}: {detail}")]
     Shape { op: &'static str, detail: String },

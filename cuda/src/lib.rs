@@ -13,6 +13,7 @@
 
 #![cfg(feature = "device")]
 
+mod aside;
 pub mod device;
 mod element;
 mod error;
@@ -21,6 +22,7 @@ mod launch;
 mod memory;
 pub mod ops;
 
+pub use aside::{Mark, SetAside};
 pub use device::{Device, DeviceInfo};
 pub use element::{Element, ElementType};
 pub use error::{Error, Result};

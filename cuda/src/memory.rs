@@ -1,6 +1,8 @@
 //! Device memory: pieces that are owned, views into them, and host memory that a device copies from directly.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::device::Device;
 use crate::element::{Element, ElementType, bytes_of, bytes_of_mut};
@@ -9,9 +11,40 @@ use crate::error::{Result, shape};
 /// A piece of device memory, given back when it is dropped.
 pub struct Buffer {
     device: Device,
-    address: u64,
+    piece: Arc<Piece>,
     len: usize,
     ty: ElementType,
+}
+
+/// Where a buffer lies, as its device knows it, too: see [`crate::SetAside`].
+pub(crate) struct Piece {
+    /// [`NOWHERE`] while it is set aside.
+    address: AtomicU64,
+    bytes: usize,
+    /// Pieces of one device have growing numbers.
+    pub number: u64,
+}
+
+/// No piece begins here.
+const NOWHERE: u64 = 0;
+
+impl Piece {
+    pub fn new(address: u64, bytes: usize, number: u64) -> Self {
+        Self { address: AtomicU64::new(address), bytes, number }
+    }
+
+    pub fn address(&self) -> u64 {
+        self.address.load(Ordering::Relaxed)
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Lies elsewhere, or nowhere, from now on; where it lay until then.
+    pub fn move_to(&self, address: Option<u64>) -> u64 {
+        self.address.swap(address.unwrap_or(NOWHERE), Ordering::Relaxed)
+    }
 }
 
 /// Elements in device memory: what operations take.
@@ -27,13 +60,12 @@ impl Buffer {
     /// Uninitialised; the stand-in fills it with NaN.
     pub(crate) fn new(device: &Device, len: usize, ty: ElementType) -> Result<Self> {
         let bytes = len.checked_mul(ty.bytes()).ok_or_else(|| shape("alloc", format!("{len} elements")))?;
-        let address = device.allocate(bytes)?;
-        Ok(Self { device: device.clone(), address, len, ty })
+        Ok(Self { device: device.clone(), piece: device.piece(bytes)?, len, ty })
     }
 
-    /// All of it.
+    /// All of it. While the buffer is set aside there is nothing there, and nothing may be issued with it.
     pub fn all(&self) -> Slice<'_> {
-        Slice { address: self.address, len: self.len, ty: self.ty, lifetime: PhantomData }
+        Slice { address: self.piece.address(), len: self.len, ty: self.ty, lifetime: PhantomData }
     }
 
     /// `len` elements from `start`. Panics when they do not exist.
@@ -56,7 +88,7 @@ impl Buffer {
     /// Copies values to the elements from `start` on, and waits until they are there.
     pub fn write<T: Element>(&self, start: usize, values: &[T]) -> Result<()> {
         self.check::<T>("write", start, values.len())?;
-        self.device.copy_in(self.address + (start * self.ty.bytes()) as u64, bytes_of(values))
+        self.device.copy_in(self.piece.address() + (start * self.ty.bytes()) as u64, bytes_of(values))
     }
 
     /// Copies elements as they lie in memory, little endian, to those from `start` on, and waits until they are there.
@@ -65,13 +97,13 @@ impl Buffer {
         if !bytes.len().is_multiple_of(self.ty.bytes()) || start.checked_add(len).is_none_or(|end| end > self.len) {
             return Err(shape("write", format!("{} bytes from element {start} of {}", bytes.len(), self.len)));
         }
-        self.device.copy_in(self.address + (start * self.ty.bytes()) as u64, bytes)
+        self.device.copy_in(self.piece.address() + (start * self.ty.bytes()) as u64, bytes)
     }
 
     /// Copies elements from `start` on into `values`, behind all work issued before, and waits for it.
     pub fn read<T: Element>(&self, start: usize, values: &mut [T]) -> Result<()> {
         self.check::<T>("read", start, values.len())?;
-        self.device.copy_out(self.address + (start * self.ty.bytes()) as u64, bytes_of_mut(values))
+        self.device.copy_out(self.piece.address() + (start * self.ty.bytes()) as u64, bytes_of_mut(values))
     }
 
     /// All elements.
@@ -96,7 +128,11 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.device.free(self.address);
+        // One that is set aside has no memory to give back.
+        let address = self.piece.move_to(None);
+        if address != NOWHERE {
+            self.device.free(address);
+        }
     }
 }
 
@@ -166,10 +202,18 @@ unsafe impl Send for Pinned {}
 
 impl Pinned {
     pub(crate) fn new(device: &Device, bytes: usize) -> Result<Self> {
-        let start = device.allocate_pinned(bytes)?;
+        let pinned = Self { device: device.clone(), start: device.allocate_pinned(bytes)?, bytes };
         // SAFETY: so many bytes were just handed out.
-        unsafe { std::ptr::write_bytes(start, 0, bytes) };
-        Ok(Self { device: device.clone(), start, bytes })
+        unsafe { std::ptr::write_bytes(pinned.start, 0, bytes) };
+        Ok(pinned)
+    }
+
+    /// With what lies at `address` in device memory. Waits for the copy: nobody sees what was there before.
+    pub(crate) fn copy_of(device: &Device, address: u64, bytes: usize) -> Result<Self> {
+        let pinned = Self { device: device.clone(), start: device.allocate_pinned(bytes)?, bytes };
+        device.receive(pinned.start, address, bytes)?;
+        device.synchronize()?;
+        Ok(pinned)
     }
 
     pub fn bytes(&self) -> &[u8] {

@@ -4,7 +4,7 @@
 use sconce_models::cuda::{CudaModel, CudaRunner, CudaSizes};
 use sconce_models::{BatchInput, Logits, Sample, SampleRequests};
 
-use super::executor::{DeviceExecutor, Executor, SamplingLimits};
+use super::executor::{DeviceExecutor, Executor, SamplingLimits, WakeError};
 use super::sampler::Workers;
 use super::scheduler::Capabilities;
 
@@ -42,6 +42,17 @@ impl Executor for CudaExecutor {
 
     fn workers(&self) -> Workers {
         Workers { count: sconce_kernels::cpu::threads(), run: sconce_kernels::cpu::pool::run }
+    }
+
+    fn sleep(&mut self) -> Result<u64, String> {
+        self.runner.sleep().map_err(|error| error.to_string())
+    }
+
+    fn wake(&mut self) -> Result<(), WakeError> {
+        self.runner.wake().map_err(|error| match error.lacks_device_memory() {
+            true => WakeError::Memory(error.to_string()),
+            false => WakeError::Failed(error.to_string()),
+        })
     }
 
     fn execute(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), String> {

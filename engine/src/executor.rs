@@ -39,11 +39,32 @@ pub trait Executor: Send {
         Err("this model takes no adapters".to_owned())
     }
 
+    /// Gives back the memory of its device; the cache's content is lost. Returns the bytes of host memory in which the rest
+    /// waits for [`Self::wake`]. Called when nothing is live; an error leaves it awake.
+    fn sleep(&mut self) -> Result<u64, String> {
+        Err("only a model on a GPU sleeps; unload it instead".to_owned())
+    }
+
+    /// Takes the memory of its device again.
+    fn wake(&mut self) -> Result<(), WakeError> {
+        Ok(())
+    }
+
     /// Writes the K and V of every token of `batch`, then leaves the logits of `batch.sample_rows` in `logits`.
     ///
     /// All writes of a layer must happen before its attention reads: two sequences of one step may share a block that
     /// this very step fills. An error (or a panic) fails every sequence of the step and nothing else.
     fn execute(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), String>;
+}
+
+/// Why a model does not wake.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WakeError {
+    /// Others have taken its device's memory meanwhile; once they are gone it can be tried again.
+    #[error("{0}")]
+    Memory(String),
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// What a device can do with logits.

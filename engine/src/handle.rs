@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use sconce_models::{Adapter, AdapterId};
 
 use super::adapter::ADAPTERS_MAX;
-use super::executor::Executor;
+use super::executor::{Executor, WakeError};
 use super::filter::TokenFilter;
 use super::run;
 use super::sampler::SamplingParams;
@@ -84,6 +84,9 @@ pub(super) enum Command {
     },
     /// When no sequence uses it any more.
     DropAdapter(AdapterId),
+    /// Gives back the device's memory, if nothing is live.
+    Sleep(SyncSender<Result<u64, String>>),
+    Wake(SyncSender<Result<(), WakeError>>),
     /// Finish what is live until then, cancel the rest. `None` is further away than the clock reaches.
     Shutdown(Option<Instant>),
 }
@@ -144,9 +147,9 @@ impl EngineHandle {
     ) -> Result<Self, String> {
         config.check()?;
         let live_max = u64::from(config.max_num_seqs) + u64::from(config.max_waiting);
-        // One place more than sequences can be alive, and two an adapter: the shutdown command, and what loads an adapter
-        // and takes it away, always find room.
-        let commands_max = live_max + 1 + 2 * u64::from(ADAPTERS_MAX);
+        // More places than sequences can be alive, and two an adapter: commands to sleep, wake and shut down, and what loads
+        // an adapter and takes it away, always find room.
+        let commands_max = live_max + 3 + 2 * u64::from(ADAPTERS_MAX);
         let (sender, commands) = sync_channel(usize::try_from(commands_max).map_err(|e| e.to_string())?);
         let gate = Arc::new(Gate {
             commands: RwLock::new(Some(sender)),
@@ -206,9 +209,31 @@ impl EngineHandle {
         commands.as_ref().is_some_and(|sender| sender.try_send(command).is_ok())
     }
 
+    /// Has the executor give back its device's memory until [`Self::wake`]; the prefix cache is lost. Returns the bytes of
+    /// host memory that it takes meanwhile. Refused while a sequence is live; submits fail until it is awake. Waits.
+    pub fn sleep(&self) -> Result<u64, String> {
+        let (done, outcome) = sync_channel(1);
+        let is_told = self.command(Command::Sleep(done));
+        let stopped = || Err("the engine has stopped".to_owned());
+        if is_told { outcome.recv().unwrap_or_else(|_| stopped()) } else { stopped() }
+    }
+
+    /// Has the executor take its device's memory again. Waits; an engine that is awake stays so.
+    pub fn wake(&self) -> Result<(), WakeError> {
+        let (done, outcome) = sync_channel(1);
+        let is_told = self.command(Command::Wake(done));
+        let stopped = || Err(WakeError::Failed("the engine has stopped".to_owned()));
+        if is_told { outcome.recv().unwrap_or_else(|_| stopped()) } else { stopped() }
+    }
+
     /// A plain copy of the numbers of the latest step; lock-free.
     pub fn stats(&self) -> EngineStats {
         self.board.stats.snapshot()
+    }
+
+    /// Sequences that were accepted and have not ended.
+    pub fn live(&self) -> u64 {
+        self.board.stats.live()
     }
 
     /// How long the step that runs has been running; `None` between steps.

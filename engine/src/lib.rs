@@ -43,7 +43,7 @@ pub use blocks::BlockId;
 #[cfg(feature = "gpu")]
 pub use cuda::CudaExecutor;
 pub use embed::{EmbedConfig, EmbedDone, EmbedFailure, EmbedHandle, EmbedStats, EmbedSubmit, EmbedText};
-pub use executor::{DeviceExecutor, Executor, ModelExecutor, SamplingLimits};
+pub use executor::{DeviceExecutor, Executor, ModelExecutor, SamplingLimits, WakeError};
 pub use filter::{NextTokens, TokenFilter};
 pub use handle::{EngineHandle, Progress, PromptDone, Submit, SubmitError};
 pub use padded::{PaddedExecutor, scratch_blocks};

@@ -136,6 +136,10 @@ impl StatsBoard {
             .is_ok()
     }
 
+    pub(super) fn live(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
+    }
+
     pub(super) fn leave(&self) {
         let before = self.live.fetch_sub(1, Ordering::Relaxed);
         debug_assert!(before > 0, "a sequence left that never entered");

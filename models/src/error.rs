@@ -67,6 +67,14 @@ pub enum Error {
     Candle(#[from] candle_core::Error),
 }
 
+impl Error {
+    /// Whether more free memory on the GPU would cure it.
+    #[cfg(feature = "gpu")]
+    pub fn lacks_device_memory(&self) -> bool {
+        matches!(self, Self::Cuda(sconce_cuda::Error::Memory { .. }))
+    }
+}
+
 /// Text from a file, fit for one line of a message: escaped, and cut after 80 characters.
 pub(crate) fn shown(text: &str) -> String {
     const CHARS_MAX: usize = 80;

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use sconce_cuda::Device;
+#[cfg(feature = "cuda-host")]
+use sconce_cuda::ElementType;
 use sconce_models::cuda::{CudaModel, CudaRunner, CudaSizes, check};
 use sconce_models::{
     BatchInput, Error, LoadOptions, Logits, Precision, Sample, SampleRequest, SampleRequests, Source, Want, read_spec,
@@ -331,4 +333,79 @@ fn steps_are_sampled_where_they_are_computed() {
         assert_eq!(samples[2], Sample::Token { id: argmax(&others), scores: None });
         assert!(runner.collect(&wanted, &mut samples, &mut logits).is_err(), "a step is sampled once");
     }
+}
+
+/// Device memory is free while a model sleeps, and it computes the same when it is awake again, graphs included.
+#[test]
+fn a_model_that_slept_computes_the_same() {
+    for device in devices() {
+        // Others may use a real card meanwhile.
+        let is_counted = device.info().name.contains("stand-in");
+        let before = device.memory_free().unwrap();
+        for (name, precision) in [
+            ("llama3", Precision::High),
+            ("gemma2_q8_0", Precision::Fast),
+            ("gpt_oss_mxfp4", Precision::Fast),
+            ("gpt_oss_gguf", Precision::Fast),
+        ] {
+            let mut runner = runner(name, &device, precision).unwrap();
+            let awake = device.memory_free().unwrap();
+            let first = steps(name, &mut runner);
+            for _ in 0..2 {
+                let bytes = runner.sleep().unwrap();
+                assert!(bytes > 0 && runner.sleep().unwrap() == bytes, "{name}: it sleeps already");
+                if is_counted {
+                    assert_eq!(device.memory_free().unwrap(), before, "{name}: all of it was given back");
+                }
+                let step = batch(&[vec![1]], &[Part { sequence: 0, start: 0, count: 1 }], false);
+                let error = runner.forward(&step, &mut Logits::default()).unwrap_err();
+                assert!(error.to_string().contains("sleeps"), "{error}");
+                runner.wake().unwrap();
+                if is_counted {
+                    assert_eq!(device.memory_free().unwrap(), awake, "{name}: as much as before");
+                }
+                let error = relative_error(&steps(name, &mut runner), &first);
+                assert!(error < 1e-5, "{name}: awake again it is off by {error}");
+            }
+            runner.sleep().unwrap();
+        }
+        if is_counted {
+            assert_eq!(device.memory_free().unwrap(), before, "what ended asleep left nothing behind");
+        }
+    }
+}
+
+/// Logits of a prompt, and of the steps of decoding behind it: kernel by kernel, recorded, and replayed.
+fn steps(name: &str, runner: &mut CudaRunner) -> Vec<f32> {
+    let mut tokens = goldens(name).remove(0).prompt;
+    let (mut logits, mut all) = (Logits::default(), Vec::new());
+    let mut start = 0;
+    for next in [3, 5, 7, 2, 1] {
+        let part = Part { sequence: 0, start, count: tokens.len() - start };
+        runner.forward(&batch(&[tokens.clone()], &[part], false), &mut logits).unwrap();
+        all.extend_from_slice(logits.row(0));
+        start = tokens.len();
+        tokens.push(next);
+    }
+    assert!(runner.take_warning().is_none(), "{name}: a step was not recorded");
+    all
+}
+
+/// A model whose memory others have taken sleeps on, and wakes when they are gone.
+#[cfg(feature = "cuda-host")]
+#[test]
+fn a_model_wakes_when_there_is_room() {
+    let device = Device::host_sized(256 << 20);
+    let mut runner = runner("llama3", &device, Precision::High).unwrap();
+    let first = steps("llama3", &mut runner);
+    runner.sleep().unwrap();
+    let taken = device.alloc((256 << 20) - (64 << 10), ElementType::U8).unwrap();
+    for _ in 0..2 {
+        let error = runner.wake().unwrap_err();
+        assert!(error.lacks_device_memory(), "{error}");
+        assert_eq!(device.memory_free().unwrap(), 64 << 10, "what it got for a moment was given back");
+    }
+    drop(taken);
+    runner.wake().unwrap();
+    assert!(relative_error(&steps("llama3", &mut runner), &first) < 1e-5);
 }

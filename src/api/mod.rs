@@ -182,6 +182,17 @@ fn answering() -> Router<AppState> {
         .route("/v1/messages", post(anthropic::create))
 }
 
+/// Models that come and go, by an operator's word.
+fn comings_and_goings() -> Router<AppState> {
+    Router::new()
+        .route("/v1/models/status", get(lifecycle::status))
+        .route("/v1/models/load", post(lifecycle::load))
+        .route("/v1/models/unload", post(lifecycle::unload))
+        .route("/sleep", post(lifecycle::sleep))
+        .route("/wake_up", post(lifecycle::wake_up))
+        .route("/is_sleeping", get(lifecycle::is_sleeping))
+}
+
 /// What runs batches: through the same handlers, admitted in the gaps, without the limits of live requests.
 fn batches(store: FileStore, state: &Reach) -> Arc<openai::batches::Batches> {
     let config = ApiConfig { request_timeout: None, ..ApiConfig::clone(&state.config) };
@@ -227,9 +238,6 @@ pub fn router_with_keys(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfi
         .route("/v1/batches/{id}", get(openai::batches::retrieve))
         .route("/v1/batches/{id}/cancel", post(openai::batches::cancel))
         .route("/v1/models", get(openai::models::list))
-        .route("/v1/models/status", get(lifecycle::status))
-        .route("/v1/models/load", post(lifecycle::load))
-        .route("/v1/models/unload", post(lifecycle::unload))
         .route("/v1/models/{*id}", get(openai::models::retrieve))
         .route("/v1/load_lora_adapter", post(openai::lora::load))
         .route("/v1/unload_lora_adapter", post(openai::lora::unload))
@@ -241,6 +249,7 @@ pub fn router_with_keys(pool: Arc<Pool>, metrics: Arc<Metrics>, config: ApiConfi
         .route("/tokenize", post(openai::tokenize::tokenize))
         .route("/detokenize", post(openai::tokenize::detokenize))
         .route("/tokenizer_info", get(openai::tokenize::tokenizer_info))
+        .merge(comings_and_goings())
         .merge(generating)
         .route_layer(axum::middleware::from_fn_with_state(state.clone(), auth::require_key));
     let open = Router::new()

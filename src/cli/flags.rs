@@ -24,6 +24,11 @@ pub struct ModelFlags {
     /// Where to run: auto, cpu, cuda, cuda:N or pjrt:/path/to/plugin.so (experimental) [default: auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
+    /// Replicas of the model, each with all weights on a GPU of its own from that of --device on: with cuda:2, 2 of them are
+    /// on cuda:2 and cuda:3. A request goes to the one that has computed most of its beginning, or to the idlest
+    /// [default: 1]
+    #[arg(long, value_name = "N")]
+    pub data_parallel_size: Option<u32>,
     /// What the model does: generate text, embed (vectors of texts), score (rerank pairs of texts), or auto: what its
     /// files say [default: auto]
     #[arg(long, value_name = "TASK")]
@@ -176,6 +181,10 @@ impl ModelFlags {
                 && (self.enable_prefix_caching || section.enable_prefix_caching.unwrap_or(true)),
             itl_target: self.itl_target_ms.or(in_file_itl).unwrap_or(defaults.itl_target),
             speculation: speculation.unwrap_or(defaults.speculation),
+            data_parallel_size: self
+                .data_parallel_size
+                .or(section.data_parallel_size)
+                .unwrap_or(defaults.data_parallel_size),
             quantize: quantize.map(|format| quantized(format, quantize_cache)).transpose()?,
             packed: PackedPlace::from_flags(
                 packed_place.map(String::as_str),

@@ -49,6 +49,7 @@ pub fn resolve(args: &ServeArgs) -> Result<ServeConfig> {
     let mut pool = pool(&file, args, &mut models)?;
     preload(&mut models, args, &file.server)?;
     pool.models_memory_bytes = size(args.models_memory, file.server.models_memory.as_deref(), "models_memory")?;
+    pool.sleep_memory_bytes = size(args.sleep_memory, file.server.sleep_memory.as_deref(), "sleep_memory")?;
     let step_timeout_s = args.step_timeout.or(file.server.step_timeout_s).unwrap_or(config::STEP_TIMEOUT_DEFAULT_S);
     pool.step_timeout = (step_timeout_s > 0).then(|| Duration::from_secs(step_timeout_s));
     let listings = listing::checked(&file.listing, &served_names(&models)?)?;

@@ -85,6 +85,11 @@ pub struct ServeArgs {
     /// that was not used for the longest time is unloaded [default: what the memory holds]
     #[arg(long, value_name = "SIZE", value_parser = config::parse_bytes)]
     pub(super) models_memory: Option<u64>,
+    /// Host memory that models on GPUs may take for sleeping, all together: one that makes room for another there keeps its
+    /// weights in it and wakes far faster than it loads. What goes beyond is unloaded; with 0 all are [default: half of
+    /// what is available at the start]
+    #[arg(long, value_name = "SIZE", value_parser = config::parse_bytes)]
+    pub(super) sleep_memory: Option<u64>,
     /// Seconds after which a model that nobody uses is unloaded; 0: never [default: 0]
     #[arg(long, value_name = "SECONDS")]
     pub(super) idle_unload: Option<u64>,

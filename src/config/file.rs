@@ -85,6 +85,8 @@ pub struct ServerSection {
     pub web: Option<bool>,
     /// A size as `--models-memory` takes it.
     pub models_memory: Option<String>,
+    /// A size as `--sleep-memory` takes it.
+    pub sleep_memory: Option<String>,
     /// Models that say nothing else are loaded when a request asks for them.
     pub load_on_demand: Option<bool>,
     /// Names of models that are loaded at the start all the same.
@@ -102,6 +104,7 @@ pub struct ModelSection {
     #[serde(default)]
     pub served_model_names: Vec<String>,
     pub device: Option<String>,
+    pub data_parallel_size: Option<u32>,
     /// `auto`, `generate`, `embed` or `score`.
     pub task: Option<String>,
     pub max_model_len: Option<u32>,

@@ -170,6 +170,8 @@ pub struct ModelLimits {
     pub enable_prefix_caching: bool,
     pub itl_target: ItlTarget,
     pub speculation: Speculation,
+    /// Engines with all weights each, on as many devices.
+    pub data_parallel_size: u32,
     /// Quantise the weights at load.
     pub quantize: Option<Quantize>,
     /// Keep what is packed for the CPU, and use what was kept.
@@ -184,6 +186,8 @@ pub const MAX_QUEUE_DEFAULT: u32 = 256;
 /// Far beyond what one machine serves; what a mistyped flag asks for is refused instead of allocated.
 pub const SEQUENCES_MAX: u32 = 100_000;
 pub const BLOCK_SIZE_DEFAULT: u32 = 16;
+/// More than one machine has of any device.
+pub const DATA_PARALLEL_MAX: u32 = 64;
 pub const SHUTDOWN_TIMEOUT_DEFAULT_S: u64 = 30;
 /// As long as OpenAI keeps responses.
 pub const RESPONSES_AGE_DAYS_DEFAULT: u32 = 30;
@@ -211,6 +215,7 @@ impl Default for ModelLimits {
             enable_prefix_caching: true,
             itl_target: ItlTarget::default(),
             speculation: Speculation::default(),
+            data_parallel_size: 1,
             quantize: None,
             packed: None,
         }
@@ -340,6 +345,7 @@ pub fn check_limits(limits: &ModelLimits) -> Result<()> {
         ("--max-num-seqs", limits.max_num_seqs),
         ("--max-model-len", limits.max_model_len.unwrap_or(1)),
         ("--max-num-batched-tokens", limits.max_num_batched_tokens.unwrap_or(1)),
+        ("--data-parallel-size", limits.data_parallel_size),
     ];
     if let Some((flag, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
         return Err(Error::invalid(*flag, format!("{flag} must be at least 1")));
@@ -348,6 +354,11 @@ pub fn check_limits(limits: &ModelLimits) -> Result<()> {
     let bounded = [("--max-num-seqs", limits.max_num_seqs), ("--max-queue", limits.max_queue)];
     if let Some((flag, value)) = bounded.iter().find(|(_, value)| *value > SEQUENCES_MAX) {
         return Err(Error::invalid(*flag, format!("{flag} {value} is over the limit of {SEQUENCES_MAX}")));
+    }
+    if limits.data_parallel_size > DATA_PARALLEL_MAX {
+        let message =
+            format!("--data-parallel-size {} is over the limit of {DATA_PARALLEL_MAX}", limits.data_parallel_size);
+        return Err(Error::invalid("--data-parallel-size", message));
     }
     if !(1..=256).contains(&limits.block_size) || !limits.block_size.is_power_of_two() {
         return Err(Error::invalid(
@@ -432,6 +443,8 @@ mod tests {
             (ModelLimits { max_num_seqs: 0, ..ModelLimits::default() }, "--max-num-seqs"),
             (ModelLimits { max_num_seqs: u32::MAX, ..ModelLimits::default() }, "--max-num-seqs"),
             (ModelLimits { max_queue: 4_000_000_000, ..ModelLimits::default() }, "--max-queue"),
+            (ModelLimits { data_parallel_size: 0, ..ModelLimits::default() }, "--data-parallel-size"),
+            (ModelLimits { data_parallel_size: 1000, ..ModelLimits::default() }, "--data-parallel-size"),
             (ModelLimits { block_size: 12, ..ModelLimits::default() }, "--block-size"),
             (ModelLimits { memory_share_permille: 0, ..ModelLimits::default() }, "--gpu-memory-utilization"),
         ];

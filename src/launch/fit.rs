@@ -3,7 +3,7 @@
 use sconce_models::{KvDtype, Purpose, Source, Spec};
 
 use super::draft::source_of;
-use super::{check_device, embed};
+use super::{check_devices, embed};
 use crate::bench::hardware;
 use crate::bench::limit::{self, Shape};
 use crate::config::speculation::Speculation;
@@ -76,8 +76,8 @@ pub fn forecast(
     room: Room<'_>,
 ) -> Result<Forecast> {
     check_limits(&config.limits)?;
-    check_device(&config.device)?;
     let source = source_of(&model.files);
+    check_devices(config, source.is_none())?;
     let purpose = embed::purpose(config, source.as_ref())?;
     super::model::check_purpose(config, source.as_ref(), purpose)?;
     match purpose {

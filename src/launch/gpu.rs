@@ -1,20 +1,26 @@
 //! A model on a GPU: which device, what fits there, and the engine on it.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sconce_cuda::Device;
 use sconce_models::cuda::{CudaModel, CudaRunner, CudaSizes};
-use sconce_models::{KvDtype, LoadOptions, Source, Spec};
+use sconce_models::{KvDtype, LoadOptions, OnProgress, Purpose, Source, Spec};
 
-use super::model::{Job, LoadReport, LoadingBar, Running, describe, engine_config, loaded, precision, unusable};
-use super::{adapters, fit, text};
+use super::draft::source_of;
+use super::model::{
+    Files, Job, LoadReport, LoadingBar, Running, describe, engine_config, loaded, precision, replica_name, replicas,
+    unusable,
+};
+use super::{adapters, embed, fit, text};
 use crate::config::speculation::Speculation;
 use crate::config::{DeviceChoice, KvCacheDtype, ModelConfig, ModelLimits};
 use crate::device::fit::{ModelSize, Plan, human_bytes, plan as plan_memory};
 use crate::engine::{CudaExecutor, EngineHandle, Executor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::Progress;
+use crate::pool::lifecycle::NO_DEVICE_MEMORY;
 use crate::pool::local::{Loaded, Memory};
 use crate::pool::{ModelCard, Task};
 
@@ -25,21 +31,63 @@ const LARGE_MEMORY_BYTES: u64 = 70 << 30;
 /// For the library's workspace, for graphs, and for what the driver keeps for itself.
 const RESERVE_BYTES: u64 = 640 << 20;
 
-/// The GPU that `choice` means; `None` is none. Who names a GPU gets it or an error.
-pub(super) fn device(choice: &DeviceChoice) -> Result<Option<Device>> {
-    match *choice {
-        DeviceChoice::Cpu | DeviceChoice::Pjrt(_) => Ok(None),
-        DeviceChoice::Auto => Ok(open_best()),
-        DeviceChoice::Cuda(ordinal) => open(ordinal).map(Some).map_err(|why| {
-            let message = format!("--device cuda:{ordinal} is not possible: {why}; use --device cpu");
-            Error::new(ErrorKind::Unavailable, message)
-        }),
+/// What --models-memory counts is the machine's own memory: on a GPU a model takes none of it that lasts.
+pub(super) const MEMORY: Memory = Memory { weights_bytes: 0, kv_bytes: 0, step_bytes: 0 };
+
+/// The GPUs that `choice` means for so many replicas, by their numbers; none is another device. Opens none.
+pub(super) fn ordinals(choice: &DeviceChoice, replicas: u32) -> Result<Range<u32>> {
+    let first = match *choice {
+        DeviceChoice::Cpu | DeviceChoice::Pjrt(_) => return Ok(0..0),
+        // The stand-in is for who names it.
+        DeviceChoice::Auto if !cfg!(feature = "cuda") => return Ok(0..0),
+        DeviceChoice::Auto => 0,
+        DeviceChoice::Cuda(ordinal) => ordinal,
+    };
+    let count = match count() {
+        Ok(count) => count,
+        Err(why) if *choice == DeviceChoice::Auto => {
+            tracing::info!("running on the CPU: {why}");
+            return Ok(0..0);
+        }
+        Err(why) => return Err(impossible(first, &why)),
+    };
+    if *choice == DeviceChoice::Auto && count == 0 {
+        return Ok(0..0);
     }
+    let end = first.saturating_add(replicas);
+    if replicas > 1 && end > count {
+        let message = format!(
+            "--data-parallel-size {replicas} from cuda:{first} on takes GPUs up to cuda:{}, and there are {count}, from \
+             cuda:0 on; ask for fewer replicas, or begin at another --device",
+            end - 1
+        );
+        return Err(Error::new(ErrorKind::Unavailable, message).with_param("--data-parallel-size"));
+    }
+    Ok(first..end)
+}
+
+/// The same, opened. Who names a GPU gets it or an error, and who wants several gets all of them.
+pub(super) fn devices(choice: &DeviceChoice, replicas: u32) -> Result<Vec<Device>> {
+    let mut devices = Vec::new();
+    for ordinal in ordinals(choice, replicas)? {
+        match open(ordinal) {
+            Ok(device) => devices.push(device),
+            Err(why) if *choice == DeviceChoice::Auto && replicas == 1 => tracing::info!("running on the CPU: {why}"),
+            Err(why) => return Err(impossible(ordinal, &why)),
+        }
+    }
+    Ok(devices)
+}
+
+fn impossible(ordinal: u32, why: &sconce_cuda::Error) -> Error {
+    let message = format!("--device cuda:{ordinal} is not possible: {why}; use --device cpu");
+    Error::new(ErrorKind::Unavailable, message)
 }
 
 /// The GPU that `choice` names.
 pub fn named(choice: &DeviceChoice) -> Result<Device> {
-    device(choice)?.ok_or_else(|| Error::new(ErrorKind::Unavailable, "there is no GPU that this program can use"))
+    let none = || Error::new(ErrorKind::Unavailable, "there is no GPU that this program can use");
+    devices(choice, 1)?.pop().ok_or_else(none)
 }
 
 #[cfg(feature = "cuda")]
@@ -49,83 +97,138 @@ fn open(ordinal: u32) -> sconce_cuda::Result<Device> {
 
 /// Builds with the stand-in alone are for tests.
 #[cfg(not(feature = "cuda"))]
-fn open(_ordinal: u32) -> sconce_cuda::Result<Device> {
-    Ok(Device::host())
+fn open(ordinal: u32) -> sconce_cuda::Result<Device> {
+    Device::host_numbered(ordinal)
 }
 
-/// The first GPU, where there is one that this build can use.
+/// GPUs that this build can use.
 #[cfg(feature = "cuda")]
-fn open_best() -> Option<Device> {
-    match Device::open(0) {
-        Ok(device) => Some(device),
-        Err(why) => {
-            tracing::info!("running on the CPU: {why}");
-            None
-        }
-    }
+fn count() -> sconce_cuda::Result<u32> {
+    Device::count()
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open_best() -> Option<Device> {
-    None
+#[expect(clippy::unnecessary_wraps, reason = "with a driver it can fail")]
+fn count() -> sconce_cuda::Result<u32> {
+    Ok(Device::host_count())
 }
 
-/// As [`device`]; without a wish for a certain one, models that it has no kernels for go to the CPU.
-pub(super) fn device_for(choice: &DeviceChoice, spec: &Spec, source: &Source) -> Result<Option<Device>> {
-    let device = device(choice)?;
+/// As [`devices`]; without a wish for a certain one, models that it has no kernels for go to the CPU.
+pub(super) fn devices_for(config: &ModelConfig, spec: &Spec, source: &Source) -> Result<Vec<Device>> {
+    let devices = devices(&config.device, config.limits.data_parallel_size)?;
     match sconce_models::cuda::check(spec, source) {
-        Err(why) if *choice == DeviceChoice::Auto && device.is_some() => {
+        Err(why) if config.device == DeviceChoice::Auto && !devices.is_empty() => {
             tracing::info!("running on the CPU: {why}");
-            Ok(None)
+            Ok(Vec::new())
         }
-        Err(why) if device.is_some() => Err(unusable(&why)),
-        _ => Ok(device),
+        Err(why) if !devices.is_empty() => Err(unusable(&why)),
+        _ => Ok(devices),
     }
 }
 
-/// Loads weights on the calling thread, measures what is left, and starts an engine on it.
+/// Whether a model will be on GPUs, as far as can be said without opening any.
+pub(super) fn takes(config: &ModelConfig, spec: &Spec, source: &Source) -> Result<bool> {
+    let is_wanted = !ordinals(&config.device, config.limits.data_parallel_size)?.is_empty();
+    Ok(is_wanted && sconce_models::cuda::check(spec, source).is_ok())
+}
+
+/// Loads weights onto each of `devices`, measures what is left, and starts an engine on each.
 pub(super) fn load(
     job: &Job<'_>,
-    (source, spec, device): (Source, Spec, Device),
+    (source, spec, devices): (Source, Spec, &[Device]),
     card: ModelCard,
     progress: Arc<dyn Progress>,
 ) -> Result<(Loaded, Memory, LoadReport)> {
     let config = job.config;
     refuse(config)?;
     let parts = text::read(&source, spec.vocab, config.chat_template.as_deref())?;
-    let free_before = device.memory_free().map_err(|why| failed(&why))?;
-    let shown = LoadingBar::new(progress, card.id.clone());
-    let options = LoadOptions {
-        precision: precision(&config.limits),
-        max_model_len: config.limits.max_model_len,
-        quantize: config.limits.quantize.clone(),
-        progress: Some(Box::new(move |done, total| shown.update(done, total))),
-        ..Default::default()
-    };
-    let model = CudaModel::load(&source, &device, options).map_err(|why| unusable(&why))?;
-    let free = device.memory_free().map_err(|why| failed(&why))?;
-    let (size, plan) = plan(&model, &config.limits, free)?;
+    let free_before = memory_free(&devices[0])?;
+    let models = load_all(config, &source, devices, LoadingBar::new(progress, card.id.clone()))?;
+    let weights_bytes = free_before.saturating_sub(memory_free(&devices[0])?);
+    // One plan for all, from the card that has least left: replicas are alike.
+    let free = devices.iter().map(memory_free).collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or(0);
+    let plan = plan(&models[0], &config.limits, free)?;
     let sizes = sizes(&plan, &config.limits);
-    let engine = EngineHandle::start(&card.id, engine_config(&plan, &config.limits), move || {
-        Ok(Box::new(CudaExecutor::new(model, sizes)?) as Box<dyn Executor>)
-    })
-    .map_err(|why| Error::new(ErrorKind::Unavailable, why))?;
-    let weights_bytes = free_before.saturating_sub(free);
+    let mut engines = Vec::with_capacity(models.len());
+    for (replica, model) in (0..).zip(models) {
+        let name = replica_name(&card.id, replica);
+        let engine = EngineHandle::start(&name, engine_config(&plan, &config.limits), move || {
+            Ok(Box::new(CudaExecutor::new(model, sizes)?) as Box<dyn Executor>)
+        });
+        engines.push(engine.map_err(|why| Error::new(ErrorKind::Unavailable, why))?);
+    }
+    let each = if devices.len() > 1 { " on each GPU" } else { "" };
+    let expected = human_bytes(weights_bytes + plan.kv_bytes + plan.step_bytes);
     let report = LoadReport {
         id: card.id.clone(),
         what: describe(&spec),
-        device: line(&device),
+        device: line(devices),
         choices: plan.reasons.iter().cloned().chain(spec.notes.clone()).collect(),
-        predicted: Some(format!("{} of GPU memory", human_bytes(weights_bytes + plan.kv_bytes + plan.step_bytes))),
+        predicted: Some(format!("{expected} of GPU memory{each}")),
         load_time: Duration::ZERO,
         task: Task::Generate,
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
     let (block_size, vocab_size) = (plan.block_size, spec.vocab);
-    let loaded = loaded(config, parts, Running { card, engine, block_size, vocab_size });
-    // What --models-memory counts is the machine's own memory: on the GPU a model takes none of it that lasts.
-    let memory = Memory { weights_bytes: 0, kv_bytes: 0, step_bytes: size.logits_row_bytes };
-    Ok((loaded, memory, report))
+    let engines = replicas(engines, &plan, &config.limits);
+    let loaded = loaded(config, parts, Running { card, engines, block_size, vocab_size });
+    let asleep_bytes = Some(weights_bytes * devices.len() as u64);
+    Ok((Loaded { asleep_bytes, ..loaded }, MEMORY, report))
+}
+
+/// Whether a model seems to fit beside what is on its GPUs: where weights and the smallest cache do not, nothing of it need
+/// be read. Formats that become smaller on a GPU seem too large.
+pub(super) fn seems_to_fit(config: &ModelConfig, files: &Files) -> Result<bool> {
+    let Some(source) = source_of(&files.model.files) else { return Ok(true) };
+    if embed::purpose(config, Some(&source))? != Purpose::Generate {
+        return Ok(true);
+    }
+    let spec = fit::read_spec(config, &source)?;
+    let Some(available) = available_on(config, &spec, &source)? else { return Ok(true) };
+    let size = fit::size(&[&spec], fit::kv_dtype(config.limits.kv_cache_dtype));
+    let wishes = crate::device::fit::Wishes { kv_bytes_chosen_max: None, ..fit::wishes(&config.limits) };
+    Ok(plan_memory(&size, &wishes, Some(available)).is_ok())
+}
+
+/// The weights on each device, in their order: all at once, so that many take about as long as one.
+fn load_all(config: &ModelConfig, source: &Source, devices: &[Device], shown: LoadingBar) -> Result<Vec<CudaModel>> {
+    let quantises = config.limits.quantize.is_some();
+    let load = |device: &Device, progress: Option<OnProgress>| {
+        let options = LoadOptions {
+            precision: precision(&config.limits),
+            max_model_len: config.limits.max_model_len,
+            quantize: config.limits.quantize.clone(),
+            progress,
+            ..Default::default()
+        };
+        CudaModel::load(source, device, options).map_err(|why| match why.lacks_device_memory() {
+            true => lacks_memory(format!("the weights do not fit on the GPU: {why}")),
+            false => unusable(&why),
+        })
+    };
+    let load_first = || load(&devices[0], Some(Box::new(move |done, total| shown.update(done, total))));
+    std::thread::scope(|scope| {
+        let spawn_others = || {
+            let others = devices[1..].iter();
+            others.map(|device| scope.spawn(move || load(device, None))).collect::<Vec<_>>()
+        };
+        // What is quantised is written to a cache once, by the first; the others find it there.
+        let (first, others) = if quantises {
+            let first = load_first()?;
+            (Ok(first), spawn_others())
+        } else {
+            let others = spawn_others();
+            (load_first(), others)
+        };
+        let others = others.into_iter().map(|thread| {
+            thread.join().map_err(|_| Error::internal("loading a replica failed: its thread panicked"))?
+        });
+        std::iter::once(first).chain(others).collect()
+    })
+}
+
+fn memory_free(device: &Device) -> Result<u64> {
+    device.memory_free().map_err(|why| Error::new(ErrorKind::Unavailable, format!("the GPU: {why}")))
 }
 
 /// What the engine cannot do on a GPU yet.
@@ -139,7 +242,7 @@ fn refuse(config: &ModelConfig) -> Result<()> {
 }
 
 /// Plans for a device whose memory already holds the weights.
-fn plan(model: &CudaModel, limits: &ModelLimits, free: u64) -> Result<(ModelSize, Plan)> {
+fn plan(model: &CudaModel, limits: &ModelLimits, free: u64) -> Result<Plan> {
     let (spec, info) = (model.spec(), model.device().info());
     let batched = if info.memory_bytes >= LARGE_MEMORY_BYTES { BATCHED_TOKENS_LARGE } else { BATCHED_TOKENS };
     let batched = limits.max_num_batched_tokens.unwrap_or(batched).max(1);
@@ -173,14 +276,23 @@ fn plan(model: &CudaModel, limits: &ModelLimits, free: u64) -> Result<(ModelSize
         ..fit::wishes(limits)
     };
     let plan = plan_memory(&size, &wishes, Some(available(info.memory_bytes, free, limits.memory_share_permille)));
-    plan.map(|plan| (size, plan)).map_err(fit::does_not_fit)
+    plan.map_err(lacks_memory)
 }
 
-/// What `sconce doctor` plans with: `None` where the model would start on the CPU.
+/// Another model on the GPU may make room.
+fn lacks_memory(why: String) -> Error {
+    Error::new(ErrorKind::Unavailable, why).with_code(NO_DEVICE_MEMORY)
+}
+
+/// What `sconce doctor` plans with, on the card that has least: `None` where the model would start on the CPU.
 pub(super) fn available_on(config: &ModelConfig, spec: &Spec, source: &Source) -> Result<Option<u64>> {
-    let Some(device) = device_for(&config.device, spec, source)? else { return Ok(None) };
-    let free = device.memory_free().map_err(|why| failed(&why))?.saturating_sub(RESERVE_BYTES);
-    Ok(Some(available(device.info().memory_bytes, free, config.limits.memory_share_permille)))
+    let mut least: Option<u64> = None;
+    for device in devices_for(config, spec, source)? {
+        let free = memory_free(&device)?.saturating_sub(RESERVE_BYTES);
+        let available = available(device.info().memory_bytes, free, config.limits.memory_share_permille);
+        least = Some(least.map_or(available, |least| least.min(available)));
+    }
+    Ok(least)
 }
 
 /// So much that its share is what is free within the share of the whole card: others may use the rest of it.
@@ -206,14 +318,12 @@ fn kv_dtype(wanted: KvCacheDtype) -> Option<KvDtype> {
     (wanted != KvCacheDtype::Auto).then(|| fit::kv_dtype(wanted))
 }
 
-fn line(device: &Device) -> String {
-    let info = device.info();
+fn line(devices: &[Device]) -> String {
+    let info = devices[0].info();
     let (major, minor) = info.compute_capability;
-    format!("{}, {} of memory, compute capability {major}.{minor}", info.name, human_bytes(info.memory_bytes))
-}
-
-fn failed(why: &sconce_cuda::Error) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("the GPU: {why}"))
+    let times = if devices.len() > 1 { format!("{} x ", devices.len()) } else { String::new() };
+    let memory = human_bytes(info.memory_bytes);
+    format!("{times}{}, {memory} of memory, compute capability {major}.{minor}", info.name)
 }
 
 #[cfg(test)]

@@ -61,6 +61,23 @@ impl Loader for ModelLoader {
         }
         .boxed()
     }
+
+    #[cfg(feature = "gpu")]
+    fn gpus(&self) -> std::ops::Range<u32> {
+        let config = &self.planned.config;
+        // Whoever names GPUs that there are not was told at the start.
+        super::gpu::ordinals(&config.device, config.limits.data_parallel_size).unwrap_or(0..0)
+    }
+
+    #[cfg(feature = "gpu")]
+    fn seems_to_fit(&self) -> BoxFuture<'_, Result<bool>> {
+        async move {
+            let files = fetched(&self.planned, &Told(Arc::clone(&self.planned.member))).await?;
+            let config = self.planned.config_now();
+            apart("look", move || super::gpu::seems_to_fit(&config, &files)).await
+        }
+        .boxed()
+    }
 }
 
 /// Progress of a load as its member's state, for whoever waits for it.

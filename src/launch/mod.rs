@@ -28,9 +28,10 @@ use sconce_providers::HttpClient;
 use crate::config::pool::PoolConfig;
 use crate::config::speculation::Speculation;
 use crate::config::{DeviceChoice, ModelConfig, check_limits};
+use crate::device::cpu;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{ModelRef, Progress};
-use crate::pool::lifecycle::{Lifecycle, NO_MEMORY};
+use crate::pool::lifecycle::{Lifecycle, NO_DEVICE_MEMORY, NO_MEMORY};
 use crate::pool::local::{Held, LocalMember, Memory};
 use crate::pool::{Model, ModelCard, Pool, Shared, Task};
 use crate::telemetry::Metrics;
@@ -92,6 +93,7 @@ impl Launch {
         let pool = Arc::new(Pool::with(table, shared));
         watch_steps(&planned, config);
         pool.lifecycle().set(loader::managed(&planned), config.models_memory_bytes);
+        set_sleep_memory(pool.lifecycle(), config);
         let workers = Mutex::new(Workers::new(workers));
         Ok(Self { pool, metrics, client, planned: Mutex::new(planned), workers })
     }
@@ -136,6 +138,12 @@ impl Launch {
     }
 }
 
+/// What models may take for sleeping.
+fn set_sleep_memory(lifecycle: &Lifecycle, config: &PoolConfig) {
+    let half = || cpu::detect().memory_available_bytes.map_or(0, |bytes| bytes / 2);
+    lifecycle.set_sleep_max(config.sleep_memory_bytes.unwrap_or_else(half));
+}
+
 async fn stop_one(member: Arc<LocalMember>, grace: std::time::Duration) {
     let stopping = tokio::task::spawn_blocking(move || member.shutdown(grace));
     if let Err(panic) = stopping.await {
@@ -167,9 +175,9 @@ fn plan_models(models: &[ModelConfig], metrics: &Metrics) -> Result<Vec<Planned>
 
 fn plan_model(config: &ModelConfig, metrics: &Metrics) -> Result<Planned> {
     check_limits(&config.limits)?;
-    check_device(&config.device)?;
-    text::check_parsers(&config.parsers)?;
     let reference = ModelRef::parse(&config.reference)?;
+    check_devices(config, reference == ModelRef::Sim)?;
+    text::check_parsers(&config.parsers)?;
     let draft = match &config.limits.speculation {
         Speculation::DraftModel(draft) => Some(ModelRef::parse(&draft.reference)?),
         Speculation::Off | Speculation::Ngram(_) => None,
@@ -191,6 +199,13 @@ async fn load_at_start(planned: &Planned, lifecycle: &Lifecycle, progress: Arc<d
             let message = format!(
                 "{}; models that were loaded before leave {bytes} bytes of --models-memory: let some be loaded on demand \
                  (load = \"demand\", --load-on-demand), or give the models a --kv-cache-memory-bytes",
+                error.message
+            );
+            Error { message, ..error }
+        }
+        _ if error.code == Some(NO_DEVICE_MEMORY) && lifecycle.all().len() > 1 => {
+            let message = format!(
+                "{}; models that are to take turns on a GPU are loaded on demand (load = \"demand\", --load-on-demand)",
                 error.message
             );
             Error { message, ..error }
@@ -266,12 +281,26 @@ fn unix_time_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// As [`check_device`], for all replicas of a model. The simulated one takes no device.
+fn check_devices(config: &ModelConfig, is_simulated: bool) -> Result<()> {
+    let replicas = config.limits.data_parallel_size;
+    if replicas == 1 || is_simulated {
+        return check_device(&config.device);
+    }
+    #[cfg(feature = "gpu")]
+    if !gpu::ordinals(&config.device, replicas)?.is_empty() {
+        return Ok(());
+    }
+    check_device(&config.device)?;
+    Err(model::one_replica_only("a model on the CPU or through a pjrt plugin"))
+}
+
 /// Never falls back in silence: who names a GPU or a plugin gets it or an error.
 pub fn check_device(device: &DeviceChoice) -> Result<()> {
     match device {
         DeviceChoice::Auto | DeviceChoice::Cpu => Ok(()),
         #[cfg(feature = "gpu")]
-        DeviceChoice::Cuda(_) => gpu::device(device).map(|_| ()),
+        DeviceChoice::Cuda(_) => gpu::devices(device, 1).map(|_| ()),
         #[cfg(not(feature = "gpu"))]
         DeviceChoice::Cuda(index) => Err(Error::new(
             ErrorKind::Unavailable,

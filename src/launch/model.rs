@@ -17,7 +17,7 @@ use crate::engine::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::{LocalModel, Progress};
-use crate::pool::local::{Compiler, Embedding, Loaded, Memory};
+use crate::pool::local::{Compiler, Embedding, Loaded, Memory, Replicas};
 use crate::pool::{ModelCard, Task};
 use crate::request::CHOICES_MAX;
 use crate::text::AnswerFormat;
@@ -107,7 +107,17 @@ pub(super) fn check_purpose(config: &ModelConfig, source: Option<&Source>, purpo
         let why = "--device pjrt:PATH runs models that have weights and generate text; use --device cpu for others";
         return Err(Error::invalid("--device", why));
     }
+    if config.limits.data_parallel_size > 1 && purpose != Purpose::Generate {
+        return Err(one_replica_only("a model that makes vectors or scores"));
+    }
     Ok(())
+}
+
+pub(super) fn one_replica_only(what: &str) -> Error {
+    let message = format!(
+        "--data-parallel-size: {what} has one replica; leave it out, or put replicas on GPUs of their own with --device cuda"
+    );
+    Error::invalid("--data-parallel-size", message)
 }
 
 /// What [`load`] would take if the machine had nothing else to do.
@@ -123,6 +133,10 @@ pub fn need(job: &Job<'_>) -> Result<Memory> {
     #[cfg(feature = "pjrt")]
     if matches!(config.device, config::DeviceChoice::Pjrt(_)) {
         return super::pjrt::plan(&spec, &config.limits, job.room_bytes).map(|(size, plan)| memory(&size, &plan));
+    }
+    #[cfg(feature = "gpu")]
+    if super::gpu::takes(config, &spec, &source)? {
+        return Ok(super::gpu::MEMORY);
     }
     let draft = job.files.draft.as_ref().and_then(|draft| source_of(&draft.files));
     let draft = draft.map(|draft| sconce_models::read_spec(&draft).map_err(|why| unusable(&why))).transpose()?;
@@ -144,9 +158,25 @@ fn load_weights(
     let config = job.config;
     let spec = fit::read_spec(config, &source)?;
     #[cfg(feature = "gpu")]
-    if let Some(device) = super::gpu::device_for(&config.device, &spec, &source)? {
-        return super::gpu::load(job, (source, spec, device), card, progress);
+    {
+        let devices = super::gpu::devices_for(config, &spec, &source)?;
+        if !devices.is_empty() {
+            return super::gpu::load(job, (source, spec, &devices), card, progress);
+        }
     }
+    if config.limits.data_parallel_size > 1 {
+        return Err(one_replica_only("a model on the CPU"));
+    }
+    load_on_cpu(job, (source, spec), card, progress)
+}
+
+fn load_on_cpu(
+    job: &Job<'_>,
+    (source, spec): (Source, Spec),
+    card: ModelCard,
+    progress: Arc<dyn Progress>,
+) -> Result<(Loaded, Memory, LoadReport)> {
+    let config = job.config;
     let machine = cpu::detect();
     let kv_dtype = fit::kv_dtype(config.limits.kv_cache_dtype);
     let parts = text::read(&source, spec.vocab, config.chat_template.as_deref())?;
@@ -202,7 +232,8 @@ fn load_weights(
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
     let (block_size, vocab_size) = (plan.block_size, spec.vocab);
     let loader = config.lora.is_wanted().then(|| adapters::loader(spec, &config.lora, engine.clone()));
-    let loaded = loaded(config, parts, Running { card, engine, block_size, vocab_size });
+    let engines = replicas(vec![engine], &plan, &config.limits);
+    let loaded = loaded(config, parts, Running { card, engines, block_size, vocab_size });
     Ok((Loaded { adapters: loader, ..loaded }, memory(&size, &plan), report))
 }
 
@@ -240,7 +271,7 @@ fn load_sim(config: &ModelConfig, card: ModelCard) -> Result<(Loaded, Memory, Lo
 pub(super) fn load_sim_on(
     config: &ModelConfig,
     card: ModelCard,
-    make: impl FnOnce(SimOptions) -> Box<dyn Executor> + Send + 'static,
+    make: impl FnOnce(SimOptions) -> Box<dyn Executor> + Clone + Send + 'static,
 ) -> Result<(Loaded, Memory, LoadReport)> {
     adapters::refuse(&config.lora, "sim")?;
     if config.limits.quantize.is_some() {
@@ -253,16 +284,22 @@ pub(super) fn load_sim_on(
     let (vocab, size, plan) = sim_plan(config)?;
     let memory = memory(&size, &plan);
     let (blocks, block_size, vocab_size) = (plan.blocks, plan.block_size, vocab.tokenizer.vocab_size());
-    let engine = EngineHandle::start(&card.id, engine_config(&plan, &config.limits), move || {
-        let options = SimOptions {
-            step_delay: SIM_STEP_TIME,
-            token_delay: SIM_TOKEN_TIME,
-            favoured: (u32::from(b'a')..=u32::from(b'z')).chain([u32::from(b' ')]).collect(),
-            ..SimOptions::new(vocab_size as u32, blocks, block_size)
-        };
-        Ok(make(options))
-    })
-    .map_err(|why| Error::new(ErrorKind::Unavailable, why))?;
+    let mut engines = Vec::new();
+    for replica in 0..config.limits.data_parallel_size {
+        let make = make.clone();
+        let name = replica_name(&card.id, replica);
+        let engine = EngineHandle::start(&name, engine_config(&plan, &config.limits), move || {
+            let options = SimOptions {
+                step_delay: SIM_STEP_TIME,
+                token_delay: SIM_TOKEN_TIME,
+                favoured: (u32::from(b'a')..=u32::from(b'z')).chain([u32::from(b' ')]).collect(),
+                ..SimOptions::new(vocab_size as u32, blocks, block_size)
+            };
+            Ok(make(options))
+        });
+        engines.push(engine.map_err(|why| Error::new(ErrorKind::Unavailable, why))?);
+    }
+    let engines = replicas(engines, &plan, &config.limits);
     let report = LoadReport {
         id: card.id.clone(),
         what: "simulated: no model, deterministic nonsense".to_owned(),
@@ -273,24 +310,24 @@ pub(super) fn load_sim_on(
         task: Task::Generate,
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
-    Ok((loaded(config, vocab, Running { card, engine, block_size, vocab_size }), memory, report))
+    Ok((loaded(config, vocab, Running { card, engines, block_size, vocab_size }), memory, report))
 }
 
 /// The half of a loaded model that is not text.
 pub(super) struct Running {
     pub card: ModelCard,
-    pub engine: EngineHandle,
+    pub engines: Replicas,
     pub block_size: u32,
     pub vocab_size: usize,
 }
 
 pub(super) fn loaded(config: &ModelConfig, parts: text::Parts, running: Running) -> Loaded {
-    let Running { card, engine, block_size, vocab_size } = running;
+    let Running { card, engines, block_size, vocab_size } = running;
     let answer = text::answer_format(parts.template.as_ref(), &config.parsers);
     let reasoning = AnswerFormat { tools: None, ..answer };
     Loaded {
         card,
-        engine,
+        engines,
         eos_ids: parts.tokenizer.eos().to_vec(),
         marker_ids: answer.marker_ids(&parts.tokenizer),
         reasoning_marker_ids: reasoning.marker_ids(&parts.tokenizer),
@@ -302,8 +339,19 @@ pub(super) fn loaded(config: &ModelConfig, parts: text::Parts, running: Running)
         drafts_max: drafts_max(&config.limits),
         vocab_size,
         compiler: Compiler::default(),
+        asleep_bytes: None,
         adapters: None,
     }
+}
+
+/// The engines of one model, as the planned sizes let them share prompts.
+pub(super) fn replicas(engines: Vec<EngineHandle>, plan: &Plan, limits: &ModelLimits) -> Replicas {
+    Replicas::new(engines, plan.block_size, if limits.enable_prefix_caching { plan.blocks } else { 0 })
+}
+
+/// What the thread of a model's engine is called.
+pub(super) fn replica_name(model: &str, replica: u32) -> String {
+    if replica == 0 { model.to_owned() } else { format!("{model}/{replica}") }
 }
 
 pub(super) fn device_line(machine: &cpu::Cpu) -> String {

@@ -9,7 +9,7 @@ use sconce_models::{KvDtype, LoadOptions, Source, Spec};
 use sconce_pjrt::api::Plugin;
 use sconce_pjrt::{Buckets, ElementType, Limits, PjrtDevice, PjrtExecutor, PjrtOptions, PluginInfo};
 
-use super::model::{Job, LoadReport, LoadingBar, Running, describe, engine_config, loaded, unusable};
+use super::model::{Job, LoadReport, LoadingBar, Running, describe, engine_config, loaded, replicas, unusable};
 use super::{adapters, fit, text};
 use crate::config::speculation::Speculation;
 use crate::config::{KvCacheDtype, MatmulPrecision, ModelConfig, ModelLimits};
@@ -129,7 +129,8 @@ pub(super) fn load(
     };
     let card = ModelCard { max_model_len: plan.max_model_len, ..card };
     let (block_size, vocab_size) = (plan.block_size, spec.vocab);
-    let loaded = loaded(&with_limits(config, limits), parts, Running { card, engine, block_size, vocab_size });
+    let engines = replicas(vec![engine], &plan, &limits);
+    let loaded = loaded(&with_limits(config, limits), parts, Running { card, engines, block_size, vocab_size });
     let memory = if is_this_machine {
         Memory { weights_bytes: size.weight_bytes, kv_bytes: plan.kv_bytes, step_bytes: plan.step_bytes }
     } else {

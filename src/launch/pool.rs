@@ -94,7 +94,8 @@ fn local(config: &PoolConfig, planned: &Planned, parts: &Parts<'_>) -> Result<Ar
         return Ok(node);
     }
     let limits = &planned.config.limits;
-    let limits = AdmissionLimits { running_max: limits.max_num_seqs, waiting_max: limits.max_queue };
+    let running_max = limits.max_num_seqs.saturating_mul(limits.data_parallel_size);
+    let limits = AdmissionLimits { running_max, waiting_max: limits.max_queue };
     let metrics = parts.metrics.member(name);
     Ok(Arc::new(Node::new(name, Arc::clone(&planned.member) as Arc<dyn Member>, limits, declared, metrics)))
 }

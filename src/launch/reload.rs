@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::workers::{self, Fresh};
-use super::{Launch, Planned, loader, plan_model, pool, stop_one, watch_steps};
+use super::{Launch, Planned, loader, plan_model, pool, set_sleep_memory, stop_one, watch_steps};
 use crate::config::ModelConfig;
 use crate::config::pool::PoolConfig;
 use crate::error::Result;
@@ -118,6 +118,9 @@ impl Launch {
         // What is let finish takes memory until then.
         let all = loader::managed(&planned).into_iter().chain(loader::managed(&gone)).collect();
         self.pool.lifecycle().set(all, config.models_memory_bytes);
+        if config.sleep_memory_bytes.is_some() {
+            set_sleep_memory(self.pool.lifecycle(), config);
+        }
         for gone in gone {
             let node =
                 old.nodes.iter().find(|node| std::ptr::addr_eq(Arc::as_ptr(&node.member), Arc::as_ptr(&gone.member)));

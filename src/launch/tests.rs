@@ -55,11 +55,11 @@ impl Loader for Faulty {
 
     fn load(&self, _room_bytes: Option<u64>) -> BoxFuture<'_, Result<(Held, Memory)>> {
         let is_first = self.loads.fetch_add(1, Ordering::Relaxed) == 0;
-        let (before, gate) = (self.before, self.gate.lock().expect("no panic").take());
+        let (before, gate) = (self.before, Arc::new(Mutex::new(self.gate.lock().expect("no panic").take())));
         let loaded = load_sim_on(&self.config, self.card.clone(), move |options| {
             let sim = SimExecutor::new(options);
             let before = move || {
-                if let Some(gate) = &gate {
+                if let Some(gate) = &*gate.lock().expect("no panic") {
                     // An end means that it may go on.
                     let _ = gate.recv();
                 }

@@ -224,13 +224,36 @@ pub struct EngineSnapshot {
     pub accepted_per_position: Vec<u64>,
     /// Of a model that has adapters or may be given some.
     pub adapters: Option<AdapterFigures>,
+    /// Of a model with several engines: each of them, of which all the rest is the sum. Empty where there is one.
+    pub replicas: Vec<EngineSnapshot>,
 }
 
 impl EngineSnapshot {
+    /// Engines of one model as one: counters and sequences are added up, the share of KV blocks is that of all blocks.
+    pub fn together(replicas: Vec<Self>) -> Self {
+        if replicas.len() < 2 {
+            return replicas.into_iter().next().unwrap_or_default();
+        }
+        let mut all = Self::default();
+        for replica in &replicas {
+            all.add(replica.clone());
+        }
+        let sum = |read: fn(&Self) -> u64| replicas.iter().map(read).sum();
+        (all.running, all.waiting) = (sum(|one| one.running), sum(|one| one.waiting));
+        all.blocks = sum(|one| one.blocks);
+        let used: f64 = replicas.iter().map(|one| one.kv_usage * one.blocks as f64).sum();
+        all.kv_usage = used / (all.blocks.max(1)) as f64;
+        Self { replicas, ..all }
+    }
+
     /// Takes over the counters of `other`, whose engine is gone.
     pub fn add_counters(&mut self, other: &Self) {
-        let counters = Self { running: 0, waiting: 0, kv_usage: 0.0, blocks: 0, block_size: 0, ..other.clone() };
-        self.add(counters);
+        self.add(other.counters());
+    }
+
+    fn counters(&self) -> Self {
+        let replicas = self.replicas.iter().map(Self::counters).collect();
+        Self { running: 0, waiting: 0, kv_usage: 0.0, blocks: 0, block_size: 0, replicas, ..self.clone() }
     }
 
     /// The sum of what was counted; gauges are those of `other`.
@@ -267,6 +290,14 @@ impl EngineSnapshot {
         for (count, before) in self.accepted_per_position.iter_mut().zip(before.accepted_per_position) {
             *count += before;
         }
+        if self.replicas.is_empty() {
+            self.replicas = before.replicas.iter().map(Self::counters).collect();
+        } else {
+            for (replica, before) in self.replicas.iter_mut().zip(before.replicas) {
+                let now = std::mem::replace(replica, before);
+                replica.add(now);
+            }
+        }
     }
 }
 
@@ -291,5 +322,25 @@ mod tests {
         assert_eq!((all.running, all.prompt_tokens, all.steps), (2, 20, 6));
         assert_eq!(all.step_tokens_buckets, [(1.0, 2), (f64::INFINITY, 6)]);
         assert_eq!(all.accepted_per_position, [5, 1]);
+    }
+
+    #[test]
+    fn replicas_are_summed_and_counted_on_each_for_itself() {
+        let replica = |running, tokens, kv_usage| EngineSnapshot {
+            running,
+            generation_tokens: tokens,
+            kv_usage,
+            blocks: 10,
+            ..EngineSnapshot::default()
+        };
+        let now = EngineSnapshot::together(vec![replica(1, 5, 0.5), replica(3, 7, 0.0)]);
+        assert_eq!((now.running, now.generation_tokens, now.blocks, now.kv_usage), (4, 12, 20, 0.25));
+        let mut all = EngineSnapshot::default();
+        all.add_counters(&now);
+        assert_eq!((all.running, all.replicas[1].running, all.replicas[1].generation_tokens), (0, 0, 7));
+        all.add(EngineSnapshot::together(vec![replica(2, 1, 0.0), replica(0, 2, 0.0)]));
+        let of_each: Vec<_> = all.replicas.iter().map(|one| (one.running, one.generation_tokens)).collect();
+        assert_eq!((all.running, all.generation_tokens, of_each), (2, 15, vec![(2, 6), (0, 9)]));
+        assert_eq!(EngineSnapshot::together(vec![replica(1, 5, 0.5)]), replica(1, 5, 0.5));
     }
 }

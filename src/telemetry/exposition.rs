@@ -136,10 +136,11 @@ impl Exposition {
         }
     }
 
-    /// Everything that engines count themselves, model by model.
-    pub(super) fn engines(&mut self, engines: &[(String, EngineSnapshot)]) {
-        let labels: Vec<_> =
-            engines.iter().map(|(model, _)| format!("model_name=\"{}\",engine=\"0\"", escaped(model))).collect();
+    /// Everything that engines count themselves, model by model and there engine by engine.
+    pub(super) fn engines(&mut self, models: &[(String, EngineSnapshot)]) {
+        let engines: Vec<_> = models.iter().flat_map(|(model, all)| engines_of(model, all)).collect();
+        let labels: Vec<_> = engines.iter().map(|(labels, _)| labels.clone()).collect();
+        let engines = &engines;
         for figure in FIGURES {
             self.head(figure.name, figure.help, figure.kind.as_str());
             for ((_, engine), labels) in engines.iter().zip(&labels) {
@@ -158,7 +159,7 @@ impl Exposition {
 
     /// As vLLM has it: the names are labels, the value is the time. Endpoint pickers complain at every scrape where this is
     /// missing, so without adapters it is there, too.
-    fn adapters(&mut self, engines: &[(String, EngineSnapshot)], labels: &[String]) {
+    fn adapters(&mut self, engines: &[(String, &EngineSnapshot)], labels: &[String]) {
         const NAME: &str = "vllm:lora_requests_info";
         self.head(
             NAME,
@@ -181,7 +182,7 @@ impl Exposition {
         }
     }
 
-    fn accepted_per_position(&mut self, engines: &[(String, EngineSnapshot)], labels: &[String]) {
+    fn accepted_per_position(&mut self, engines: &[(String, &EngineSnapshot)], labels: &[String]) {
         const NAME: &str = "vllm:spec_decode_num_accepted_tokens_per_pos_total";
         self.head(NAME, "confirmed drafted tokens by their place in the draft", Kind::Counter.as_str());
         for ((_, engine), labels) in engines.iter().zip(labels) {
@@ -191,7 +192,7 @@ impl Exposition {
         }
     }
 
-    fn step_tokens(&mut self, engines: &[(String, EngineSnapshot)], labels: &[String]) {
+    fn step_tokens(&mut self, engines: &[(String, &EngineSnapshot)], labels: &[String]) {
         const NAME: &str = "vllm:iteration_tokens_total";
         self.head(NAME, "tokens computed in one step", "histogram");
         for ((_, engine), labels) in engines.iter().zip(labels) {
@@ -219,6 +220,13 @@ impl Exposition {
     }
 }
 
+/// The engines of one model with their labels, numbered as vLLM numbers its data-parallel ones.
+fn engines_of<'a>(model: &str, all: &'a EngineSnapshot) -> impl Iterator<Item = (String, &'a EngineSnapshot)> {
+    let each = if all.replicas.is_empty() { std::slice::from_ref(all) } else { &all.replicas };
+    let model = escaped(model);
+    each.iter().enumerate().map(move |(index, engine)| (format!("model_name=\"{model}\",engine=\"{index}\""), engine))
+}
+
 /// A label value as the text format wants it.
 fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
@@ -231,6 +239,26 @@ mod tests {
     #[test]
     fn labels_are_escaped() {
         assert_eq!(escaped("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
+    }
+
+    #[test]
+    fn each_replica_is_an_engine() {
+        let replica = |running| EngineSnapshot { running, ..EngineSnapshot::default() };
+        let mut page = Exposition::default();
+        page.engines(&[
+            ("m".to_owned(), EngineSnapshot::together(vec![replica(2), replica(3)])),
+            ("n".to_owned(), replica(1)),
+        ]);
+        let page = page.into_text();
+        let lines: Vec<_> = page.lines().filter(|line| line.starts_with("vllm:num_requests_running")).collect();
+        assert_eq!(
+            lines,
+            [
+                "vllm:num_requests_running{model_name=\"m\",engine=\"0\"} 2",
+                "vllm:num_requests_running{model_name=\"m\",engine=\"1\"} 3",
+                "vllm:num_requests_running{model_name=\"n\",engine=\"0\"} 1",
+            ]
+        );
     }
 
     #[test]

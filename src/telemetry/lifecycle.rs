@@ -17,10 +17,13 @@ const GAUGES: [Figure; 3] = [
     }),
 ];
 
-const COUNTERS: [Figure; 4] = [
+const COUNTERS: [Figure; 5] = [
     ("sconce_model_loads_total", "loads that went well", |status| status.loads),
     ("sconce_model_load_failures_total", "loads that failed", |status| status.load_failures),
     ("sconce_model_evictions_total", "times that the model made room for another", |status| status.evictions),
+    ("sconce_model_sleeps_total", "times that the model left its GPU with its weights in host memory", |status| {
+        status.sleeps
+    }),
     ("sconce_engine_restarts_total", "times that the engine failed and was started again", |status| status.restarts),
 ];
 

@@ -2,6 +2,7 @@
 
 mod embed;
 mod lora;
+mod replicas;
 mod structured;
 mod tools;
 

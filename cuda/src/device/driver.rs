@@ -59,12 +59,8 @@ thread_local! {
 
 impl Driver {
     pub fn open(ordinal: u32) -> Result<(DeviceInfo, Self)> {
+        check_driver()?;
         // SAFETY: only looks for libraries.
-        if !unsafe { sys::is_culib_present() } {
-            let missing = "there is no NVIDIA driver on this machine (libcuda.so.1 was not found)";
-            return Err(Error::NoDevice(missing.to_owned()));
-        }
-        // SAFETY: as above.
         if !unsafe { cudarc::cublaslt::sys::is_culib_present() } {
             let missing =
                 "libcublasLt.so was not found: install CUDA's libraries or add their folder to LD_LIBRARY_PATH";
@@ -73,10 +69,8 @@ impl Driver {
         if MODULES.iter().all(|(_, bytes)| bytes.is_empty()) {
             return Err(Error::NoDevice("this build has no kernels for GPUs".to_owned()));
         }
-        result::init()
-            .map_err(|error| Error::NoDevice(format!("the NVIDIA driver does not start: {}", text(error))))?;
-        let count = result::device::get_count().map_err(|error| failed("count of devices", error))?;
-        let device = i32::try_from(ordinal).ok().filter(|ordinal| *ordinal < count);
+        let count = count()?;
+        let device = i32::try_from(ordinal).ok().filter(|_| ordinal < count);
         let device =
             device.ok_or_else(|| Error::NoDevice(format!("there is no GPU {ordinal}: {count} can be seen")))?;
         let device = result::device::get(device).map_err(|error| failed("device", error))?;
@@ -313,6 +307,22 @@ fn early_launch() -> sys::CUlaunchAttribute {
         pad: [0; 4],
         value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
     }
+}
+
+fn check_driver() -> Result<()> {
+    // SAFETY: only looks for libraries.
+    if unsafe { sys::is_culib_present() } {
+        return Ok(());
+    }
+    Err(Error::NoDevice("there is no NVIDIA driver on this machine (libcuda.so.1 was not found)".to_owned()))
+}
+
+/// GPUs that the driver shows.
+pub(super) fn count() -> Result<u32> {
+    check_driver()?;
+    result::init().map_err(|error| Error::NoDevice(format!("the NVIDIA driver does not start: {}", text(error))))?;
+    let count = result::device::get_count().map_err(|error| failed("count of devices", error))?;
+    Ok(u32::try_from(count).unwrap_or(0))
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -3,11 +3,12 @@
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::DeviceInfo;
 use crate::element::ElementType;
-use crate::error::{Result, driver};
+use crate::error::{Error, Result, driver};
 use crate::launch::Launch;
 use crate::ops::gemm::{Gemm, gemm_on_host};
 
@@ -26,14 +27,29 @@ unsafe extern "C" {
 const FENCE: [u8; 64] = [0xa5; 64];
 const ALIGN: usize = 256;
 
-#[derive(Default)]
+/// Stand-ins that a process has, as a machine has GPUs.
+pub(super) const COUNT: u32 = 4;
+pub(super) const MEMORY_BYTES: u64 = 8 << 30;
+
+/// Bytes taken on each of them, whoever opened it.
+static TAKEN: [AtomicU64; COUNT as usize] = [const { AtomicU64::new(0) }; COUNT as usize];
+
+/// As if another program had taken so much of it, for good.
+pub(super) fn occupy(ordinal: u32, bytes: u64) {
+    TAKEN[ordinal as usize].fetch_add(bytes, Ordering::Relaxed);
+}
+
 pub(super) struct Host {
     state: Mutex<State>,
+    /// One of [`TAKEN`]; `None` is a stand-in of its own, with memory of its own.
+    ordinal: Option<u32>,
+    memory_bytes: u64,
 }
 
 #[derive(Default)]
 struct State {
     pieces: HashMap<u64, usize>,
+    pinned: HashMap<u64, usize>,
     recording: Option<Vec<Work>>,
 }
 
@@ -46,15 +62,23 @@ enum Work {
 }
 
 impl Host {
-    pub fn open() -> (DeviceInfo, Self) {
+    pub fn open(ordinal: Option<u32>, memory_bytes: u64) -> Result<(DeviceInfo, Self)> {
+        if let Some(ordinal) = ordinal.filter(|ordinal| *ordinal >= COUNT) {
+            return Err(Error::NoDevice(format!("there is no stand-in {ordinal}: there are {COUNT}")));
+        }
         let info = DeviceInfo {
             name: "stand-in on the CPU".to_owned(),
             compute_capability: (0, 0),
             multiprocessors: 4,
-            memory_bytes: 8 << 30,
+            memory_bytes,
             shared_bytes_max: 227 << 10,
         };
-        (info, Self::default())
+        Ok((info, Self { state: Mutex::default(), ordinal, memory_bytes }))
+    }
+
+    /// What everybody took of this stand-in, where it is one of the process's.
+    fn shared_account(&self) -> Option<&'static AtomicU64> {
+        Some(&TAKEN[self.ordinal? as usize])
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -62,11 +86,26 @@ impl Host {
     }
 
     pub fn memory_free(&self) -> Result<u64> {
-        let taken: usize = self.state().pieces.values().sum();
-        Ok((8_u64 << 30).saturating_sub(taken as u64))
+        let own = || self.state().pieces.values().sum::<usize>() as u64;
+        let taken = self.shared_account().map_or_else(own, |account| account.load(Ordering::Relaxed));
+        Ok(self.memory_bytes.saturating_sub(taken))
     }
 
     pub fn allocate(&self, bytes: usize) -> Result<u64> {
+        let free = self.memory_free()?;
+        if bytes as u64 > free {
+            return Err(Error::Memory { bytes: bytes as u64, free });
+        }
+        let address = self.allocate_piece(bytes)?;
+        self.state().pieces.insert(address, bytes);
+        if let Some(account) = self.shared_account() {
+            account.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        Ok(address)
+    }
+
+    /// Memory with its fence, not counted yet.
+    fn allocate_piece(&self, bytes: usize) -> Result<u64> {
         let layout = layout(bytes);
         // SAFETY: the layout is not empty.
         let start = unsafe { alloc(layout) };
@@ -78,14 +117,21 @@ impl Host {
             std::ptr::write_bytes(start, 0xff, bytes);
             std::ptr::copy_nonoverlapping(FENCE.as_ptr(), start.add(bytes), FENCE.len());
         }
-        self.state().pieces.insert(start as u64, bytes);
         Ok(start as u64)
     }
 
     pub fn free(&self, address: u64) {
         let Some(bytes) = self.state().pieces.remove(&address) else { return };
+        if let Some(account) = self.shared_account() {
+            account.fetch_sub(bytes as u64, Ordering::Relaxed);
+        }
+        Self::free_piece(address, bytes);
+    }
+
+    /// Checks the fence and gives the memory back.
+    fn free_piece(address: u64, bytes: usize) {
         let start = address as *mut u8;
-        // SAFETY: `allocate` handed out this piece with its fence.
+        // SAFETY: `allocate_piece` handed out this piece with its fence.
         let fence = unsafe { std::slice::from_raw_parts(start.add(bytes), FENCE.len()) };
         let is_whole = fence == FENCE;
         // SAFETY: the same layout as at its allocation.
@@ -95,7 +141,8 @@ impl Host {
 
     /// Panics if a kernel wrote behind its memory.
     pub fn synchronize(&self) -> Result<()> {
-        for (&address, &bytes) in &self.state().pieces {
+        let state = self.state();
+        for (&address, &bytes) in state.pieces.iter().chain(&state.pinned) {
             // SAFETY: pieces in the table are allocated, with their fences.
             let fence = unsafe { std::slice::from_raw_parts((address as *const u8).add(bytes), FENCE.len()) };
             assert!(fence == FENCE, "a kernel wrote behind a piece of {bytes} bytes");
@@ -103,12 +150,17 @@ impl Host {
         Ok(())
     }
 
+    /// Fenced like the device's memory, and not counted as such.
     pub fn allocate_pinned(&self, bytes: usize) -> Result<*mut u8> {
-        self.allocate(bytes).map(|address| address as *mut u8)
+        let address = self.allocate_piece(bytes)?;
+        self.state().pinned.insert(address, bytes);
+        Ok(address as *mut u8)
     }
 
     pub fn free_pinned(&self, start: *mut u8, _bytes: usize) {
-        self.free(start as u64);
+        if let Some(bytes) = self.state().pinned.remove(&(start as u64)) {
+            Self::free_piece(start as u64, bytes);
+        }
     }
 
     pub fn fill_zero(&self, address: u64, bytes: usize) -> Result<()> {

@@ -8,14 +8,14 @@ mod host;
 #[cfg(feature = "host")]
 pub(crate) use host::{read_elements, write_elements};
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::element::{Element, ElementType};
 #[cfg(all(feature = "driver", feature = "host"))]
 use crate::error::Error;
 use crate::error::Result;
 use crate::launch::Launch;
-use crate::memory::{Buffer, Pinned};
+use crate::memory::{Buffer, Piece, Pinned};
 use crate::ops::gemm::Gemm;
 
 /// What a device says of itself.
@@ -37,6 +37,30 @@ pub struct Device(Arc<Inner>);
 struct Inner {
     info: DeviceInfo,
     back_end: BackEnd,
+    // Taken when memory is allocated, never by a step.
+    pieces: Mutex<Pieces>,
+}
+
+/// Memory that was allocated through one handle.
+#[derive(Default)]
+pub(crate) struct Pieces {
+    /// The number of the next one.
+    pub next: u64,
+    all: Vec<Weak<Piece>>,
+}
+
+impl Pieces {
+    /// Those that still have an owner.
+    pub fn live(&mut self) -> Vec<Arc<Piece>> {
+        self.all.retain(|piece| piece.strong_count() > 0);
+        self.all.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Inner {
+    fn new(info: DeviceInfo, back_end: BackEnd) -> Self {
+        Self { info, back_end, pieces: Mutex::default() }
+    }
 }
 
 enum BackEnd {
@@ -73,14 +97,50 @@ impl Device {
     #[cfg(feature = "driver")]
     pub fn open(ordinal: u32) -> Result<Self> {
         let (info, driver) = driver::Driver::open(ordinal)?;
-        Ok(Self(Arc::new(Inner { info, back_end: BackEnd::Driver(driver) })))
+        Ok(Self(Arc::new(Inner::new(info, BackEnd::Driver(driver)))))
     }
 
-    /// The stand-in on the CPU.
+    /// GPUs that the driver shows.
+    #[cfg(feature = "driver")]
+    pub fn count() -> Result<u32> {
+        driver::count()
+    }
+
+    /// A stand-in on the CPU, with memory of its own.
     #[cfg(feature = "host")]
     pub fn host() -> Self {
-        let (info, host) = host::Host::open();
-        Self(Arc::new(Inner { info, back_end: BackEnd::Host(host) }))
+        Self::host_sized(host::MEMORY_BYTES)
+    }
+
+    /// The same with so much memory.
+    #[cfg(feature = "host")]
+    pub fn host_sized(memory_bytes: u64) -> Self {
+        Self::host_of(None, memory_bytes).expect("a stand-in without a number is always there")
+    }
+
+    /// Stand-in number `ordinal` of this process: whoever opens the same one shares its memory. Fails where there are
+    /// fewer.
+    #[cfg(feature = "host")]
+    pub fn host_numbered(ordinal: u32) -> Result<Self> {
+        Self::host_of(Some(ordinal), host::MEMORY_BYTES)
+    }
+
+    /// Stand-ins that have a number.
+    #[cfg(feature = "host")]
+    pub fn host_count() -> u32 {
+        host::COUNT
+    }
+
+    /// As if another program had taken so much of stand-in `ordinal` for good. Panics where there is none of that number.
+    #[cfg(feature = "host")]
+    pub fn host_occupy(ordinal: u32, bytes: u64) {
+        host::occupy(ordinal, bytes);
+    }
+
+    #[cfg(feature = "host")]
+    fn host_of(ordinal: Option<u32>, memory_bytes: u64) -> Result<Self> {
+        let (info, host) = host::Host::open(ordinal, memory_bytes)?;
+        Ok(Self(Arc::new(Inner::new(info, BackEnd::Host(host)))))
     }
 
     pub fn info(&self) -> &DeviceInfo {
@@ -99,7 +159,7 @@ impl Device {
 
     pub fn zeros(&self, len: usize, ty: ElementType) -> Result<Buffer> {
         let buffer = Buffer::new(self, len, ty)?;
-        on_back_end!(self, back_end => back_end.fill_zero(buffer.all().address(), buffer.bytes()))?;
+        self.fill_zero(buffer.all().address(), buffer.bytes())?;
         Ok(buffer)
     }
 
@@ -129,6 +189,27 @@ impl Device {
 
     pub(crate) fn gemm(&self, gemm: &Gemm) -> Result<()> {
         on_back_end!(self, back_end => back_end.gemm(gemm))
+    }
+
+    pub(crate) fn pieces(&self) -> MutexGuard<'_, Pieces> {
+        self.0.pieces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Memory that this handle knows of as long as it has an owner.
+    pub(crate) fn piece(&self, bytes: usize) -> Result<Arc<Piece>> {
+        let address = self.allocate(bytes)?;
+        let mut pieces = self.pieces();
+        let piece = Arc::new(Piece::new(address, bytes, pieces.next));
+        pieces.next += 1;
+        if pieces.all.len() == pieces.all.capacity() {
+            pieces.all.retain(|piece| piece.strong_count() > 0);
+        }
+        pieces.all.push(Arc::downgrade(&piece));
+        Ok(piece)
+    }
+
+    pub(crate) fn fill_zero(&self, address: u64, bytes: usize) -> Result<()> {
+        on_back_end!(self, back_end => back_end.fill_zero(address, bytes))
     }
 
     pub(crate) fn allocate(&self, bytes: usize) -> Result<u64> {

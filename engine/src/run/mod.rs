@@ -20,13 +20,14 @@ use tokio::sync::mpsc::Sender;
 use super::adapter::Adapters;
 use super::delivery::{Delivery, has_caught_up, try_deliver};
 use super::draft_model::DraftModel;
-use super::executor::Executor;
+use super::executor::{Executor, WakeError};
 use super::filter::Desk;
 use super::handle::{Arrival, Board, Command, Gate, Progress};
 use super::sampler::{LANE_LOGITS_MIN, StepSampler};
 use super::scheduler::{EngineConfig, Outcome, Scheduler, Step, StepResults};
 use super::sequence::{FinishReason, NewSequence, SeqId};
 use super::speculation::Speculation;
+use step::fenced;
 
 /// Times that the engine starts over with the weights that it has, without a step that went well in between.
 const RESTARTS_MAX: u32 = 3;
@@ -73,6 +74,8 @@ struct Engine {
     deadline: Option<Instant>,
     /// No handle is left, or a shutdown has begun: ends when nothing is live.
     draining: bool,
+    /// The executor has given its memory back: nothing is live, and nothing is accepted.
+    is_asleep: bool,
 }
 
 /// The whole life of the engine thread. The outcome of `build` goes to `ready` first.
@@ -152,6 +155,7 @@ impl Engine {
             parked_wait: PARKED_WAIT_FIRST,
             deadline: None,
             draining: false,
+            is_asleep: false,
         };
         engine.publish();
         Ok(engine)
@@ -246,6 +250,9 @@ impl Engine {
                 let _ = done.send(self.adapters.load(id, adapter, &mut *self.executor));
             }
             Command::DropAdapter(id) => self.adapters.begin_to_leave(id),
+            // As above.
+            Command::Sleep(done) => drop(done.send(self.sleep())),
+            Command::Wake(done) => drop(done.send(self.wake())),
             Command::Shutdown(deadline) => {
                 self.draining = true;
                 self.deadline = deadline;
@@ -253,8 +260,33 @@ impl Engine {
         }
     }
 
+    /// Sequences whose clients have gone are no reason to stay awake.
+    fn sleep(&mut self) -> Result<u64, String> {
+        self.look_after_clients();
+        if !self.deliveries.is_empty() {
+            return Err(format!("{} sequences are live; they must end first", self.deliveries.len()));
+        }
+        let bytes = fenced(|| self.executor.sleep())?;
+        self.is_asleep = true;
+        // Nothing is live to be dropped: only the prefix cache goes, whose blocks hold nothing any more.
+        self.scheduler.abandon();
+        self.publish();
+        Ok(bytes)
+    }
+
+    fn wake(&mut self) -> Result<(), WakeError> {
+        let woken = catch_unwind(AssertUnwindSafe(|| self.executor.wake()));
+        woken.unwrap_or_else(|panic| Err(WakeError::Failed(panic_text(&*panic))))?;
+        self.is_asleep = false;
+        Ok(())
+    }
+
     fn accept(&mut self, arrival: Arrival) {
         let Arrival { id, submit, submitted_at } = arrival;
+        if self.is_asleep {
+            let finish = FinishReason::Failed("the model sleeps; wake it first".to_owned());
+            return self.refuse(&submit.progress, finish);
+        }
         if submit.adapter.is_some_and(|adapter| !self.adapters.takes(adapter)) {
             let finish = FinishReason::Failed("the adapter was unloaded before the request began".to_owned());
             return self.refuse(&submit.progress, finish);

@@ -226,7 +226,7 @@ impl Engine {
 }
 
 /// A panic of the executor is an error like any other.
-fn fenced(run: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+pub(super) fn fenced<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(panic_text(&*panic)))
 }
 

@@ -3,7 +3,7 @@
 
 use sconce_cuda::ops::attention::{splits_for, workspace_len};
 use sconce_cuda::ops::rows::scale_and_cap;
-use sconce_cuda::{Buffer, Device, ElementType, Slice};
+use sconce_cuda::{Buffer, Device, ElementType, Mark, SetAside, Slice};
 use sconce_kernels::KvDtype;
 
 use super::CudaModel;
@@ -75,6 +75,10 @@ pub struct CudaRunner {
     graphs: Graphs,
     sampling: Sampling,
     issued: Issued,
+    /// Weights were allocated before it; everything else is worth nothing while nobody asks.
+    weights: Mark,
+    /// While the model sleeps.
+    aside: Option<SetAside>,
 }
 
 /// Where the logits of the step are that [`CudaRunner::issue`] began.
@@ -93,6 +97,7 @@ impl CudaRunner {
     /// Allocates cache and buffers.
     pub fn new(model: CudaModel, sizes: CudaSizes) -> Result<Self> {
         let (spec, device) = (&model.spec, &model.device);
+        let weights = device.mark();
         let kv = kv_element(sizes.kv_dtype, model.ty);
         let mut cache = Vec::with_capacity(spec.layers);
         for layer in 0..spec.layers {
@@ -106,7 +111,32 @@ impl CudaRunner {
         let scratch = Scratch::new(&model, sizes)?;
         let sampling = Sampling::new(device, logit_rows(sizes), spec.vocab)?;
         let (graphs, issued) = (Graphs::new(rows), Issued::Nothing);
-        Ok(Self { model, sizes, cache, scratch, arrays, graphs, sampling, issued })
+        Ok(Self { model, sizes, cache, scratch, arrays, graphs, sampling, issued, weights, aside: None })
+    }
+
+    /// Gives all device memory of the model back: weights wait in host memory, what the cache held is lost. Returns the bytes
+    /// of host memory that it takes. An error leaves the model awake; whatever else was allocated through the model's device
+    /// handle goes along.
+    pub fn sleep(&mut self) -> Result<u64> {
+        if let Some(aside) = &self.aside {
+            return Ok(aside.bytes());
+        }
+        // Graphs hold the addresses that they were recorded with, and memory comes back at others: they are recorded again,
+        // and what they take of the device themselves goes, too.
+        self.graphs = Graphs::new(self.sizes.max_num_seqs as usize);
+        self.issued = Issued::Nothing;
+        let aside = self.model.device.set_aside(self.weights)?;
+        Ok(self.aside.insert(aside).bytes())
+    }
+
+    /// Takes device memory again, with the weights and an empty cache. Where it is not to be had the model sleeps on, and may
+    /// be woken later.
+    pub fn wake(&mut self) -> Result<()> {
+        let Some(aside) = self.aside.take() else { return Ok(()) };
+        self.model.device.bring_back(aside).map_err(|(aside, error)| {
+            self.aside = Some(aside);
+            error.into()
+        })
     }
 
     /// Bytes that [`Self::new`] allocates beside the cache.
@@ -233,6 +263,9 @@ impl CudaRunner {
     }
 
     fn check_room(&self, batch: &BatchInput) -> Result<()> {
+        if self.aside.is_some() {
+            return Err(Error::Batch("the model sleeps; wake it first".to_owned()));
+        }
         let (tokens, rows) = (batch.tokens.len(), batch.rows());
         let (tokens_max, rows_max) = (self.sizes.max_num_batched_tokens, self.sizes.max_num_seqs);
         if tokens > tokens_max.max(rows_max) as usize || rows > rows_max as usize {

@@ -4,8 +4,9 @@ use serde_json::json;
 
 use crate::api::json::Wire;
 use crate::api::openapi::{Dialect, Operation};
-use crate::api::schema::Schemas;
+use crate::api::schema::{Schemas, for_queries};
 
+use super::sleep::{IsSleeping, SleepQuery, WakeQuery};
 use super::{LoadFields, StatusList, StatusWire, UnloadFields};
 
 pub(in crate::api) fn operations(schemas: &mut Schemas) -> Vec<Operation> {
@@ -30,5 +31,27 @@ pub(in crate::api) fn operations(schemas: &mut Schemas) -> Vec<Operation> {
             .body(schemas.read::<Wire<UnloadFields>>(), &example, Dialect::OpenAi)
             .answers("It is not in memory any more.", schemas.written::<StatusWire>())
             .refuses(&[403], Dialect::OpenAi),
+        Operation::new("post", "/sleep", "sleepModel")
+            .says(
+                "Models",
+                "Put a model on a GPU to sleep when it has finished what it has begun",
+                "Weights go to host memory and the GPU's memory is free. Its next request wakes it. For operators.",
+            )
+            .guarded(Dialect::OpenAi)
+            .query::<SleepQuery>(for_queries())
+            .answers("It sleeps.", schemas.written::<StatusWire>())
+            .refuses(&[400, 403], Dialect::OpenAi),
+        Operation::new("post", "/wake_up", "wakeModel")
+            .says("Models", "Wake a model", "One that is not in memory is loaded. For operators.")
+            .guarded(Dialect::OpenAi)
+            .query::<WakeQuery>(for_queries())
+            .answers("It can answer.", schemas.written::<StatusWire>())
+            .refuses(&[400, 403, 503], Dialect::OpenAi),
+        Operation::new("get", "/is_sleeping", "isModelSleeping")
+            .says("Models", "Whether a model sleeps", "For operators.")
+            .guarded(Dialect::OpenAi)
+            .query::<WakeQuery>(for_queries())
+            .answers("Whether it does.", schemas.written::<IsSleeping>())
+            .refuses(&[400, 403], Dialect::OpenAi),
     ]
 }

@@ -3,6 +3,7 @@
 //! Only models that the server was configured with can be named: never a path.
 
 mod describe;
+mod sleep;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pool::lifecycle::{Managed, ModelStatus};
 
 pub(super) use describe::operations;
+pub(super) use sleep::{is_sleeping, sleep, wake_up};
 
 /// How often a load that is followed is looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -71,8 +73,8 @@ pub(in crate::api) struct StatusWire {
     #[schemars(extend("const" = "model.status"))]
     object: &'static str,
     root: String,
-    /// `configured` (never loaded so far), `loading`, `ready`, `draining` (it finishes what it has begun), `unloaded` or
-    /// `failed`.
+    /// `configured` (never loaded so far), `loading`, `ready`, `draining` (it finishes what it has begun), `sleeping` (its
+    /// weights wait in host memory), `unloaded` or `failed`.
     state: &'static str,
     /// Why it failed, or what its load does.
     detail: Option<String>,
@@ -88,10 +90,14 @@ pub(in crate::api) struct StatusWire {
     load_failures: u64,
     /// Times that it made room for another.
     evictions: u64,
+    /// Times that it went to sleep.
+    sleeps: u64,
     /// Times that its engine failed and was started again.
     restarts: u64,
     /// Of its latest load.
     load_time_ms: Option<u64>,
+    /// Of the latest time that it woke.
+    wake_time_ms: Option<u64>,
     /// Unix time in seconds.
     last_used: Option<u64>,
     /// When it is unloaded if nobody uses it, Unix time in seconds.
@@ -136,8 +142,10 @@ impl From<ModelStatus> for StatusWire {
             loads: status.loads,
             load_failures: status.load_failures,
             evictions: status.evictions,
+            sleeps: status.sleeps,
             restarts: status.restarts,
-            load_time_ms: status.load_time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            load_time_ms: status.load_time.map(milliseconds),
+            wake_time_ms: status.wake_time.map(milliseconds),
             last_used: status.last_used_s,
             unloads_at: status.unloads_at_s,
             on_demand: status.on_demand,
@@ -145,6 +153,10 @@ impl From<ModelStatus> for StatusWire {
             stuck_s: status.stuck_for.map(|time| time.as_secs()),
         }
     }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Where every model of this server's own is, of those that the key may use.

@@ -41,6 +41,8 @@ pub struct PoolConfig {
     pub ledger: LedgerConfig,
     /// What the models of this server may take together.
     pub models_memory_bytes: Option<u64>,
+    /// Host memory that models may take for sleeping, all together. `None`: half of what there is at the start.
+    pub sleep_memory_bytes: Option<u64>,
     /// A step that runs longer is stuck.
     pub step_timeout: Option<Duration>,
 }
@@ -185,6 +187,7 @@ pub fn checked(sections: &PoolSections, text: &str, served: &[String]) -> Result
         prices: sections.prices.file.clone(),
         ledger: ledger(&sections.ledger, !sections.members.is_empty())?,
         models_memory_bytes: None,
+        sleep_memory_bytes: None,
         step_timeout: None,
     })
 }

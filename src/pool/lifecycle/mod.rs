@@ -3,24 +3,33 @@
 //!
 //! 1. One load a model at a time, however many wait for it.
 //! 2. A model that is used is never taken from its requests: it is let finish them, and takes no new ones meanwhile.
-//! 3. The models in memory, on their way in and on their way out together never take more than the budget.
+//! 3. A model on a GPU that makes room for another there sleeps where host memory allows: its weights wait in it.
+//! 4. The models in memory, on their way in and on their way out together never take more than the budget.
 
+mod sleep;
 mod status;
 
+use std::ops::Range;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::pool::local::{Held, LocalMember, Memory, Slot};
+use crate::pool::local::{Begun, Held, LocalMember, Memory, Slot};
 use crate::pool::member::Model;
 
 use crate::config::LoadPolicy;
 use crate::error::{Error, ErrorKind, Result};
+use sleep::Cleared;
 pub use status::{ModelStatus, State};
 
 /// The code of errors that more free memory would cure.
 pub const NO_MEMORY: &str = "insufficient_memory";
+
+/// The same of a GPU's memory: another model there may give it up.
+pub const NO_DEVICE_MEMORY: &str = "insufficient_gpu_memory";
 
 /// How often it is looked whether a model that is let finish has done so, and whether there is room by now.
 const LOOK: Duration = Duration::from_millis(20);
@@ -32,6 +41,14 @@ pub trait Loader: Send + Sync {
     /// Fetches what is missing, and says what the model will take when it is given at most `room_bytes`.
     fn need(&self, room_bytes: Option<u64>) -> BoxFuture<'_, Result<Memory>>;
     fn load(&self, room_bytes: Option<u64>) -> BoxFuture<'_, Result<(Held, Memory)>>;
+    /// Numbers of the GPUs that the model takes; none where it does not sleep.
+    fn gpus(&self) -> Range<u32> {
+        0..0
+    }
+    /// Whether it seems to fit beside what is on its GPU now, before anything large is read. A guess: the load knows.
+    fn seems_to_fit(&self) -> BoxFuture<'_, Result<bool>> {
+        std::future::ready(Ok(true)).boxed()
+    }
 }
 
 #[derive(Clone)]
@@ -48,6 +65,12 @@ pub struct Lifecycle {
     memory_max_bytes: RwLock<Option<u64>>,
     /// Held while room is looked for and set aside.
     room: Mutex<()>,
+    /// Host memory that models may take for sleeping; 0: none sleeps.
+    sleep_max_bytes: AtomicU64,
+    /// Held while a model goes to sleep: two would count the same memory as free.
+    falling_asleep: tokio::sync::Mutex<()>,
+    /// Held while a model gets its place on GPUs: two would take what the other waits for.
+    entering_gpu: tokio::sync::Mutex<()>,
     idle_wait: Duration,
 }
 
@@ -57,6 +80,9 @@ impl Default for Lifecycle {
             managed: RwLock::default(),
             memory_max_bytes: RwLock::default(),
             room: Mutex::default(),
+            sleep_max_bytes: AtomicU64::default(),
+            falling_asleep: tokio::sync::Mutex::default(),
+            entering_gpu: tokio::sync::Mutex::default(),
             idle_wait: IDLE_WAIT,
         }
     }
@@ -129,8 +155,8 @@ impl Lifecycle {
 
     /// The same for one that need not be managed yet.
     pub fn start(self: &Arc<Self>, managed: Managed) {
-        if let Some(broken) = managed.member.begin() {
-            tokio::spawn(Arc::clone(self).bring_in(managed, broken));
+        if let Some(begun) = managed.member.begin() {
+            tokio::spawn(Arc::clone(self).bring_in(managed, begun));
         }
     }
 
@@ -142,10 +168,18 @@ impl Lifecycle {
         managed.member.lease().await.map(drop)
     }
 
-    async fn bring_in(self: Arc<Self>, managed: Managed, broken: Option<Held>) {
+    async fn bring_in(self: Arc<Self>, managed: Managed, begun: Begun) {
         let member = &managed.member;
         let name = member.card().id.clone();
-        if let Some(broken) = broken {
+        let begun = match begun {
+            Begun::Sleeping(held, awake) => match self.woken(&managed, held, awake).await {
+                true => return,
+                // It is gone.
+                false => Begun::Empty,
+            },
+            other => other,
+        };
+        if let Begun::Broken(broken) = begun {
             let pause = member.restart_pause();
             let why = broken.failure().unwrap_or_default().to_owned();
             tracing::error!(model = %name, why, pause_s = pause.as_secs(), "the engine has failed and is started again");
@@ -180,10 +214,29 @@ impl Lifecycle {
         if !self.set_aside(managed, need).await? {
             return Ok(None);
         }
+        let _turn = if managed.loader.gpus().is_empty() { None } else { Some(self.entering_gpu.lock().await) };
+        let asked = Instant::now();
+        while !managed.loader.seems_to_fit().await? {
+            match self.clear_gpu(managed, asked).await {
+                Cleared::Some => {}
+                Cleared::Nothing => break,
+                Cleared::Unwanted => return Ok(None),
+            }
+        }
         loop {
-            match managed.loader.load(room_bytes).await {
-                Err(error) if error.code == Some(NO_MEMORY) && self.evict_idle(managed).await => {}
-                outcome => return outcome.map(Some),
+            let error = match managed.loader.load(room_bytes).await {
+                Ok(loaded) => return Ok(Some(loaded)),
+                Err(error) => error,
+            };
+            let cleared = match error.code {
+                Some(NO_MEMORY) if self.evict_idle(managed).await => Cleared::Some,
+                Some(NO_DEVICE_MEMORY) => self.clear_gpu(managed, asked).await,
+                _ => Cleared::Nothing,
+            };
+            match cleared {
+                Cleared::Some => {}
+                Cleared::Nothing => return Err(error),
+                Cleared::Unwanted => return Ok(None),
             }
         }
     }
@@ -268,6 +321,7 @@ impl Lifecycle {
             let member = &managed.member;
             let (is_used, is_broken) = match &*member.watch().borrow() {
                 Slot::Holding { held, .. } => (held.holders() > 1, held.failure().is_some()),
+                Slot::Sleeping { .. } => (false, false),
                 Slot::Failed { .. } => (false, !managed.policy.on_demand),
                 _ => continue,
             };
@@ -281,7 +335,7 @@ impl Lifecycle {
             }
             let idle = member.history().last_used.map_or(Duration::ZERO, |at| at.elapsed());
             let is_over = managed.policy.idle_unload.is_some_and(|limit| idle >= limit) && !managed.policy.pinned;
-            if is_over && let Some(held) = member.take_idle() {
+            if is_over && let Some(held) = member.take_idle().or_else(|| member.take_sleeping()) {
                 gone(member, held).await;
                 tracing::info!(model = %member.card().id, idle_s = idle.as_secs(), "unloaded, as nobody used it");
             }
@@ -293,6 +347,11 @@ impl Lifecycle {
 fn take_least_recent(models: &[Managed], may_drain: bool) -> Option<(Arc<LocalMember>, Held)> {
     let mut loose: Vec<_> = models.iter().filter(|one| !one.policy.pinned).collect();
     loose.sort_by_key(|one| one.member.history().last_used);
+    // One that sleeps has been idle for longer than any that does not.
+    let sleeping = loose.iter().find_map(|one| Some((Arc::clone(&one.member), one.member.take_sleeping()?)));
+    if sleeping.is_some() {
+        return sleeping;
+    }
     let idle = loose.iter().find_map(|one| Some((Arc::clone(&one.member), one.member.take_idle()?)));
     let is_going = || models.iter().any(|one| matches!(&*one.member.watch().borrow(), Slot::Draining(_)));
     if idle.is_some() || !may_drain || is_going() {

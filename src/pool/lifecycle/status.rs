@@ -24,8 +24,11 @@ pub struct ModelStatus {
     pub loads: u64,
     pub load_failures: u64,
     pub evictions: u64,
+    /// Those of them, and of an operator's words, after which it slept.
+    pub sleeps: u64,
     pub restarts: u64,
     pub load_time: Option<Duration>,
+    pub wake_time: Option<Duration>,
     /// Unix time.
     pub last_used_s: Option<u64>,
     pub unloads_at_s: Option<u64>,
@@ -42,13 +45,15 @@ pub enum State {
     Loading,
     Ready,
     Draining,
+    /// On no device; its weights wait in host memory.
+    Sleeping,
     Unloaded,
     Failed,
 }
 
 impl State {
-    pub const ALL: [Self; 6] =
-        [Self::Configured, Self::Loading, Self::Ready, Self::Draining, Self::Unloaded, Self::Failed];
+    pub const ALL: [Self; 7] =
+        [Self::Configured, Self::Loading, Self::Ready, Self::Draining, Self::Sleeping, Self::Unloaded, Self::Failed];
 
     pub fn word(self) -> &'static str {
         match self {
@@ -56,6 +61,7 @@ impl State {
             Self::Loading => "loading",
             Self::Ready => "ready",
             Self::Draining => "draining",
+            Self::Sleeping => "sleeping",
             Self::Unloaded => "unloaded",
             Self::Failed => "failed",
         }
@@ -86,8 +92,10 @@ impl Managed {
             loads: history.loads,
             load_failures: history.load_failures,
             evictions: history.evictions,
+            sleeps: history.sleeps,
             restarts: history.restarts,
             load_time: history.load_time,
+            wake_time: history.wake_time,
             last_used_s: history.last_used.and_then(unix_s),
             unloads_at_s: None,
             on_demand: self.policy.on_demand,
@@ -113,6 +121,7 @@ impl Managed {
                     status.detail = held.failure().map(str::to_owned);
                     is_held = held.holders() > 1;
                 }
+                Slot::Sleeping { .. } => status.state = State::Sleeping,
                 Slot::Draining(_) => status.state = State::Draining,
                 Slot::Failed { why, .. } => {
                     status.state = State::Failed;
@@ -120,7 +129,10 @@ impl Managed {
                 }
             }
         }
-        let limit = self.policy.idle_unload.filter(|_| status.state == State::Ready && !self.policy.pinned && !is_held);
+        let limit = self
+            .policy
+            .idle_unload
+            .filter(|_| matches!(status.state, State::Ready | State::Sleeping) && !self.policy.pinned && !is_held);
         status.unloads_at_s = limit.zip(status.last_used_s).map(|(limit, used_s)| used_s + limit.as_secs());
         status
     }

@@ -2,12 +2,15 @@
 
 mod adapters;
 mod choice;
+mod chooser;
 mod constraint;
 mod embed;
 mod judge;
 mod plan;
 mod prepare;
+mod replicas;
 mod residence;
+mod sleep;
 mod slot;
 mod stream;
 
@@ -20,7 +23,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::engine::stats::STEP_TOKENS_BOUNDS;
-use crate::engine::{EngineHandle, StepTokens, Submit, SubmitError};
+use crate::engine::{EngineStats, StepTokens, Submit, SubmitError};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::lifecycle::Lifecycle;
 use crate::pool::member::{
@@ -36,8 +39,9 @@ pub use constraint::Compiler;
 pub use embed::Embedding;
 pub use judge::JudgePrompt;
 use plan::AnswerPlan;
+pub use replicas::Replicas;
 use residence::Counted;
-pub use residence::History;
+pub use residence::{Begun, History};
 pub use slot::{Held, Loading, Memory, Slot};
 
 /// Steps that a slow client may lag behind before its sequence is parked.
@@ -52,7 +56,7 @@ const PREPARING_MAX: usize = 4;
 /// Everything a loaded model needs to answer.
 pub struct Loaded {
     pub card: ModelCard,
-    pub engine: EngineHandle,
+    pub engines: Replicas,
     pub tokenizer: Arc<Tokenizer>,
     pub template: Option<ChatTemplate>,
     /// How the model marks reasoning and calls.
@@ -70,6 +74,8 @@ pub struct Loaded {
     /// Rows of the logits; tokenizers may know fewer ids.
     pub vocab_size: usize,
     pub compiler: Compiler,
+    /// Host memory that it takes while it sleeps; `None` of a model that cannot.
+    pub asleep_bytes: Option<u64>,
     /// What reads adapters for it, if it takes any.
     pub adapters: Option<AdapterLoader>,
 }
@@ -188,6 +194,7 @@ impl Model for LocalMember {
         match &*self.slot.borrow() {
             Slot::Empty => self.asleep(if self.is_open() { "not loaded" } else { "loading" }),
             Slot::Loading(loading) => self.asleep(&loading.told()),
+            Slot::Sleeping { .. } => self.asleep("sleeping"),
             Slot::Draining(_) => self.asleep("being unloaded"),
             Slot::Holding { held, .. } => self.holding(held),
             Slot::Failed { why, again_at } if Instant::now() < *again_at => MemberState::Failed(why.clone()),
@@ -277,7 +284,7 @@ impl Member for LocalMember {
         if let Some(departing) = &counted.departing {
             all.add_counters(departing);
         }
-        if let Slot::Holding { held, .. } = &*slot {
+        if let Slot::Holding { held, .. } | Slot::Sleeping { held, .. } = &*slot {
             all.add(held.snapshot());
         }
         all.adapters = self.adapters.figures();
@@ -287,7 +294,10 @@ impl Member for LocalMember {
 
 impl Loaded {
     pub(super) fn snapshot(&self) -> EngineSnapshot {
-        let stats = self.engine.stats();
+        EngineSnapshot::together(self.engines.stats().map(|stats| self.snapshot_of(&stats)).collect())
+    }
+
+    fn snapshot_of(&self, stats: &EngineStats) -> EngineSnapshot {
         EngineSnapshot {
             running: stats.running,
             waiting: stats.waiting + stats.parked,
@@ -310,6 +320,7 @@ impl Loaded {
             accepted_tokens: stats.spec_accepted_tokens,
             embedded_texts: 0,
             adapters: None,
+            replicas: Vec::new(),
             accepted_per_position: stats.spec_accepted_per_position[..self.drafts_max].to_vec(),
         }
     }
@@ -367,6 +378,7 @@ impl LocalMember {
     fn submit(&self, loaded: &Arc<Loaded>, prepared: Prepared) -> Result<EventStream> {
         let Prepared { request, prompt, plan, constraint, arrived, adapter } = prepared;
         let adapter_id = adapter.as_ref().and_then(AdapterUse::id);
+        let engine = loaded.engines.for_prompt(&prompt, &request.tenant.salt);
         let mut receivers = Vec::with_capacity(request.params.n as usize);
         for choice in 0..request.params.n.max(1) {
             let (progress, receiver) = mpsc::channel(PROGRESS_CHANNEL_STEPS);
@@ -385,7 +397,7 @@ impl LocalMember {
                 progress,
             };
             // Choices that were submitted before a refusal are cancelled by dropping their receivers.
-            loaded.engine.submit(submit).map_err(refused)?;
+            engine.submit(submit).map_err(refused)?;
             receivers.push(receiver);
         }
         let submitted = stream::Submitted { request, prompt, plan, arrived, receivers, adapter };

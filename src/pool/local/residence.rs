@@ -27,12 +27,24 @@ pub struct History {
     pub load_failures: u64,
     pub evictions: u64,
     pub restarts: u64,
+    /// Times that it gave up its device's memory for another and kept its weights at hand.
+    pub sleeps: u64,
     /// Of the latest.
     pub load_time: Option<Duration>,
+    pub wake_time: Option<Duration>,
     pub last_used: Option<Instant>,
     loaded_at: Option<Instant>,
     failures_in_a_row: u32,
     restarts_in_a_row: u32,
+}
+
+/// What was in a member's slot when a load began, for whoever brings the model in.
+pub enum Begun {
+    Empty,
+    /// A model whose engine failed, to be stopped first.
+    Broken(Held),
+    /// One that is to be woken, and what it takes of host memory when it is.
+    Sleeping(Held, Memory),
 }
 
 impl LocalMember {
@@ -68,7 +80,9 @@ impl LocalMember {
                 (!left.is_zero()).then(|| Err(self.failed(why, left)))
             }
             Slot::Closed => Some(Err(self.closed())),
-            Slot::Empty | Slot::Loading(_) | Slot::Holding { .. } | Slot::Draining(_) => slot.held().cloned().map(Ok),
+            Slot::Empty | Slot::Loading(_) | Slot::Holding { .. } | Slot::Sleeping { .. } | Slot::Draining(_) => {
+                slot.held().cloned().map(Ok)
+            }
         }
     }
 
@@ -151,22 +165,29 @@ impl LocalMember {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Begins a load, unless one runs, the model is there, or it is too early after a failure. A model whose engine
-    /// failed is handed out to be stopped first.
-    pub fn begin(&self) -> Option<Option<Held>> {
+    /// Begins a load, unless one runs, the model is there, or it is too early after a failure.
+    pub fn begin(&self) -> Option<Begun> {
         let mut begun = None;
         self.slot.send_if_modified(|slot| {
-            let broken = match slot {
-                Slot::Empty => None,
-                Slot::Failed { again_at, .. } if Instant::now() >= *again_at => None,
-                Slot::Holding { held, .. } if held.failure().is_some() => Some(held.clone()),
+            let is_well = |held: &Held| held.failure().is_none();
+            let mut loading = Loading::new("loading");
+            let found = match slot {
+                Slot::Empty => Begun::Empty,
+                Slot::Failed { again_at, .. } if Instant::now() >= *again_at => Begun::Empty,
+                Slot::Sleeping { held, memory, awake } if is_well(held) => {
+                    loading = Loading { memory: *memory, ..Loading::new("waking") };
+                    Begun::Sleeping(held.clone(), *awake)
+                }
+                Slot::Holding { held, .. } | Slot::Sleeping { held, .. } if !is_well(held) => {
+                    Begun::Broken(held.clone())
+                }
                 _ => return false,
             };
-            if let Some(broken) = &broken {
-                self.counted().departing = Some(broken.snapshot());
+            if let Begun::Broken(held) | Begun::Sleeping(held, _) = &found {
+                self.counted().departing = Some(held.snapshot());
             }
-            *slot = Slot::Loading(Loading::new("loading"));
-            begun = Some(broken);
+            *slot = Slot::Loading(loading);
+            begun = Some(found);
             true
         });
         begun
@@ -185,26 +206,32 @@ impl LocalMember {
 
     /// The load has ended well.
     pub fn hold(&self, held: Held, memory: Memory) {
-        let _known = self.card.set(held.card().clone());
         let now = Instant::now();
         self.change_history(|history| {
             history.loads += 1;
             history.last_used = Some(now);
             history.loaded_at = Some(now);
         });
+        self.hold_again(held, memory, |history, took| history.load_time = Some(took));
+    }
+
+    /// It is there, as [`Self::hold`] or [`Self::woken`] tells the history.
+    pub(super) fn hold_again(&self, held: Held, memory: Memory, note: impl Fn(&mut History, Duration)) {
+        let _known = self.card.set(held.card().clone());
         self.is_open.fetch_or(self.lifecycle.get().is_some(), Ordering::Relaxed);
         let mut unwanted = Some(held);
         self.slot.send_modify(|slot| {
             if let Slot::Loading(loading) = slot {
                 let took = loading.started.elapsed();
                 self.change_history(|history| {
-                    history.load_time = Some(took);
+                    note(history, took);
                     history.failures_in_a_row = 0;
                 });
             }
             if !matches!(slot, Slot::Closed)
                 && let Some(held) = unwanted.take()
             {
+                self.counted().departing = None;
                 *slot = Slot::Holding { held, memory };
             }
         });
@@ -246,31 +273,26 @@ impl LocalMember {
 
     /// Takes the model away if nobody holds it or waits for it.
     pub fn take_idle(&self) -> Option<Held> {
-        let mut taken = None;
-        self.slot.send_if_modified(|slot| {
-            if let Slot::Holding { held, memory } = slot
-                && held.holders() == 1
-                && self.waiting() == 0
-            {
-                let memory = *memory;
-                self.counted().departing = Some(held.snapshot());
-                if let Slot::Holding { held, .. } = std::mem::replace(slot, Slot::Draining(memory)) {
-                    taken = Some(held);
-                }
-            }
-            taken.is_some()
-        });
-        taken
+        self.take_if(|slot| match slot {
+            Slot::Holding { held, .. } => held.holders() == 1 && self.waiting() == 0,
+            _ => false,
+        })
     }
 
-    /// Takes the model away; who holds it may finish.
+    /// Takes the model away, be it asleep; who holds it may finish.
     pub fn take(&self) -> Option<Held> {
+        self.take_if(|slot| matches!(slot, Slot::Holding { .. } | Slot::Sleeping { .. }))
+    }
+
+    pub(super) fn take_if(&self, is_meant: impl Fn(&Slot) -> bool) -> Option<Held> {
         let mut taken = None;
         self.slot.send_if_modified(|slot| {
-            let Slot::Holding { held, memory } = &*slot else { return false };
-            self.counted().departing = Some(held.snapshot());
-            let draining = Slot::Draining(*memory);
-            if let Slot::Holding { held, .. } = std::mem::replace(slot, draining) {
+            if !is_meant(slot) {
+                return false;
+            }
+            let draining = Slot::Draining(slot.memory());
+            if let Slot::Holding { held, .. } | Slot::Sleeping { held, .. } = std::mem::replace(slot, draining) {
+                self.counted().departing = Some(held.snapshot());
                 taken = Some(held);
             }
             true
@@ -309,7 +331,7 @@ impl LocalMember {
     pub fn close(&self) -> Option<Held> {
         let mut taken = None;
         self.slot.send_modify(|slot| {
-            if let Slot::Holding { held, .. } = std::mem::replace(slot, Slot::Closed) {
+            if let Slot::Holding { held, .. } | Slot::Sleeping { held, .. } = std::mem::replace(slot, Slot::Closed) {
                 taken = Some(held);
             }
         });
@@ -321,6 +343,7 @@ impl LocalMember {
         let usual = self.history().load_time.unwrap_or(LOAD_GUESS);
         match &*self.slot.borrow() {
             Slot::Holding { held, .. } if held.failure().is_none() => Duration::ZERO,
+            Slot::Sleeping { .. } => self.history().wake_time.unwrap_or(usual),
             Slot::Loading(loading) => usual.saturating_sub(loading.started.elapsed()).max(Duration::from_millis(100)),
             _ => usual,
         }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Embedding, Loaded};
+use crate::engine::WakeError;
 use crate::pool::member::{EngineSnapshot, ModelCard};
 
 /// A model in memory.
@@ -52,7 +53,7 @@ impl Held {
     /// Why the engine gave up, if it did.
     pub fn failure(&self) -> Option<&str> {
         match self {
-            Self::Generating(loaded) => loaded.engine.failure(),
+            Self::Generating(loaded) => loaded.engines.failure(),
             Self::Embedding(embedding) => embedding.engine.failure(),
         }
     }
@@ -60,7 +61,7 @@ impl Held {
     /// How long the step that runs has been running.
     pub fn in_step_for(&self) -> Option<Duration> {
         match self {
-            Self::Generating(loaded) => loaded.engine.in_step_for(),
+            Self::Generating(loaded) => loaded.engines.in_step_for(),
             Self::Embedding(embedding) => embedding.engine.in_step_for(),
         }
     }
@@ -68,8 +69,33 @@ impl Held {
     /// Stops the engine: what still runs is cancelled after `grace`.
     pub fn shutdown(&self, grace: Duration) {
         match self {
-            Self::Generating(loaded) => loaded.engine.shutdown(grace),
+            Self::Generating(loaded) => loaded.engines.shutdown(grace),
             Self::Embedding(embedding) => embedding.engine.shutdown(grace),
+        }
+    }
+
+    /// Host memory that it would take while it sleeps, in bytes; `None` of a model that cannot.
+    pub fn asleep_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Generating(loaded) => loaded.asleep_bytes,
+            Self::Embedding(_) => None,
+        }
+    }
+
+    /// Gives back its devices' memory; returns the bytes of host memory that it takes instead. Nobody else may hold it.
+    /// After an error it must be unloaded. Waits: seconds for a large model.
+    pub fn sleep(&self) -> std::result::Result<u64, String> {
+        match self {
+            Self::Generating(loaded) => loaded.engines.sleep(),
+            Self::Embedding(_) => Err("a model that makes vectors or scores does not sleep; unload it".to_owned()),
+        }
+    }
+
+    /// Takes its devices' memory again. Waits, as above. Where there is too little it can be tried again.
+    pub fn wake(&self) -> std::result::Result<(), WakeError> {
+        match self {
+            Self::Generating(loaded) => loaded.engines.wake(),
+            Self::Embedding(_) => Ok(()),
         }
     }
 
@@ -119,6 +145,13 @@ pub enum Slot {
         held: Held,
         memory: Memory,
     },
+    /// Its device's memory is free for others: what it needs to go on waits in host memory, of which it takes `memory`.
+    /// `awake` is what it takes of it otherwise.
+    Sleeping {
+        held: Held,
+        memory: Memory,
+        awake: Memory,
+    },
     /// Takes no new requests; those that it has are finished.
     Draining(Memory),
     /// Loading failed; it is not tried again before then.
@@ -142,7 +175,7 @@ impl Slot {
     pub fn memory(&self) -> Memory {
         match self {
             Self::Loading(loading) => loading.memory,
-            Self::Holding { memory, .. } | Self::Draining(memory) => *memory,
+            Self::Holding { memory, .. } | Self::Sleeping { memory, .. } | Self::Draining(memory) => *memory,
             Self::Empty | Self::Failed { .. } | Self::Closed => Memory::default(),
         }
     }
