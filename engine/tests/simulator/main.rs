@@ -5,6 +5,7 @@
 //! A failure prints its seed. `SCONCE_SIM_SEED=<seed> cargo test --test simulator` replays that one scenario.
 
 mod adapters;
+mod asleep;
 mod compiled;
 #[cfg(feature = "cuda-host")]
 mod device;
