@@ -40,18 +40,18 @@ pub(in crate::api) fn operations(schemas: &mut Schemas) -> Vec<Operation> {
             .guarded(Dialect::OpenAi)
             .query::<SleepQuery>(for_queries())
             .answers("It sleeps.", schemas.written::<StatusWire>())
-            .refuses(&[400, 403], Dialect::OpenAi),
+            .refuses(&[400, 403, 404], Dialect::OpenAi),
         Operation::new("post", "/wake_up", "wakeModel")
             .says("Models", "Wake a model", "One that is not in memory is loaded. For operators.")
             .guarded(Dialect::OpenAi)
             .query::<WakeQuery>(for_queries())
             .answers("It can answer.", schemas.written::<StatusWire>())
-            .refuses(&[400, 403, 503], Dialect::OpenAi),
+            .refuses(&[400, 403, 404, 503], Dialect::OpenAi),
         Operation::new("get", "/is_sleeping", "isModelSleeping")
             .says("Models", "Whether a model sleeps", "For operators.")
             .guarded(Dialect::OpenAi)
             .query::<WakeQuery>(for_queries())
             .answers("Whether it does.", schemas.written::<IsSleeping>())
-            .refuses(&[400, 403], Dialect::OpenAi),
+            .refuses(&[400, 403, 404], Dialect::OpenAi),
     ]
 }
