@@ -62,7 +62,7 @@ pub(super) unsafe fn quant_tile<S: Dot, Q: Quants, const T: usize, const WIDE: b
                 }
                 let codes = Q::codes::<S>(block);
                 for part in 0..Q::PARTS {
-                    let (scale, min) = Q::scales::<S>(head, block, part);
+                    let of_panel = Q::scales::<S>(head, block, part);
                     let quads = 8 / Q::PARTS;
                     for token in 0..T {
                         let x = quants.add(token * token_bytes);
@@ -78,11 +78,8 @@ pub(super) unsafe fn quant_tile<S: Dot, Q: Quants, const T: usize, const WIDE: b
                             let x = if WIDE { x.add(BLOCK + quad * 4) } else { x.add(quad * 4) };
                             sum = multiply::<S, Q>(sum, codes[quad], x);
                         }
-                        let factor = S::mul(scale, S::splat(*scales.add(token)));
-                        acc[token] = S::fma(S::floats(sum), factor, acc[token]);
-                        if Q::MINS {
-                            acc[token] = S::fma(min, S::splat(*sums.add(token)), acc[token]);
-                        }
+                        acc[token] =
+                            add_scaled::<S, Q>(acc[token], sum, of_panel, (scales.add(token), sums.add(token)));
                     }
                     starts = starts.add(T);
                     sums = sums.add(T);
@@ -94,6 +91,26 @@ pub(super) unsafe fn quant_tile<S: Dot, Q: Quants, const T: usize, const WIDE: b
             head = block;
         }
         acc
+    }
+}
+
+/// Adds a part's sum of one token, scaled, to what the token has so far. `of_panel` is what [`Quants::scales`] gives,
+/// `of_token` the token's scale and its `scale * sum` there.
+///
+/// # Safety
+/// Both must be readable (the second where there are mins), and the machine must have the instructions of `S`.
+#[inline(always)]
+pub(super) unsafe fn add_scaled<S: Dot, Q: Quants>(
+    acc: S::V,
+    total: S::I,
+    of_panel: (S::V, S::V),
+    of_token: (*const f32, *const f32),
+) -> S::V {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let factor = S::mul(of_panel.0, S::splat(*of_token.0));
+        let acc = S::fma(S::floats(total), factor, acc);
+        if Q::MINS { S::fma(of_panel.1, S::splat(*of_token.1), acc) } else { acc }
     }
 }
 

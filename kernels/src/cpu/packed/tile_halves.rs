@@ -8,7 +8,7 @@
 
 use super::activations::View;
 use super::quants::Quants;
-use super::tile::{PREFETCH_BYTES, first_block, multiply};
+use super::tile::{PREFETCH_BYTES, add_scaled, first_block, multiply};
 use crate::cpu::simd::{BLOCK, Dot};
 
 /// Quads whose codes wait in registers.
@@ -51,13 +51,14 @@ pub(super) unsafe fn half_tile<S: Dot, Q: Quants, const T: usize, const WIDE: bo
                         }
                         add_part::<S, Q, T, WIDE>(&mut totals, block, part, quants);
                     }
-                    let (scale, min) = Q::scales::<S>(head, block, part);
+                    let of_panel = Q::scales::<S>(head, block, part);
                     for token in 0..T {
-                        let factor = S::mul(scale, S::splat(*scales.add(token)));
-                        acc[token] = S::fma(S::floats(totals[token]), factor, acc[token]);
-                        if Q::MINS {
-                            acc[token] = S::fma(min, S::splat(*sums.add(token)), acc[token]);
-                        }
+                        acc[token] = add_scaled::<S, Q>(
+                            acc[token],
+                            totals[token],
+                            of_panel,
+                            (scales.add(token), sums.add(token)),
+                        );
                     }
                     starts = starts.add(T);
                     sums = sums.add(T);

@@ -7,7 +7,7 @@
 
 use super::activations::View;
 use super::quants::Quants;
-use super::tile::{PREFETCH_BYTES, first_block};
+use super::tile::{PREFETCH_BYTES, add_scaled, first_block};
 use crate::cpu::simd::{BLOCK, Paired};
 
 /// Eights of codes that wait in registers.
@@ -44,16 +44,17 @@ pub(super) unsafe fn pair_tile<S: Paired, Q: Quants>(panel: *const u8, x: &View,
                     if Q::PARTS == 1 {
                         add_half::<S, Q>(&mut totals, block, AT_ONCE, false, quants);
                     }
-                    let (scale, min) = Q::scales::<S>(head, block, part);
+                    let of_panel = Q::scales::<S>(head, block, part);
                     for pair in 0..PAIRS {
                         let apart = S::apart(totals[pair]);
                         for which in 0..2 {
                             let token = 2 * pair + which;
-                            let factor = S::mul(scale, S::splat(*scales.add(token)));
-                            acc[token] = S::fma(S::floats(apart[which]), factor, acc[token]);
-                            if Q::MINS {
-                                acc[token] = S::fma(min, S::splat(*sums.add(token)), acc[token]);
-                            }
+                            acc[token] = add_scaled::<S, Q>(
+                                acc[token],
+                                apart[which],
+                                of_panel,
+                                (scales.add(token), sums.add(token)),
+                            );
                         }
                     }
                     sums = sums.add(TOKENS);

@@ -6,7 +6,7 @@
 
 use super::activations::View;
 use super::quants::{Codes, Quants};
-use super::tile::{PREFETCH_BYTES, first_block};
+use super::tile::{PREFETCH_BYTES, add_scaled, first_block};
 use crate::cpu::simd::{BLOCK, Staged};
 
 /// As [`super::tile::quant_tile`], with the same bits, in the way of [`Staged`].
@@ -43,14 +43,11 @@ pub(super) unsafe fn staged_tile<S: Staged, Q: Quants, const T: usize, const WID
                     } else {
                         add_byte::<S, Q, T, WIDE, true>(&mut totals, block, part, quants);
                     }
-                    let (scale, min) = Q::scales::<S>(head, block, part);
+                    let of_panel = Q::scales::<S>(head, block, part);
                     for token in 0..T {
                         let total = finished::<S, Q, WIDE>(totals[token], *starts.add(token));
-                        let factor = S::mul(scale, S::splat(*scales.add(token)));
-                        acc[token] = S::fma(S::floats(total), factor, acc[token]);
-                        if Q::MINS {
-                            acc[token] = S::fma(min, S::splat(*sums.add(token)), acc[token]);
-                        }
+                        acc[token] =
+                            add_scaled::<S, Q>(acc[token], total, of_panel, (scales.add(token), sums.add(token)));
                     }
                     starts = starts.add(T);
                     sums = sums.add(T);
