@@ -87,6 +87,11 @@ impl Adapters {
         }
     }
 
+    /// Some are to be taken away when nobody uses them any more.
+    pub fn are_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
     /// Takes away what nobody uses any more.
     pub fn let_go(&mut self, scheduler: &Scheduler, executor: &mut dyn Executor) {
         for place in (0..self.leaving.len()).rev() {

@@ -5,7 +5,11 @@ use sconce_models::{BatchInput, StateSave};
 
 use super::scheduler::{Scheduler, Step};
 
-/// Writes `step` into `batch`: tokens, positions and slots of every row, its block table, and which logits are wanted.
+/// Stands for a token that the step before has not sampled yet.
+const UNKNOWN: u32 = 0;
+
+/// Writes `step` into `batch`: tokens, positions and slots of every row, its block table, and which logits are wanted. In a
+/// step behind another the tokens are placeholders: `Step::sources` says where they come from.
 pub fn fill(scheduler: &Scheduler, step: &Step, batch: &mut BatchInput) {
     batch.clear();
     let block_size = scheduler.block_size() as usize;
@@ -14,8 +18,13 @@ pub fn fill(scheduler: &Scheduler, step: &Step, batch: &mut BatchInput) {
         let first = batch.tokens.len();
         let end = row.start + row.count;
         assert!(sequence.blocks().len() * block_size >= end, "the blocks of a row cover its context");
-        batch.tokens.extend_from_slice(&sequence.tokens()[row.start..end - row.drafts]);
-        batch.tokens.extend_from_slice(sequence.drafts());
+        if step.sources.is_empty() {
+            batch.tokens.extend_from_slice(&sequence.tokens()[row.start..end - row.drafts]);
+            batch.tokens.extend_from_slice(sequence.drafts());
+        } else {
+            assert!(row.count == 1 && row.start == sequence.tokens().len(), "the one token that comes next");
+            batch.tokens.push(UNKNOWN);
+        }
         for position in row.start..end {
             let block = sequence.blocks()[position / block_size].0 as usize;
             batch.positions.push(position as u32);

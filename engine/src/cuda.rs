@@ -77,6 +77,10 @@ impl DeviceExecutor for CudaExecutor {
         issued.map_err(|error| error.to_string())
     }
 
+    fn choose(&mut self, wanted: &SampleRequests) -> Result<bool, String> {
+        self.runner.choose(wanted).map_err(|error| error.to_string())
+    }
+
     fn collect(
         &mut self,
         wanted: &SampleRequests,
@@ -84,5 +88,17 @@ impl DeviceExecutor for CudaExecutor {
         logits: &mut Logits,
     ) -> Result<(), String> {
         self.runner.collect(wanted, samples, logits).map_err(|error| error.to_string())
+    }
+
+    fn runs_ahead(&self) -> bool {
+        true
+    }
+
+    fn issue_behind(&mut self, batch: &BatchInput, sources: &[u32]) -> Result<(), String> {
+        let issued = self.runner.issue_behind(batch, sources);
+        if self.runner.has_warning() {
+            self.warn();
+        }
+        issued.map_err(|error| error.to_string())
     }
 }

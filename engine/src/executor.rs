@@ -76,36 +76,45 @@ pub struct SamplingLimits {
     pub masks: bool,
 }
 
-/// A step in two halves: while the device computes, the engine thread goes on.
+/// A step in three parts: while the device computes, the engine thread goes on.
 ///
-/// `issue` begins a step; `collect` is called once for it, before the next `issue`, and waits. In between the engine works out
-/// what each row wants (filters answer meanwhile) and hands the tokens of the step before to their clients. An error or a
-/// panic of either fails the step, as with [`Executor::execute`]; behind a failed `issue` there is no `collect`, behind a
-/// failed or a missing `collect` (the engine started over) the next `issue` begins anew.
+/// `issue` begins a step. `choose` says what each of its rows wants, which the device does when it has computed them; in
+/// between the engine asks filters, and hands the tokens of the step before to their clients. `collect` waits for the oldest
+/// step that was chosen and not collected. An error or a panic fails the step, as with [`Executor::execute`], and whatever
+/// was issued behind it, not what was chosen before; the next `issue` begins anew, whatever was not collected.
 ///
-/// What a later overlap of whole steps would need, with step N + 1 issued before step N is collected:
-/// - the token that N samples stays on the device, and N + 1 has a placeholder for it among its inputs;
-/// - the scheduler plans N + 1 as if every row that samples in N got one token and went on: it takes a block where that
-///   token needs one, and whoever turns out to have ended computes one step for nothing, whose blocks and slots are
-///   given back only when N + 1 is collected;
-/// - random numbers depend on the place in the output only, which is known; `seen` lists are not: the device counts the
-///   token of N itself;
-/// - rows with masks, drafts or a client that is parked sit out: what they compute next depends on the token of N;
-/// - a block that the token of N fills is registered in the prefix cache when N is committed, not when it is planned.
+/// With [`Self::runs_ahead`] there may be one more step, issued behind one that is chosen and not collected, so that the
+/// device need not wait for the engine thread at all: `issue`, `choose`, `issue_behind`, `choose`, `collect`,
+/// `issue_behind`, `choose`, `collect`, ... Tokens go from step to step on the device.
 pub trait DeviceExecutor {
     fn limits(&self) -> SamplingLimits;
 
     /// Begins the step of `batch`, on the terms of [`Executor::execute`].
     fn issue(&mut self, batch: &BatchInput) -> Result<(), String>;
 
-    /// Samples the step and waits for it: one answer in `samples` for each of `wanted.rows`, which is one for each of the
-    /// batch's `sample_rows`. Logits that come back go to `logits` in the order of their rows.
+    /// Samples the step issued last: `wanted.rows` has one for each of its batch's `sample_rows`. True when every row that
+    /// wants a token gets it on the device, so that a step can be issued behind this one.
+    fn choose(&mut self, wanted: &SampleRequests) -> Result<bool, String>;
+
+    /// Waits for the oldest chosen step: `wanted` is what was chosen, `samples` gets one answer for each of its rows. Logits
+    /// that come back go to `logits` in the order of their rows.
     fn collect(
         &mut self,
         wanted: &SampleRequests,
         samples: &mut Vec<Sample>,
         logits: &mut Logits,
     ) -> Result<(), String>;
+
+    /// Whether it takes steps behind steps that are not collected.
+    fn runs_ahead(&self) -> bool {
+        false
+    }
+
+    /// Begins a step behind the one chosen last: each row is one token, and token `i` is what row `sources[i]` of that step's
+    /// samples gets; `batch.tokens` are placeholders. A row that gets none there computes something, and nobody looks at it.
+    fn issue_behind(&mut self, _batch: &BatchInput, _sources: &[u32]) -> Result<(), String> {
+        Err("this device takes one step at a time".to_owned())
+    }
 }
 
 /// A model of `sconce-models` and its KV cache.

@@ -4,6 +4,8 @@
 //! between steps; drafts exist only inside a step and never among the tokens; a finished sequence leaves the scheduler
 //! at once, so no state here means "finished".
 
+mod ahead;
+
 use sconce_models::AdapterId;
 
 use super::blocks::{BlockId, ChainHash, blocks_for};
@@ -92,6 +94,8 @@ pub struct Sequence {
     computed_max: usize,
     /// Tokens of the step in flight; 0 when the sequence is not part of it.
     scheduled: usize,
+    /// The token that the step in flight gives it is part of the step behind that one.
+    ahead: bool,
     blocks: Vec<BlockId>,
     /// Of a model that keeps a state a sequence; holds the computed tokens.
     slot: Option<StateSlot>,
@@ -153,6 +157,7 @@ impl Sequence {
             computed: 0,
             computed_max: 0,
             scheduled: 0,
+            ahead: false,
             blocks: Vec::new(),
             slot: None,
             branch: 0,
@@ -478,6 +483,7 @@ impl Sequence {
     pub(super) fn take_blocks(&mut self) -> Vec<BlockId> {
         self.computed = 0;
         self.scheduled = 0;
+        self.ahead = false;
         self.truncate_drafts(0);
         std::mem::take(&mut self.blocks)
     }

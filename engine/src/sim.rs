@@ -4,6 +4,7 @@
 //! context back through the block table, so a shared block that should not be, an overwritten one or a missing one
 //! changes the output. It refuses batches that break their own rules. Used by tests and by `--model sim`.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,8 +82,10 @@ pub struct SimExecutor {
     /// `[state_slots]`
     states: Vec<Known>,
     step: u64,
-    /// Of the step that was issued and not collected.
+    /// Of the step that was issued and not chosen.
     issued: Option<Logits>,
+    /// Of steps that were not collected, the oldest first.
+    chosen: VecDeque<(Vec<Sample>, Logits)>,
     sampler: Sampler,
 }
 
@@ -119,7 +122,15 @@ impl SimExecutor {
     pub fn new(options: SimOptions) -> Self {
         let slots = options.blocks as usize * options.block_size as usize;
         let states = vec![NOTHING_KNOWN; options.capabilities.state_slots as usize];
-        Self { cells: vec![EMPTY; slots], states, step: 0, options, issued: None, sampler: Sampler::default() }
+        Self {
+            cells: vec![EMPTY; slots],
+            states,
+            step: 0,
+            options,
+            issued: None,
+            chosen: VecDeque::new(),
+            sampler: Sampler::default(),
+        }
     }
 
     /// Forgets the whole cache, as a device does that was reset.
@@ -339,10 +350,25 @@ impl DeviceExecutor for SimExecutor {
     }
 
     fn issue(&mut self, batch: &BatchInput) -> Result<(), String> {
+        self.chosen.clear();
+        self.issued = None;
         let mut logits = Logits::default();
         self.execute(batch, &mut logits)?;
         self.issued = Some(logits);
         Ok(())
+    }
+
+    fn choose(&mut self, wanted: &SampleRequests) -> Result<bool, String> {
+        let issued = self.issued.take().ok_or("sim: nothing was issued")?;
+        let rows = issued.values.len() / issued.vocab.max(1);
+        if wanted.rows.len() != rows {
+            return Err(format!("sim: {} rows are asked for, {rows} were issued", wanted.rows.len()));
+        }
+        let (mut samples, mut logits) = (Vec::new(), Logits::default());
+        self.sampler.answer_all(wanted, &issued, &mut samples, &mut logits);
+        let is_here = !samples.iter().any(|sample| matches!(sample, Sample::Logits(_)));
+        self.chosen.push_back((samples, logits));
+        Ok(is_here)
     }
 
     fn collect(
@@ -351,12 +377,34 @@ impl DeviceExecutor for SimExecutor {
         samples: &mut Vec<Sample>,
         logits: &mut Logits,
     ) -> Result<(), String> {
-        let issued = self.issued.take().ok_or("sim: nothing was issued")?;
-        let rows = issued.values.len() / issued.vocab.max(1);
-        if wanted.rows.len() != rows {
-            return Err(format!("sim: {} rows are asked for, {rows} were issued", wanted.rows.len()));
+        (*samples, *logits) = self.chosen.pop_front().ok_or("sim: nothing was chosen")?;
+        if wanted.rows.len() != samples.len() {
+            return Err(format!("sim: {} rows are collected, {} were chosen", wanted.rows.len(), samples.len()));
         }
-        self.sampler.answer_all(wanted, &issued, samples, logits);
+        Ok(())
+    }
+
+    fn runs_ahead(&self) -> bool {
+        true
+    }
+
+    fn issue_behind(&mut self, batch: &BatchInput, sources: &[u32]) -> Result<(), String> {
+        let before = match (self.chosen.len(), self.chosen.back()) {
+            (1, Some((samples, _))) if self.issued.is_none() => samples,
+            (count, _) => return Err(format!("sim: {count} steps are chosen and not collected")),
+        };
+        let token = |source: &u32| match before.get(*source as usize) {
+            Some(Sample::Token { id, .. }) => Ok(*id),
+            Some(Sample::NotFinite { .. } | Sample::NothingLeft) => Ok(0),
+            other => Err(format!("sim: row {source} of the step before is {other:?}")),
+        };
+        let tokens: Vec<u32> = sources.iter().map(token).collect::<Result<_, _>>()?;
+        if tokens.len() != batch.tokens.len() || batch.rows() != tokens.len() {
+            return Err(format!("sim: {} tokens for {} rows of {}", tokens.len(), batch.rows(), batch.tokens.len()));
+        }
+        let mut logits = Logits::default();
+        self.execute(&BatchInput { tokens, ..batch.clone() }, &mut logits)?;
+        self.issued = Some(logits);
         Ok(())
     }
 }

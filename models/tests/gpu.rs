@@ -4,6 +4,9 @@
 //! Runs on the stand-in (feature `cuda-host`) and on a GPU (feature `cuda`; with `SCONCE_TEST_CUDA=require` there must be
 //! one). Fixtures: `fixtures/make_models.py`.
 
+#[path = "gpu/ahead.rs"]
+mod ahead;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -322,6 +325,7 @@ fn steps_are_sampled_where_they_are_computed() {
         wanted.rows.push(SampleRequest { forbidden: 0..1, ..SampleRequest::new(Want::Token) });
         let (mut samples, mut logits) = (Vec::new(), Logits::default());
         runner.issue(&batch(&sequences, &parts, false)).unwrap();
+        assert!(!runner.choose(&wanted).unwrap(), "a row's logits come back");
         runner.collect(&wanted, &mut samples, &mut logits).unwrap();
         let Sample::Token { id, scores: Some(scores) } = &samples[0] else { panic!("{samples:?}") };
         assert_eq!((*id, scores.rank, scores.top.len()), (argmax(last(0)), 1, 2), "{scores:?}");

@@ -45,12 +45,17 @@ pub(super) struct Recorded {
     executable: sys::CUgraphExec,
 }
 
+/// An event of the stream.
+pub(super) struct Marked(sys::CUevent);
+
 // SAFETY: the driver's handles may be used from any thread that has the context; what is not thread-safe is locked.
 unsafe impl Send for Driver {}
 // SAFETY: as above.
 unsafe impl Sync for Driver {}
 // SAFETY: as above; a graph is launched by the thread that issues work.
 unsafe impl Send for Recorded {}
+// SAFETY: as above.
+unsafe impl Send for Marked {}
 
 thread_local! {
     /// The context that this thread works in, as its address.
@@ -241,6 +246,24 @@ impl Driver {
         locked(&self.products).run(gemm, self.stream)
     }
 
+    pub fn new_event(&self) -> Result<Marked> {
+        self.bind()?;
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
+        event.map(Marked).map_err(|error| failed("event", error))
+    }
+
+    pub fn record_event(&self, event: &Marked) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the event lives, and so does the stream.
+        unsafe { result::event::record(event.0, self.stream) }.map_err(|error| failed("record of an event", error))
+    }
+
+    pub fn wait_for_event(&self, event: &Marked) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the event lives.
+        unsafe { result::event::synchronize(event.0) }.map_err(|error| failed("waiting for the device", error))
+    }
+
     pub fn begin_recording(&self) -> Result<()> {
         self.bind()?;
         // Memory may be allocated by other threads meanwhile.
@@ -297,6 +320,13 @@ impl Drop for Recorded {
             let _ = result::graph::exec_destroy(self.executable);
             let _ = result::graph::destroy(self.graph);
         }
+    }
+}
+
+impl Drop for Marked {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has it; the driver keeps what is still to be reached.
+        let _ = unsafe { result::event::destroy(self.0) };
     }
 }
 

@@ -80,6 +80,17 @@ enum Work {
     Host(host::Recorded),
 }
 
+/// What an event is to its back end.
+pub(crate) struct Marked(Place);
+
+enum Place {
+    #[cfg(feature = "driver")]
+    Driver(driver::Marked),
+    /// Everything has run when its call returns.
+    #[cfg(feature = "host")]
+    Host,
+}
+
 /// Runs the same call on whichever back end there is.
 macro_rules! on_back_end {
     ($device:expr, $back_end:ident => $call:expr) => {
@@ -242,6 +253,37 @@ impl Device {
 
     pub(crate) fn receive(&self, to: *mut u8, from: u64, bytes: usize) -> Result<()> {
         on_back_end!(self, back_end => back_end.receive(to, from, bytes))
+    }
+
+    pub(crate) fn new_event(&self) -> Result<Marked> {
+        match &self.0.back_end {
+            #[cfg(feature = "driver")]
+            BackEnd::Driver(driver) => Ok(Marked(Place::Driver(driver.new_event()?))),
+            #[cfg(feature = "host")]
+            BackEnd::Host(_) => Ok(Marked(Place::Host)),
+        }
+    }
+
+    pub(crate) fn record_event(&self, event: &Marked) -> Result<()> {
+        match (&self.0.back_end, &event.0) {
+            #[cfg(feature = "driver")]
+            (BackEnd::Driver(driver), Place::Driver(event)) => driver.record_event(event),
+            #[cfg(feature = "host")]
+            (_, Place::Host) => Ok(()),
+            #[cfg(all(feature = "driver", feature = "host"))]
+            _ => Err(Error::NoDevice("an event belongs to the device that made it".to_owned())),
+        }
+    }
+
+    pub(crate) fn wait_for_event(&self, event: &Marked) -> Result<()> {
+        match (&self.0.back_end, &event.0) {
+            #[cfg(feature = "driver")]
+            (BackEnd::Driver(driver), Place::Driver(event)) => driver.wait_for_event(event),
+            #[cfg(feature = "host")]
+            (_, Place::Host) => self.synchronize(),
+            #[cfg(all(feature = "driver", feature = "host"))]
+            _ => Err(Error::NoDevice("an event belongs to the device that made it".to_owned())),
+        }
     }
 
     pub(crate) fn begin_recording(&self) -> Result<()> {

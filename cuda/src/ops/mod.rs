@@ -5,6 +5,7 @@ pub mod attention;
 pub mod columns;
 pub mod embed;
 pub mod experts;
+pub mod follow;
 pub mod fp8;
 pub mod gemm;
 pub mod matvec;

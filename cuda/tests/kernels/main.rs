@@ -5,6 +5,7 @@ mod attention;
 mod columns;
 mod device;
 mod experts;
+mod follow;
 mod fp8;
 mod matvec;
 mod quant;

@@ -5,6 +5,7 @@
 //! place of each progress channel is kept for it, so delivering it never waits for a client. A client that does not
 //! read parks its own sequence and nothing else. The thread blocks when it has nothing to do.
 
+mod ahead;
 mod step;
 
 use std::collections::HashMap;
@@ -27,6 +28,7 @@ use super::sampler::{LANE_LOGITS_MIN, StepSampler};
 use super::scheduler::{EngineConfig, Outcome, Scheduler, Step, StepResults};
 use super::sequence::{FinishReason, NewSequence, SeqId};
 use super::speculation::Speculation;
+use ahead::Behind;
 use step::fenced;
 
 /// Times that the engine starts over with the weights that it has, without a step that went well in between.
@@ -55,14 +57,22 @@ struct Engine {
     deliveries: HashMap<SeqId, Delivery>,
     board: Arc<Board>,
     step: Step,
+    /// The step behind it, if there is one.
+    next: Step,
+    behind: Behind,
     batch: BatchInput,
     logits: Logits,
     /// What a device is asked, and what it answers.
     wanted: SampleRequests,
+    next_wanted: SampleRequests,
     samples: Vec<Sample>,
+    /// Of the step issued last, so that one can be issued behind it.
+    chosen_on_device: bool,
     results: StepResults,
     /// Not yet with their clients.
     outcomes: Vec<Outcome>,
+    /// Came while one step followed the other on a device.
+    inbox: Option<Command>,
     /// Their clients do not read; to be parked between steps.
     unread: Vec<SeqId>,
     cancelled: Vec<SeqId>,
@@ -109,7 +119,8 @@ pub(super) fn engine_thread(
     }
     let finish = failure.map_or(FinishReason::Cancelled, FinishReason::Failed);
     engine.end_all(&finish);
-    while let Ok(command) = side.commands.recv() {
+    let inbox = engine.inbox.take();
+    for command in inbox.into_iter().chain(side.commands.iter()) {
         if let Command::Submit(arrival) = command {
             engine.refuse(&arrival.submit.progress, finish.clone());
         }
@@ -141,12 +152,17 @@ impl Engine {
             adapters: Adapters::new(Weak::clone(&side.gate)),
             board: Arc::clone(&side.board),
             step: Step::default(),
+            next: Step::default(),
+            behind: Behind::None,
             batch: BatchInput::default(),
             logits: Logits::default(),
             wanted: SampleRequests::default(),
+            next_wanted: SampleRequests::default(),
             samples: Vec::new(),
+            chosen_on_device: false,
             results: StepResults::default(),
             outcomes: Vec::new(),
+            inbox: None,
             unread: Vec::new(),
             cancelled: Vec::new(),
             failed_steps: 0,
@@ -170,6 +186,7 @@ impl Engine {
                 Err(panic) => format!("the engine has a fault: {}", panic_text(&*panic)),
             };
             self.board.step.end();
+            self.behind = Behind::None;
             self.scheduler.abandon();
             if self.restarts == RESTARTS_MAX || self.draining {
                 return Some(reason);
@@ -186,23 +203,28 @@ impl Engine {
     /// Steps until a drain is complete. Fails when the executor does so repeatedly.
     fn run(&mut self, commands: &Receiver<Command>) -> Result<(), String> {
         loop {
-            self.receive(commands);
-            self.look_after_clients();
-            self.adapters.let_go(&self.scheduler, &mut *self.executor);
-            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                self.end_all(&FinishReason::Cancelled);
+            // Otherwise a step is in flight, and nothing may change but by what it gives.
+            if matches!(self.behind, Behind::None) {
+                self.receive(commands);
+                self.look_after_clients();
+                self.adapters.let_go(&self.scheduler, &mut *self.executor);
+                if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                    self.end_all(&FinishReason::Cancelled);
+                }
+                if self.deliveries.is_empty() && self.draining {
+                    return Ok(());
+                }
             }
-            if self.deliveries.is_empty() && self.draining {
-                return Ok(());
-            }
-            self.run_step()?;
+            self.run_step(commands)?;
             self.publish();
         }
     }
 
     /// Takes in everything that waits in the queue; blocks when there is nothing else to do.
     fn receive(&mut self, commands: &Receiver<Command>) {
-        if !self.draining && self.deliveries.is_empty() {
+        if let Some(command) = self.inbox.take() {
+            self.obey(command);
+        } else if !self.draining && self.deliveries.is_empty() {
             match commands.recv() {
                 Ok(command) => self.obey(command),
                 Err(_) => self.draining = true,

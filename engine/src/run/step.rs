@@ -2,14 +2,17 @@
 //! One step of the engine thread, on an executor that computes when it is called, or on a device beside the thread.
 //!
 //! On a device the tokens of a step go to their clients while the next step computes: one step later than they were
-//! committed, unless no step follows. Whoever does not read is parked when that step is over.
+//! committed, unless no step follows or one was issued behind it (`ahead`). Whoever does not read is parked when that step
+//! is over.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use sconce_models::sampling::check_samples;
 
-use super::{Engine, panic_text};
+use super::ahead::Behind;
+use super::{Command, Engine, panic_text};
 use crate::batch;
 use crate::delivery::{merge, try_deliver};
 use crate::executor::{DeviceExecutor, Executor};
@@ -21,50 +24,86 @@ use crate::sampler;
 const FAILED_STEPS_MAX: u32 = 3;
 
 impl Engine {
-    pub(super) fn run_step(&mut self) -> Result<(), String> {
+    /// A step from its plan to its outcomes, or, where it was issued behind the one before, from there on.
+    pub(super) fn run_step(&mut self, commands: &Receiver<Command>) -> Result<(), String> {
         let started = Instant::now();
+        let is_issued = matches!(std::mem::take(&mut self.behind), Behind::UnderWay);
+        if !is_issued && !self.plan() {
+            return Ok(());
+        }
+        self.board.step.begin();
+        let guessing_us = if is_issued { 0.0 } else { self.prepare() };
+        let on_device = self.executor.device().is_some();
+        let executed = match (on_device, is_issued) {
+            (false, _) => self.execute(),
+            (true, false) => self.issue().and_then(|()| self.collect(commands)),
+            (true, true) => self.collect(commands),
+        };
+        self.board.step.end();
+        if let Err(reason) = executed {
+            return self.fail_step(reason);
+        }
+        self.failed_steps = 0;
+        self.restarts = 0;
+        if let Some(model) = &mut self.draft_model {
+            model.follow(&self.batch);
+        }
+        self.sample(on_device);
+        self.scheduler.commit(&self.step, &mut self.results, &mut self.outcomes);
+        self.scheduler.observe(&self.step, started.elapsed().as_secs_f32() * 1e6 - guessing_us);
+        match std::mem::take(&mut self.behind) {
+            Behind::None => self.end_step(on_device),
+            Behind::UnderWay => {
+                self.go_on();
+                self.behind = Behind::UnderWay;
+            }
+            Behind::Failed(reason) => {
+                self.go_on();
+                return self.fail_step(reason);
+            }
+        }
+        Ok(())
+    }
+
+    /// Plans the next step. False when there is nothing to compute.
+    fn plan(&mut self) -> bool {
         self.scheduler.schedule(&mut self.step);
         if self.step.rows.is_empty() {
             assert!(!self.scheduler.has_work(), "a step computes something whenever a sequence is not parked");
             self.deliver_between_steps();
-            return Ok(());
+            return false;
         }
         self.stamp_starts();
-        self.board.step.begin();
+        true
+    }
+
+    /// Lays the step out. Returns how long a draft model took for it, in microseconds.
+    fn prepare(&mut self) -> f32 {
         let guessing_us = self.guess();
         batch::fill(&self.scheduler, &self.step, &mut self.batch);
-        let on_device = self.executor.device().is_some();
-        let executed = if on_device { self.execute_on_device() } else { self.execute() };
-        self.board.step.end();
-        match executed {
-            Ok(()) => {
-                self.failed_steps = 0;
-                self.restarts = 0;
-                if let Some(model) = &mut self.draft_model {
-                    model.follow(&self.batch);
-                }
-                self.sample(on_device);
-                self.scheduler.commit(&self.step, &mut self.results, &mut self.outcomes);
-                self.send_filters_on();
-                self.park_unread();
-                // A draft model guesses before the next step is issued: too long to wait.
-                let served_later = on_device && self.draft_model.is_none() && self.scheduler.has_work();
-                if !served_later {
-                    self.deliver_between_steps();
-                }
-                self.scheduler.observe(&self.step, started.elapsed().as_secs_f32() * 1e6 - guessing_us);
-                Ok(())
-            }
-            Err(reason) => {
-                self.failed_steps += 1;
-                self.scheduler.fail_step(&self.step, &reason, &mut self.outcomes);
-                self.deliver_between_steps();
-                if self.failed_steps < FAILED_STEPS_MAX {
-                    return Ok(());
-                }
-                Err(format!("{FAILED_STEPS_MAX} steps failed one after the other; the last: {reason}"))
-            }
+        guessing_us
+    }
+
+    /// Clients and filters get what the step gave: those of a device while it computes the next.
+    fn end_step(&mut self, on_device: bool) {
+        self.send_filters_on();
+        self.park_unread();
+        // A draft model guesses before the next step is issued: too long to wait.
+        let served_later = on_device && self.draft_model.is_none() && self.scheduler.has_work();
+        if !served_later {
+            self.deliver_between_steps();
         }
+    }
+
+    fn fail_step(&mut self, reason: String) -> Result<(), String> {
+        self.behind = Behind::None;
+        self.failed_steps += 1;
+        self.scheduler.fail_step(&self.step, &reason, &mut self.outcomes);
+        self.deliver_between_steps();
+        if self.failed_steps < FAILED_STEPS_MAX {
+            return Ok(());
+        }
+        Err(format!("{FAILED_STEPS_MAX} steps failed one after the other; the last: {reason}"))
     }
 
     /// Has the draft model guess what the step was planned with room for. Returns how long that took, in microseconds.
@@ -146,21 +185,30 @@ impl Engine {
         Ok(())
     }
 
-    /// The same on a device. While it computes, clients get what the step before gave, and filters say what may follow.
-    fn execute_on_device(&mut self) -> Result<(), String> {
+    /// Begins the step on a device. While it computes, clients get what the step before gave, and filters say what may follow.
+    fn issue(&mut self) -> Result<(), String> {
         fenced(|| device(&mut *self.executor)?.issue(&self.batch))?;
         self.deliver();
         self.restrict();
-        fenced(|| {
+        self.chosen_on_device = fenced(|| {
             let device = device(&mut *self.executor)?;
             sampler::request(&self.scheduler, &self.step, device.limits(), &mut self.wanted);
-            device.collect(&self.wanted, &mut self.samples, &mut self.logits)
+            device.choose(&self.wanted)
         })?;
+        Ok(())
+    }
+
+    /// Waits for the step on the device, which has the next one by then, if that can be.
+    fn collect(&mut self, commands: &Receiver<Command>) -> Result<(), String> {
+        self.run_ahead(commands);
+        fenced(|| device(&mut *self.executor)?.collect(&self.wanted, &mut self.samples, &mut self.logits))?;
         let vocab = self.executor.vocab();
         if self.logits.vocab != vocab {
             return Err(format!("the device has logits of {}, not of {vocab}", self.logits.vocab));
         }
-        check_samples(&self.wanted, &self.samples, &self.logits)
+        check_samples(&self.wanted, &self.samples, &self.logits)?;
+        self.drop_answers();
+        Ok(())
     }
 
     /// Makes tokens of what the executor left.
@@ -230,6 +278,6 @@ pub(super) fn fenced<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, St
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(panic_text(&*panic)))
 }
 
-fn device(executor: &mut dyn Executor) -> Result<&mut dyn DeviceExecutor, String> {
+pub(super) fn device(executor: &mut dyn Executor) -> Result<&mut dyn DeviceExecutor, String> {
     executor.device().ok_or_else(|| "the executor's device went away within a step".to_owned())
 }

@@ -67,8 +67,10 @@ fn request_row(sequence: &Sequence, row: &Row, limits: SamplingLimits, wanted: &
         return;
     }
     let drafts = sequence.drafts();
+    // Of a step behind another, one more than the sequence has.
+    let known = row.start + row.count - row.drafts - sequence.prompt_len();
     for place in 0..=drafts.len() {
-        let output_len = sequence.output().len() + place;
+        let output_len = known + place;
         let history = History { output_len, seen: sequence.seen(), unseen: &drafts[..place] };
         let next = match sequence.restriction() {
             Restriction::None => None,

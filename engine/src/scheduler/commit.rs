@@ -68,7 +68,7 @@ impl Scheduler {
     pub fn commit(&mut self, step: &Step, results: &mut StepResults, outcomes: &mut Vec<Outcome>) {
         assert!(self.in_flight || step.rows.is_empty(), "only a scheduled step is committed, once");
         assert_eq!(step.rows.len(), results.sampled.len(), "every row has a result");
-        self.in_flight = false;
+        self.in_flight = std::mem::take(&mut self.has_behind);
         if let Some(states) = self.states.as_mut().filter(|_| !step.rows.is_empty()) {
             states.settle();
         }
@@ -161,6 +161,10 @@ impl Scheduler {
             sampled.push(Token { id, logprobs: None });
         }
         self.stats.generation_tokens += sampled.len() as u64;
+        if finish.is_none() && sequence.is_ahead() {
+            self.go_on(row.slot);
+            return None;
+        }
         if row.drafts > 0 {
             sequence.settle_drafts(confirmed, &mut self.confidence);
             self.stats.spec_drafts += 1;
@@ -191,6 +195,8 @@ impl Scheduler {
     pub fn fail_step(&mut self, step: &Step, reason: &str, outcomes: &mut Vec<Outcome>) {
         assert!(self.in_flight, "only a scheduled step fails");
         self.in_flight = false;
+        // What is planned behind it has the same sequences.
+        self.has_behind = false;
         self.stats.failed_steps += 1;
         for row in &step.rows {
             let finish = FinishReason::Failed(reason.to_owned());

@@ -1,8 +1,8 @@
 // performance-critical: no lock, no log, no format but for a refusal; a step is linear in the running sequences
 //! Decides how many tokens of which sequence the next step computes, in which blocks.
 //!
-//! Pure: no clock, no randomness, no I/O. Verbs: `add`, `schedule`, `commit` (or `fail_step`), `observe`, `park`,
-//! `unpark`, `cancel`.
+//! Pure: no clock, no randomness, no I/O. Verbs: `add`, `schedule`, `schedule_behind`, `commit` (or `fail_step`), `observe`,
+//! `park`, `unpark`, `cancel`.
 //!
 //! Order. Every sequence has a fixed key: the step it arrived at, plus a head start for each level of priority. The
 //! lower key goes first, so within one priority it is first come first served, and no priority waits for ever.
@@ -40,84 +40,34 @@
 //! takes the whole cache with it.
 
 mod admit;
+mod audit;
+mod behind;
 mod commit;
 mod config;
 mod plan;
 mod states;
+mod step;
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 
+pub use behind::DraftRoom;
 pub use commit::{Outcome, PromptOutcome, Sampled, StepResults};
 pub use config::{Capabilities, EngineConfig, ItlTarget};
 pub use plan::SCORED_PER_STEP_MAX;
+pub use step::{Row, Step, StepSave};
 
 use super::blocks::BlockPool;
 use super::costs::StepCosts;
 use super::filter::Restriction;
 use super::sequence::{FinishReason, NewSequence, OrderKey, SeqId, Sequence, State};
 use super::speculation::{Drafter, SharedConfidence};
-use super::states::{StateCopy, StatePool, StateSlot};
+use super::states::StatePool;
 use super::stats::EngineStats;
 
 /// How many steps earlier a sequence counts as arrived for each level of priority.
 pub const PRIORITY_HEAD_START_STEPS: i64 = 1024;
 /// Levels beyond this one give no further head start.
 const PRIORITY_LEVEL_MAX: i32 = 1000;
-
-/// One sequence's part of a step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
-    slot: usize,
-    pub id: SeqId,
-    /// Position of the first token of the row.
-    pub start: usize,
-    /// Tokens, drafts included.
-    pub count: usize,
-    /// How many of them, at the end, nobody has generated yet.
-    pub drafts: usize,
-    /// One token after those computed in earlier steps; else a part of a prompt, or of a sequence that resumes.
-    pub decode: bool,
-    /// The logits of the last token before the drafts are sampled from, and those of the drafts as far as they hold.
-    pub sample: bool,
-    /// The sequence was never part of a step before.
-    pub first: bool,
-    score_start: usize,
-    score_end: usize,
-}
-
-impl Row {
-    /// Positions whose logits score the prompt token that follows.
-    pub fn scored(&self) -> Range<usize> {
-        self.score_start..self.score_end
-    }
-
-    /// Rows of logits that it needs: those for scores come first.
-    pub fn samples(&self) -> usize {
-        self.scored().len() + if self.sample { 1 + self.drafts } else { 0 }
-    }
-}
-
-/// A state that a step leaves elsewhere, as it is before the token at `end`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StepSave {
-    /// Index in the step's rows.
-    pub row: usize,
-    pub end: usize,
-    pub slot: StateSlot,
-}
-
-/// What one step computes. The rows keep their memory from step to step.
-#[derive(Debug, Default)]
-pub struct Step {
-    pub rows: Vec<Row>,
-    /// Sum of the rows' counts.
-    pub tokens: usize,
-    /// In the order of rows and tokens.
-    pub saves: Vec<StepSave>,
-    /// Made before anything is computed.
-    pub copies: Vec<StateCopy>,
-}
 
 /// All live sequences of one engine, and its blocks.
 pub struct Scheduler {
@@ -144,6 +94,10 @@ pub struct Scheduler {
     /// Where kinds alternate: the latest step was one of prefills.
     prefilled_last: bool,
     in_flight: bool,
+    /// A step is planned behind the one in flight: `behind`.
+    has_behind: bool,
+    /// Nobody came, went or was stopped since the latest plan: whom it let wait has no room yet.
+    is_settled: bool,
     /// Nothing can run before something arrives, ends or is read.
     held_up: bool,
     costs: StepCosts,
@@ -176,6 +130,8 @@ impl Scheduler {
             arrivals: 0,
             prefilled_last: false,
             in_flight: false,
+            has_behind: false,
+            is_settled: false,
             held_up: false,
             costs: StepCosts::default(),
             confidence: SharedConfidence::default(),
@@ -216,7 +172,7 @@ impl Scheduler {
         let before = self.by_id.insert(id, slot);
         assert!(before.is_none(), "sequence ids are unique");
         self.waiting.insert(key, slot);
-        self.held_up = false;
+        self.unsettle();
         Ok(())
     }
 
@@ -265,7 +221,7 @@ impl Scheduler {
         let Some(slot) = self.by_id.get(&id).copied() else { return };
         let (key, state) = (self.at(slot).key, self.at(slot).state());
         // It may have been the one that nobody is admitted past.
-        self.held_up = false;
+        self.unsettle();
         match state {
             State::Parked => return,
             State::Waiting => _ = self.waiting.remove(&key),
@@ -318,7 +274,7 @@ impl Scheduler {
             return;
         }
         let key = self.at(slot).key;
-        self.held_up = false;
+        self.unsettle();
         self.parked.remove(&key);
         if !self.at(slot).blocks().is_empty() && self.running.len() < self.running_max {
             self.at_mut(slot).set_state(State::Running);
@@ -337,7 +293,9 @@ impl Scheduler {
     /// A step took so long, from its planning to the delivery of its tokens. Later plans reckon with it.
     pub fn observe(&mut self, step: &Step, elapsed_us: f32) {
         let decode_tokens = step.rows.iter().filter(|row| row.decode).map(|row| row.count).sum();
-        self.costs.observe(decode_tokens, step.tokens - decode_tokens, elapsed_us);
+        if step.tokens > 0 {
+            self.costs.observe(decode_tokens, step.tokens - decode_tokens, elapsed_us);
+        }
     }
 
     /// A draft model took so long to guess so many tokens.
@@ -348,7 +306,8 @@ impl Scheduler {
     /// Drops every sequence and starts over with an empty cache, whatever state a broken invariant left behind.
     pub fn abandon(&mut self) {
         self.in_flight = false;
-        self.held_up = false;
+        self.has_behind = false;
+        self.unsettle();
         self.stats.finished_failed += self.by_id.len() as u64;
         self.pool = BlockPool::new(self.config.blocks, self.config.block_size, self.config.enable_prefix_caching);
         let block_size = self.config.block_size;
@@ -382,8 +341,14 @@ impl Scheduler {
         self.release_state(slot);
     }
 
-    fn finish(&mut self, slot: usize, reason: &FinishReason) {
+    /// The next plan may be another.
+    fn unsettle(&mut self) {
         self.held_up = false;
+        self.is_settled = false;
+    }
+
+    fn finish(&mut self, slot: usize, reason: &FinishReason) {
+        self.unsettle();
         self.release_blocks(slot);
         let (id, key, state) = (self.at(slot).id, self.at(slot).key, self.at(slot).state());
         match state {
@@ -464,35 +429,6 @@ impl Scheduler {
             self.stats.states_saved = states.saved() as u64;
         }
         &self.stats
-    }
-
-    /// Checks the invariants that hold between steps. For tests: linear in blocks and sequences.
-    pub fn audit(&self) -> Result<(), String> {
-        self.pool.audit(self.sequences().map(Sequence::blocks))?;
-        self.audit_states()?;
-        let queued = self.waiting.len() + self.running.len() + self.parked.len();
-        if queued != self.live() || self.sequences().count() != self.live() {
-            return Err(format!("{queued} sequences in queues, {} live", self.live()));
-        }
-        for (state, slots) in [
-            (State::Waiting, self.waiting.values().copied().collect::<Vec<_>>()),
-            (State::Running, self.running.clone()),
-            (State::Parked, self.parked.values().copied().collect()),
-        ] {
-            if !slots.is_sorted_by_key(|slot| self.at(*slot).key) {
-                return Err(format!("{state:?} sequences are out of order"));
-            }
-            if let Some(slot) = slots.iter().find(|slot| self.at(**slot).state() != state) {
-                return Err(format!("sequence {:?} is in the queue of {state:?}", self.at(*slot).id));
-            }
-        }
-        if self.running.len() > self.running_max {
-            return Err(format!("{} run, {} may", self.running.len(), self.running_max));
-        }
-        if !self.capabilities.preemption && self.set_aside() > self.pool.available() {
-            return Err(format!("{} blocks are set aside, {} are there", self.set_aside(), self.pool.available()));
-        }
-        Ok(())
     }
 }
 

@@ -39,10 +39,7 @@ impl Scheduler {
     /// with rows.
     pub fn schedule(&mut self, step: &mut Step) {
         assert!(!self.in_flight, "the step before is committed or failed first");
-        step.rows.clear();
-        step.saves.clear();
-        step.copies.clear();
-        step.tokens = 0;
+        step.clear();
         self.step_number += 1;
         if self.capabilities.mixed_batch {
             self.plan(step, true, true);
@@ -66,6 +63,7 @@ impl Scheduler {
             self.stats.padding_tokens += (padded.expect("a step is planned for a bucket") - step.tokens) as u64;
         }
         self.held_up = step.rows.is_empty() && !self.capabilities.preemption;
+        self.is_settled = true;
         assert!(step.tokens <= self.tokens_per_step_max, "a step stays within its token budget");
     }
 
@@ -103,7 +101,7 @@ impl Scheduler {
     }
 
     /// How long a step with so many decodes should take at most, in microseconds.
-    fn target_us(&self, decodes: usize) -> f32 {
+    pub(super) fn target_us(&self, decodes: usize) -> f32 {
         match self.config.itl_target {
             ItlTarget::Off => f32::INFINITY,
             ItlTarget::Auto => (self.costs.decode_us(decodes) * AUTO_FACTOR).max(AUTO_TARGET_MIN_US),
@@ -363,6 +361,7 @@ impl Scheduler {
         step.rows.push(Row {
             slot,
             id: sequence.id,
+            place: step.rows.len(),
             start,
             count: count + drafts,
             drafts,

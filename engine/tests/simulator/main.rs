@@ -5,6 +5,7 @@
 //! A failure prints its seed. `SCONCE_SIM_SEED=<seed> cargo test --test simulator` replays that one scenario.
 
 mod adapters;
+mod ahead;
 mod asleep;
 mod compiled;
 #[cfg(feature = "cuda-host")]
@@ -68,6 +69,8 @@ fn every_invariant_holds_over_100_000_random_steps() {
         ("padding tokens", total.padding),
         ("steps without preemption", total.kept_steps),
         ("steps held up by a parked sequence", total.held_up),
+        ("steps behind others", total.behind),
+        ("rows behind the end of their sequences", total.ended_behind),
     ];
     for (what, times) in met {
         assert!(times > 100, "the simulation met only {times} {what}");

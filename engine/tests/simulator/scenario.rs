@@ -57,6 +57,17 @@ fn speculation(random: &mut Random) -> Speculation {
     })
 }
 
+/// The same clients without what hangs on the token before: their steps follow each other on a device.
+pub fn without_history(params: SamplingParams) -> SamplingParams {
+    SamplingParams {
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        prompt_logprobs: None,
+        ..params
+    }
+}
+
 /// What one client asks for.
 pub fn params(random: &mut Random, vocab: u32) -> SamplingParams {
     let mut params = SamplingParams::greedy(random.below(40));

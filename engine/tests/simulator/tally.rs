@@ -33,6 +33,10 @@ pub struct Tally {
     pub kept_steps: u64,
     /// Steps in which somebody waited for what a parked sequence keeps.
     pub held_up: u64,
+    /// Steps that were planned behind another.
+    pub behind: u64,
+    /// Rows of them whose sequences had ended.
+    pub ended_behind: u64,
 }
 
 impl Tally {
@@ -61,5 +65,7 @@ impl Tally {
         self.padding += other.padding;
         self.kept_steps += other.kept_steps;
         self.held_up += other.held_up;
+        self.behind += other.behind;
+        self.ended_behind += other.ended_behind;
     }
 }

@@ -1,8 +1,10 @@
 //! One scenario: an engine of random size under random load, with a virtual clock that counts steps.
 
+mod behind;
+mod checks;
 mod sampling;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use sconce_engine::executor::Executor;
 use sconce_engine::sampler::{StepSampler, Workers};
@@ -19,6 +21,8 @@ use crate::puzzle::Puzzle;
 use crate::random::Random;
 use crate::scenario;
 use crate::tally::Tally;
+
+use behind::Behind;
 
 /// One request as its client sees it.
 struct Client {
@@ -57,12 +61,14 @@ pub struct World {
     sampler: StepSampler,
     workers: Workers,
     device: Option<SamplingLimits>,
+    is_plain: bool,
     clients: BTreeMap<SeqId, Client>,
     next_id: u64,
     prefixes: Vec<Vec<u32>>,
     /// Who wrote each block last.
     writers: Vec<Option<([u8; 32], Option<AdapterId>)>>,
     step: Step,
+    behind: Behind,
     batch: BatchInput,
     logits: Logits,
     results: StepResults,
@@ -85,6 +91,9 @@ impl World {
         let config = scenario::config(&mut random);
         let capabilities = scenario::capabilities(&mut random);
         let capabilities = scenario::with_states(&mut Random::new(!seed), capabilities);
+        // One of three is a device that takes any batch, and clients that let it run ahead.
+        let is_plain = seed % 3 == 2;
+        let capabilities = if is_plain { Capabilities::any() } else { capabilities };
         let vocab = 8 + random.below(24);
         // What the capabilities allow is checked step by step; what comes out of the padding is for the executor.
         let scratch = scratch_blocks(&capabilities, config.block_size);
@@ -99,11 +108,13 @@ impl World {
             // Whoever comes first, the results are the same.
             workers: Workers { count: 1 + random.below(4) as usize, run: |count, run| (0..count).rev().for_each(run) },
             device: scenario::sampling(&mut random),
+            is_plain,
             clients: BTreeMap::new(),
             next_id: 0,
             prefixes,
             writers: vec![None; config.blocks as usize],
             step: Step::default(),
+            behind: Behind::default(),
             batch: BatchInput::default(),
             logits: Logits::default(),
             results: StepResults::default(),
@@ -160,7 +171,10 @@ impl World {
     fn arrive(&mut self) {
         let id = SeqId(self.next_id);
         self.next_id += 1;
-        let (prompt, params) = (self.prompt(), scenario::params(&mut self.random, self.vocab));
+        let (prompt, mut params) = (self.prompt(), scenario::params(&mut self.random, self.vocab));
+        if self.is_plain {
+            params = scenario::without_history(params);
+        }
         let salt = [self.random.below(2) as u8; 32];
         let adapter = self.random.chance(30).then(|| AdapterId(self.random.below(2)));
         let priority = self.random.pick(&[0, 0, 0, 1, -1]);
@@ -178,7 +192,8 @@ impl World {
             Err(other) => panic!("refused as {other:?}"),
         }
         let key = self.scheduler.sequences().find(|sequence| sequence.id == id).expect("it was added").key;
-        let puzzle = self.random.chance(30).then(|| Puzzle { seed: self.random.next(), vocab: self.vocab });
+        let puzzle =
+            (self.random.chance(30) && !self.is_plain).then(|| Puzzle { seed: self.random.next(), vocab: self.vocab });
         if puzzle.is_some() {
             self.scheduler.never_draft(id);
         }
@@ -281,13 +296,26 @@ impl World {
         batch::fill(&self.scheduler, &self.step, &mut self.batch);
         self.check_salts();
         self.executor.execute(&self.batch, &mut self.logits).expect("the batch is sound");
+        while self.finish_step() {
+            self.tally.steps += 1;
+            self.execute_behind();
+        }
+    }
+
+    /// From what the executor left to what the clients get. True when a step was planned behind this one.
+    fn finish_step(&mut self) -> bool {
+        self.restrict();
+        let mut goes_on = self.plan_behind();
         if self.random.below(400) == 0 {
             self.fail_step();
+            goes_on = false;
         } else {
             let broken = self.break_logits();
-            self.restrict();
             self.sample();
             let broken = self.check_failed(broken);
+            if goes_on {
+                self.note_tokens();
+            }
             self.scheduler.commit(&self.step, &mut self.results, &mut self.outcomes);
             self.take_outcomes(broken);
         }
@@ -299,6 +327,7 @@ impl World {
         }
         self.look_at_states();
         self.check_between_steps();
+        goes_on
     }
 
     fn fail_step(&mut self) {
@@ -363,29 +392,6 @@ impl World {
         }
     }
 
-    fn check_step(&self) {
-        let rows = &self.step.rows;
-        let tokens: usize = rows.iter().map(|row| row.count).sum();
-        let budget = self.config.max_num_batched_tokens.min(self.capabilities.max_tokens_per_step) as usize;
-        assert!(tokens == self.step.tokens && tokens <= budget, "{tokens} tokens in a budget of {budget}");
-        assert!(rows.len() <= self.config.max_num_seqs as usize, "more rows than sequences may run");
-        let bucket = self.capabilities.static_buckets.iter().max();
-        assert!(bucket.is_none_or(|bucket| rows.len() <= *bucket as usize), "more rows than the largest bucket");
-        let distinct: HashSet<SeqId> = rows.iter().map(|row| row.id).collect();
-        assert_eq!(distinct.len(), rows.len(), "a sequence is in a step once");
-        let prefills = rows.iter().filter(|row| !row.decode).count();
-        assert!(prefills <= self.capabilities.max_prefills_per_step as usize, "{prefills} prefills");
-        assert!(self.capabilities.mixed_batch || prefills == 0 || prefills == rows.len(), "kinds are mixed");
-        for row in rows {
-            assert!(!row.decode || row.count == 1 + row.drafts, "a decode is one token and its drafts");
-            assert!(row.decode || row.drafts == 0, "only decodes are guessed ahead");
-            let speculation = self.config.speculation.map_or(0, |config| config.num_speculative_tokens());
-            let drafts_max = speculation.min(self.capabilities.max_drafts_per_row) as usize;
-            assert!(row.drafts <= drafts_max, "{} drafts, at most {drafts_max}", row.drafts);
-            assert_ne!(self.clients[&row.id].state, State::Parked, "a parked sequence is not scheduled");
-        }
-    }
-
     /// Somebody may have to wait for what a parked sequence keeps.
     fn is_held_up(&self) -> bool {
         !self.capabilities.preemption && self.clients.values().any(|client| client.state == State::Parked)
@@ -405,40 +411,6 @@ impl World {
         running.min_by_key(|(_, client)| client.key).map(|(id, _)| *id)
     }
 
-    /// The first in order of those that run computes something in every step (in every other one where the kinds take
-    /// turns), unless one of a higher priority came in before it. Every bound on waiting rests on this.
-    fn check_progress(&mut self, first: Option<SeqId>) {
-        let turns = if self.capabilities.mixed_batch { 1 } else { 2 };
-        let scheduled: HashSet<SeqId> = self.step.rows.iter().map(|row| row.id).collect();
-        let before = self.step.rows.iter().map(|row| self.clients[&row.id].key).min();
-        for (id, client) in &mut self.clients {
-            let overtaken = before.is_some_and(|key| key < client.key);
-            // Who is not first starts to count anew, also where nobody ran before this step.
-            let stands = first == Some(*id) && !scheduled.contains(id) && !overtaken;
-            client.stalled = if stands { client.stalled + 1 } else { 0 };
-        }
-        let Some(first) = first else { return };
-        assert!(self.clients[&first].stalled < turns, "{first:?} is the first in order and stands still");
-    }
-
-    /// Every block that a row reads was written under the row's own salt, with its own adapter.
-    fn check_salts(&mut self) {
-        for row in &self.step.rows {
-            let writer = (self.clients[&row.id].salt, self.clients[&row.id].adapter);
-            let size = self.config.block_size as usize;
-            let blocks = self.scheduler.sequence(row).blocks();
-            for block in &blocks[row.start / size..] {
-                self.writers[block.0 as usize] = Some(writer);
-            }
-        }
-        for row in &self.step.rows {
-            let reader = (self.clients[&row.id].salt, self.clients[&row.id].adapter);
-            for block in self.scheduler.sequence(row).blocks() {
-                assert_eq!(self.writers[block.0 as usize], Some(reader), "{:?} reads another's block", row.id);
-            }
-        }
-    }
-
     /// Notes what became of each client's sequence: a preempted one may wait again.
     fn look_at_states(&mut self) {
         let mut preempted = Vec::new();
@@ -451,24 +423,6 @@ impl World {
         }
         for id in preempted {
             self.defer(id);
-        }
-    }
-
-    fn check_between_steps(&mut self) {
-        self.scheduler.audit().expect("the scheduler is sound");
-        assert_eq!(self.scheduler.live(), self.clients.len(), "the scheduler and the clients agree on who lives");
-        let stats = self.scheduler.stats();
-        assert_eq!(stats.blocks_free + stats.blocks_cached + stats.blocks_owned, u64::from(self.config.blocks));
-        assert_eq!(stats.running + stats.waiting + stats.parked, self.clients.len() as u64);
-        assert!(self.config.enable_prefix_caching || stats.blocks_cached == 0);
-        self.tally.several_prefills += u64::from(self.step.rows.iter().filter(|row| !row.decode).count() > 1);
-        self.tally.bounded_prefills += u64::from(self.is_bounded());
-        let held_up = self.is_held_up();
-        for (id, client) in &mut self.clients {
-            if client.state != State::Parked && !held_up {
-                client.age += 1;
-                assert!(client.age <= client.age_max, "{id:?} waits too long: {} steps", client.age);
-            }
         }
     }
 }

@@ -2,6 +2,7 @@
 //! A model with everything that a step needs: the paged cache, the buffers between its kernels, and graphs of its steps.
 
 use sconce_cuda::ops::attention::{splits_for, workspace_len};
+use sconce_cuda::ops::follow::follow;
 use sconce_cuda::ops::rows::scale_and_cap;
 use sconce_cuda::{Buffer, Device, ElementType, Mark, SetAside, Slice};
 use sconce_kernels::KvDtype;
@@ -125,6 +126,7 @@ impl CudaRunner {
         // and what they take of the device themselves goes, too.
         self.graphs = Graphs::new(self.sizes.max_num_seqs as usize);
         self.issued = Issued::Nothing;
+        self.sampling.forget();
         let aside = self.model.device.set_aside(self.weights)?;
         Ok(self.aside.insert(aside).bytes())
     }
@@ -182,7 +184,10 @@ impl CudaRunner {
         let vocab = self.model.spec.vocab;
         logits.vocab = vocab;
         logits.values.clear();
-        let Some(shape) = self.run_layers(batch)? else { return Ok(()) };
+        let Some(shape) = self.run_layers(batch, &[])? else {
+            // The batch's copy is done with before the next one is written.
+            return Ok(self.model.device.synchronize()?);
+        };
         let samples = batch.sample_rows.len();
         logits.values.resize(samples * vocab, 0.0);
         for (index, to) in logits.values.chunks_mut(self.logit_rows_max() * vocab).enumerate() {
@@ -197,41 +202,64 @@ impl CudaRunner {
 
     /// Begins one ragged step; nothing waits for the device as long as all its logits have room there.
     pub fn issue(&mut self, batch: &BatchInput) -> Result<()> {
-        self.issued = Issued::Nothing;
+        if self.sampling.pending() > 0 || !matches!(self.issued, Issued::Nothing) {
+            // Given up on the way; what it copies from and to is written anew.
+            self.issued = Issued::Nothing;
+            self.sampling.forget();
+            self.model.device.synchronize()?;
+        }
         if batch.sample_rows.len() > self.logit_rows_max() {
             let mut logits = Logits::default();
             self.forward(batch, &mut logits)?;
             self.issued = Issued::Here(logits);
             return Ok(());
         }
-        self.run_layers(batch)?;
+        self.run_layers(batch, &[])?;
         self.issued = Issued::OnDevice;
         Ok(())
     }
 
-    /// Samples the step that was begun and waits for it: an answer for each of `wanted.rows`, one for each sampled row. Logits
-    /// that come back stand in `logits` in the order of their rows.
-    pub fn collect(&mut self, wanted: &SampleRequests, samples: &mut Vec<Sample>, logits: &mut Logits) -> Result<()> {
-        let vocab = self.model.spec.vocab;
-        logits.vocab = vocab;
-        logits.values.clear();
+    /// Begins a step of one token a row behind the one that was chosen last and is not collected: `sources` says of each row
+    /// which row's token of that step it computes.
+    pub fn issue_behind(&mut self, batch: &BatchInput, sources: &[u32]) -> Result<()> {
+        let (tokens, rows, samples) = (batch.tokens.len(), batch.rows(), batch.sample_rows.len());
+        if self.sampling.pending() != 1 || !matches!(self.issued, Issued::Nothing) {
+            return Err(Error::Batch("a step goes behind one that is chosen and not collected".to_owned()));
+        }
+        if [tokens, samples, sources.len()] != [rows; 3] {
+            return Err(Error::Batch(format!(
+                "behind another step {rows} rows have a token, a sample and a source each, not {tokens}, {samples} and {}",
+                sources.len()
+            )));
+        }
+        self.run_layers(batch, sources)?;
+        self.issued = Issued::OnDevice;
+        Ok(())
+    }
+
+    /// Has the step that was begun sampled, with one of `wanted.rows` for each of its sampled rows. True when all of them want
+    /// a token and get it on the device: then a step may go behind it.
+    pub fn choose(&mut self, wanted: &SampleRequests) -> Result<bool> {
         match std::mem::replace(&mut self.issued, Issued::Nothing) {
             Issued::Nothing => Err(Error::Batch("no step was begun".to_owned())),
             Issued::OnDevice => {
-                let place = (&self.scratch.logits, vocab);
-                self.sampling.run(&self.model.device, place, wanted, samples, logits)
+                let place = (&self.scratch.logits, self.model.spec.vocab);
+                self.sampling.choose(&self.model.device, place, wanted)
             }
-            Issued::Here(all) => {
-                samples.clear();
-                samples.extend((0..wanted.rows.len()).map(Sample::Logits));
-                *logits = all;
-                Ok(())
-            }
+            Issued::Here(all) => self.sampling.give(wanted.rows.len(), all),
         }
     }
 
+    /// Waits for the oldest step that was chosen: an answer for each of `wanted.rows`, which are those that were chosen. Logits
+    /// that come back stand in `logits` in the order of their rows.
+    pub fn collect(&mut self, wanted: &SampleRequests, samples: &mut Vec<Sample>, logits: &mut Logits) -> Result<()> {
+        self.sampling.collect(wanted, samples, logits)?;
+        logits.vocab = self.model.spec.vocab;
+        Ok(())
+    }
+
     /// The step up to the logits, which are computed too where all of them have room. `None` without samples.
-    fn run_layers(&mut self, batch: &BatchInput) -> Result<Option<Shape>> {
+    fn run_layers(&mut self, batch: &BatchInput, sources: &[u32]) -> Result<Option<Shape>> {
         let cache = CacheSizes {
             layers: self.cache.len(),
             blocks: self.sizes.blocks,
@@ -247,7 +275,11 @@ impl CudaRunner {
         if tokens == rows && samples == rows {
             let padded = self.graphs.bucket(rows);
             let shape = Shape { tokens: padded, rows: padded, samples: padded, query_max: 1 };
-            self.arrays.send(batch, shape)?;
+            self.arrays.send(batch, sources, shape)?;
+            if !sources.is_empty() {
+                let input = self.arrays.input(shape);
+                follow(&self.model.device, self.sampling.chosen(), input.sources, input.tokens)?;
+            }
             let mut graphs = std::mem::take(&mut self.graphs);
             let run = graphs.run(padded, &self.model.device, || self.step(shape));
             self.graphs = graphs;
@@ -257,7 +289,7 @@ impl CudaRunner {
         let starts = std::iter::once(0).chain(batch.row_ends.iter().copied());
         let query_max = starts.zip(&batch.row_ends).map(|(start, end)| (end - start) as usize).max().unwrap_or(1);
         let shape = Shape { tokens, rows, samples, query_max };
-        self.arrays.send(batch, shape)?;
+        self.arrays.send(batch, &[], shape)?;
         self.step(shape)?;
         Ok((samples > 0).then_some(shape))
     }

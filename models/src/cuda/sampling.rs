@@ -4,10 +4,10 @@
 use sconce_cuda::ops::sample::{
     Choice, RowWishes, SCORE_WORDS, SampleInput, SampleRows, Status, TOP_MAX, workspace_words,
 };
-use sconce_cuda::{Buffer, Device, ElementType, Pinned};
+use sconce_cuda::{Buffer, Device, ElementType, Event, Pinned, Slice};
 
 use crate::batch::Logits;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sampling::{Sample, SampleRequest, SampleRequests, SampleScores, Want};
 
 /// Words for lists and masks of all rows of a step; rows whose lists find no room go back as logits.
@@ -15,17 +15,47 @@ const LIST_WORDS: usize = 1 << 20;
 /// Words that a row takes besides, and some to spare.
 const ROW_WORDS: usize = 32;
 
+/// Sampling of one step, and of one that was issued behind it: what goes to the host has two places there.
 pub(super) struct Sampling {
     input: SampleInput,
-    sent: Pinned,
     on_device: Buffer,
     workspace: Buffer,
     /// `[3, rows]`
     chosen: Buffer,
-    chosen_here: Pinned,
     /// `[rows, SCORE_WORDS]`
     scores: Buffer,
-    scores_here: Pinned,
+    turns: [Turn; 2],
+    /// The one that the next step takes.
+    next: usize,
+    /// Steps that were chosen and not collected.
+    pending: usize,
+    /// Rows of the step chosen last.
+    rows: usize,
+}
+
+/// A step's side on the host.
+struct Turn {
+    sent: Pinned,
+    chosen: Pinned,
+    scores: Pinned,
+    /// All of it has arrived.
+    arrived: Event,
+    /// With [`Sample::NothingLeft`] for what is to come from the device.
+    samples: Vec<Sample>,
+    logits: Logits,
+}
+
+impl Turn {
+    fn new(device: &Device, words: usize, rows_max: usize) -> Result<Self> {
+        Ok(Self {
+            sent: device.pinned(4 * words)?,
+            chosen: device.pinned(4 * 3 * rows_max)?,
+            scores: device.pinned(4 * rows_max * SCORE_WORDS)?,
+            arrived: Event::new(device)?,
+            samples: Vec::new(),
+            logits: Logits::default(),
+        })
+    }
 }
 
 impl Sampling {
@@ -34,13 +64,14 @@ impl Sampling {
         let alloc = |words| device.alloc(words, ElementType::U32);
         Ok(Self {
             input: SampleInput::new(words),
-            sent: device.pinned(4 * words)?,
             on_device: alloc(words)?,
             workspace: alloc(workspace_words(rows_max, vocab, words))?,
             chosen: alloc(3 * rows_max)?,
-            chosen_here: device.pinned(4 * 3 * rows_max)?,
             scores: alloc(rows_max * SCORE_WORDS)?,
-            scores_here: device.pinned(4 * rows_max * SCORE_WORDS)?,
+            turns: [Turn::new(device, words, rows_max)?, Turn::new(device, words, rows_max)?],
+            next: 0,
+            pending: 0,
+            rows: 0,
         })
     }
 
@@ -50,19 +81,33 @@ impl Sampling {
         words + workspace_words(rows_max, vocab, words) + rows_max * (3 + SCORE_WORDS)
     }
 
-    /// One answer for each row of `wanted`, from `on_device` F32 `[rows, vocab]`, which is used up.
-    pub fn run(
+    /// Steps that were chosen and not collected.
+    pub fn pending(&self) -> usize {
+        self.pending
+    }
+
+    /// As if nothing had been chosen; nothing of it may be under way.
+    pub fn forget(&mut self) {
+        self.pending = 0;
+    }
+
+    /// What the step chosen last chose, as [`sconce_cuda::ops::follow::follow`] wants it.
+    pub fn chosen(&self) -> Slice<'_> {
+        self.chosen.range(0, 3 * self.rows)
+    }
+
+    /// Has each row of `wanted` sampled from `on_device` F32 `[rows, vocab]`, which is used up. True when all rows want a token
+    /// and get it on the device.
+    pub fn choose(
         &mut self,
         device: &Device,
         (on_device, vocab): (&Buffer, usize),
         wanted: &SampleRequests,
-        samples: &mut Vec<Sample>,
-        logits: &mut Logits,
-    ) -> Result<()> {
-        let rows = wanted.rows.len();
+    ) -> Result<bool> {
+        let (turn, rows) = (self.begin_turn()?, wanted.rows.len());
         self.input.begin(rows, vocab)?;
-        samples.clear();
-        let mut is_asked = false;
+        let Turn { samples, logits, .. } = &mut self.turns[turn];
+        let (mut is_asked, mut all_tokens) = (false, true);
         for (row, request) in wanted.rows.iter().enumerate() {
             let is_pushed = match request.want {
                 Want::Nothing | Want::Logits => {
@@ -72,61 +117,103 @@ impl Sampling {
                 Want::Token | Want::Score(_) => self.input.push(&wishes(request, wanted)),
             };
             is_asked |= is_pushed;
+            all_tokens &= is_pushed && request.want == Want::Token;
             samples.push(match request.want {
-                // Filled in below.
+                // Filled in when it is collected.
                 _ if is_pushed => Sample::NothingLeft,
                 Want::Nothing => Sample::Nothing,
                 // Before anything is written to it.
                 _ => give_back(on_device, row, vocab, logits)?,
             });
         }
-        if !is_asked {
-            return Ok(());
+        if is_asked {
+            self.launch(device, turn, on_device.range(0, rows * vocab), rows)?;
         }
-        let words = self.input.words();
-        let (to, _) = self.sent.bytes_mut()[..4 * words.len()].as_chunks_mut::<4>();
-        to.iter_mut().zip(words).for_each(|(to, word)| *to = word.to_le_bytes());
-        self.sent.send(self.on_device.all(), 4 * words.len())?;
-        let (chosen, scores) = (self.chosen.range(0, 3 * rows), self.scores.range(0, rows * SCORE_WORDS));
-        SampleRows {
-            input: self.on_device.all(),
-            logits: on_device.range(0, rows * vocab),
-            workspace: self.workspace.all(),
-            chosen,
-            scores,
+        self.end_turn(rows)?;
+        Ok(all_tokens)
+    }
+
+    /// The same of a step whose logits are on the host already: they are the answers.
+    pub fn give(&mut self, rows: usize, all: Logits) -> Result<bool> {
+        let turn = self.begin_turn()?;
+        let Turn { samples, logits, .. } = &mut self.turns[turn];
+        samples.extend((0..rows).map(Sample::Logits));
+        *logits = all;
+        self.end_turn(rows)?;
+        Ok(false)
+    }
+
+    /// Waits for the oldest step that was chosen; one answer for each row of `wanted`, which are those that were chosen.
+    pub fn collect(&mut self, wanted: &SampleRequests, samples: &mut Vec<Sample>, logits: &mut Logits) -> Result<()> {
+        if self.pending == 0 {
+            return Err(Error::Batch("no step was chosen".to_owned()));
         }
-        .on(device, &self.input)?;
-        self.receive(device, rows)?;
-        self.answer(wanted, samples);
+        let turn = (self.next + self.pending) % 2;
+        self.pending -= 1;
+        let turn = &mut self.turns[turn];
+        turn.arrived.wait()?;
+        std::mem::swap(samples, &mut turn.samples);
+        std::mem::swap(logits, &mut turn.logits);
+        if samples.len() != wanted.rows.len() {
+            let (chosen, found) = (samples.len(), wanted.rows.len());
+            return Err(Error::Batch(format!("{found} rows are collected, {chosen} were chosen")));
+        }
+        answer(turn, wanted, samples);
         Ok(())
     }
 
-    /// Waits for the step and for what was chosen of it.
-    fn receive(&mut self, device: &Device, rows: usize) -> Result<()> {
-        self.chosen_here.receive(self.chosen.range(0, 3 * rows))?;
-        if self.input.has_scores() {
-            self.scores_here.receive(self.scores.range(0, rows * SCORE_WORDS))?;
+    fn begin_turn(&mut self) -> Result<usize> {
+        if self.pending == 2 {
+            return Err(Error::Batch("two steps are chosen and not collected".to_owned()));
         }
-        Ok(device.synchronize()?)
+        let turn = &mut self.turns[self.next];
+        turn.samples.clear();
+        turn.logits.values.clear();
+        Ok(self.next)
     }
 
-    fn answer(&self, wanted: &SampleRequests, samples: &mut [Sample]) {
-        let rows = wanted.rows.len();
-        let (chosen, _) = self.chosen_here.bytes().as_chunks::<4>();
-        let (scores, _) = self.scores_here.bytes().as_chunks::<4>();
-        let word = |at: usize| u32::from_le_bytes(chosen[at]);
-        for (row, (sample, request)) in samples.iter_mut().zip(&wanted.rows).enumerate() {
-            if *sample != Sample::NothingLeft {
-                continue;
-            }
-            let scored = || scores_of(&scores[row * SCORE_WORDS..(row + 1) * SCORE_WORDS]);
-            *sample = match (Status::of(word(rows + row)), request.want) {
-                (Status::NotFinite, _) => Sample::NotFinite { id: word(2 * rows + row) },
-                (Status::NothingLeft, _) => Sample::NothingLeft,
-                (Status::Done, Want::Score(_)) => Sample::Score(scored()),
-                (Status::Done, _) => Sample::Token { id: word(row), scores: request.logprobs.map(|_| scored()) },
-            };
+    fn end_turn(&mut self, rows: usize) -> Result<()> {
+        self.turns[self.next].arrived.record()?;
+        self.next = 1 - self.next;
+        self.pending += 1;
+        self.rows = rows;
+        Ok(())
+    }
+
+    fn launch(&mut self, device: &Device, turn: usize, logits: Slice, rows: usize) -> Result<()> {
+        let Turn { sent, chosen: chosen_here, scores: scores_here, .. } = &mut self.turns[turn];
+        let words = self.input.words();
+        let (to, _) = sent.bytes_mut()[..4 * words.len()].as_chunks_mut::<4>();
+        to.iter_mut().zip(words).for_each(|(to, word)| *to = word.to_le_bytes());
+        sent.send(self.on_device.all(), 4 * words.len())?;
+        let (chosen, scores) = (self.chosen.range(0, 3 * rows), self.scores.range(0, rows * SCORE_WORDS));
+        let input = self.on_device.all();
+        SampleRows { input, logits, workspace: self.workspace.all(), chosen, scores }.on(device, &self.input)?;
+        chosen_here.receive(chosen)?;
+        if self.input.has_scores() {
+            scores_here.receive(scores)?;
         }
+        Ok(())
+    }
+}
+
+/// Fills in what came from the device.
+fn answer(turn: &Turn, wanted: &SampleRequests, samples: &mut [Sample]) {
+    let rows = wanted.rows.len();
+    let (chosen, _) = turn.chosen.bytes().as_chunks::<4>();
+    let (scores, _) = turn.scores.bytes().as_chunks::<4>();
+    let word = |at: usize| u32::from_le_bytes(chosen[at]);
+    for (row, (sample, request)) in samples.iter_mut().zip(&wanted.rows).enumerate() {
+        if *sample != Sample::NothingLeft {
+            continue;
+        }
+        let scored = || scores_of(&scores[row * SCORE_WORDS..(row + 1) * SCORE_WORDS]);
+        *sample = match (Status::of(word(rows + row)), request.want) {
+            (Status::NotFinite, _) => Sample::NotFinite { id: word(2 * rows + row) },
+            (Status::NothingLeft, _) => Sample::NothingLeft,
+            (Status::Done, Want::Score(_)) => Sample::Score(scored()),
+            (Status::Done, _) => Sample::Token { id: word(row), scores: request.logprobs.map(|_| scored()) },
+        };
     }
 }
 

@@ -29,11 +29,15 @@ struct Layout {
     context_lens: usize,
     table_starts: usize,
     sample_rows: usize,
+    sources: usize,
     tables: usize,
 }
 
+/// A step may be sent while the one before it, or its copy, is under way: so there are two on the host.
 pub(super) struct StepArrays {
-    pinned: Pinned,
+    pinned: [Pinned; 2],
+    /// Which of them the next step takes.
+    turn: usize,
     device: Buffer,
     tables_max: usize,
 }
@@ -46,27 +50,32 @@ impl Shape {
         let context_lens = row_starts + self.rows + 1;
         let table_starts = context_lens + self.rows;
         let sample_rows = table_starts + self.rows + 1;
-        let tables = sample_rows + self.samples;
-        Layout { positions, slots, row_starts, context_lens, table_starts, sample_rows, tables }
+        let sources = sample_rows + self.samples;
+        let tables = sources + self.rows;
+        Layout { positions, slots, row_starts, context_lens, table_starts, sample_rows, sources, tables }
     }
 }
 
 impl StepArrays {
     pub fn new(device: &Device, tokens_max: usize, rows_max: usize, tables_max: usize) -> Result<Self> {
         let rows = rows_max.min(tokens_max);
-        let words = 4 * tokens_max + 3 * (rows + 1) + tables_max;
-        Ok(Self { pinned: device.pinned(4 * words)?, device: device.alloc(words, ElementType::U32)?, tables_max })
+        let words = 4 * tokens_max + 4 * (rows + 1) + tables_max;
+        let pinned = [device.pinned(4 * words)?, device.pinned(4 * words)?];
+        Ok(Self { pinned, turn: 0, device: device.alloc(words, ElementType::U32)?, tables_max })
     }
 
-    /// Lays a batch out as `shape`, which has at least its sizes, and issues the copy.
-    pub fn send(&mut self, batch: &BatchInput, shape: Shape) -> Result<()> {
+    /// Lays a batch out as `shape`, which has at least its sizes, and issues the copy. `sources` are those of a step behind
+    /// another, one a row, and nothing for other steps. At most one step that was sent before may be under way.
+    pub fn send(&mut self, batch: &BatchInput, sources: &[u32], shape: Shape) -> Result<()> {
         if batch.block_tables.len() > self.tables_max {
             let (found, max) = (batch.block_tables.len(), self.tables_max);
             return Err(Error::Batch(format!("{found} entries of block tables, there is room for {max}")));
         }
         let layout = shape.layout();
         let words = layout.tables + batch.block_tables.len();
-        let bytes = &mut self.pinned.bytes_mut()[..4 * words];
+        self.turn = 1 - self.turn;
+        let pinned = &mut self.pinned[self.turn];
+        let bytes = &mut pinned.bytes_mut()[..4 * words];
         let mut put = |at: usize, len: usize, values: &mut dyn Iterator<Item = u32>| {
             let (to, _) = bytes[4 * at..4 * (at + len)].as_chunks_mut::<4>();
             to.iter_mut().zip(values).for_each(|(to, value)| *to = value.to_le_bytes());
@@ -84,8 +93,9 @@ impl StepArrays {
         let starts = std::iter::once(0).chain(batch.block_table_ends.iter().copied());
         put(layout.table_starts, rows + 1, &mut starts.chain(std::iter::repeat(end)));
         put(layout.sample_rows, samples, &mut batch.sample_rows.iter().copied().chain(std::iter::repeat(PADDING)));
+        put(layout.sources, rows, &mut sources.iter().copied().chain(std::iter::repeat(PADDING)));
         put(layout.tables, batch.block_tables.len(), &mut batch.block_tables.iter().copied());
-        Ok(self.pinned.send(self.device.all(), 4 * words)?)
+        Ok(pinned.send(self.device.all(), 4 * words)?)
     }
 
     /// The arrays of a step of that shape.
@@ -98,6 +108,7 @@ impl StepArrays {
             positions: all.range(layout.positions, tokens),
             slots: all.range(layout.slots, tokens),
             sample_rows: all.range(layout.sample_rows, samples),
+            sources: all.range(layout.sources, rows),
             rows: Rows {
                 row_starts: all.range(layout.row_starts, rows + 1),
                 context_lens: all.range(layout.context_lens, rows),
@@ -119,5 +130,6 @@ pub(super) struct StepInput<'a> {
     pub positions: Slice<'a>,
     pub slots: Slice<'a>,
     pub sample_rows: Slice<'a>,
+    pub sources: Slice<'a>,
     pub rows: Rows<'a>,
 }
