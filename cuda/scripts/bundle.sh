@@ -33,6 +33,7 @@ for file in "$target/release/sconce:sconce" "$kernels:kernels-test" "$models:mod
     strip -o "$folder/${file#*:}" "${file%%:*}"
 done
 cp cuda/scripts/on-gpu.sh "$folder/run"
+cp cuda/scripts/against_transformers.py "$folder/"
 # Of the fixtures those that a GPU runs.
 mkdir -p "$folder/fixtures"
 cp -r models/tests/fixtures/. "$folder/fixtures/"

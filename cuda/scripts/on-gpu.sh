@@ -2,14 +2,14 @@
 # Runs on a GPU machine, out of a bundle (bundle.sh): correctness first, then speed. Every part is limited in time and goes
 # on when another failed; the exit status says whether all of correctness passed.
 #
-#   ./run [OUT]       SCONCE_GPU_PARTS="kernels models sanitizer rates engine serve" chooses; default: all
+#   ./run [OUT]       SCONCE_GPU_PARTS="kernels models agreement rates engine serve transformers sanitizer" chooses; default: all
 set -uo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/out}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-parts=${SCONCE_GPU_PARTS:-kernels models rates engine serve sanitizer}
+parts=${SCONCE_GPU_PARTS:-kernels models agreement rates engine serve transformers sanitizer}
 failed=0
 
 # cuBLASLt comes with CUDA or with a Python package; its folder must be known to the loader.
@@ -45,6 +45,13 @@ cat "$out/machine.txt"
 export SCONCE_TEST_CUDA=require SCONCE_TEST_FIXTURES=$here/fixtures RUST_BACKTRACE=0
 wants kernels && { part kernels 240 "$here/kernels-test" --test-threads 1 || failed=1; }
 wants models && { part models 300 "$here/models-test" --test-threads 1 || failed=1; }
+# Where the machine has Transformers: answers beside its own, and further down its rate.
+has_transformers() { python3 -c 'import torch, transformers, tokenizers' 2>/dev/null; }
+beside="python3 $here/against_transformers.py"
+if wants agreement && has_transformers; then
+    part agreement 300 $beside agreement --sconce "$here/sconce" --out "$out/agreement.json" || failed=1
+    cat "$out/agreement.log"
+fi
 wants rates && part rates 60 "$here/sconce" bench hardware --device cuda --json
 wants rates && part speed 120 env SCONCE_TEST_SPEED=1 "$here/kernels-test" --test-threads 1 --nocapture attention_is_near
 if wants engine; then
@@ -79,6 +86,10 @@ if wants serve; then
     done
     kill -TERM "$server"
     wait "$server"
+fi
+if wants transformers && has_transformers; then
+    part transformers 240 $beside rates --out "$out/transformers.json"
+    cat "$out/transformers.log"
 fi
 if wants sanitizer && command -v compute-sanitizer >/dev/null; then
     part sanitizer 420 compute-sanitizer --tool memcheck --error-exitcode 9 "$here/models-test" --test-threads 1 batches_of_every_size || failed=1
