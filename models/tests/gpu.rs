@@ -4,6 +4,9 @@
 //! Runs on the stand-in (feature `cuda-host`) and on a GPU (feature `cuda`; with `SCONCE_TEST_CUDA=require` there must be
 //! one). Fixtures: `fixtures/make_models.py`.
 
+#[path = "gpu/fp8.rs"]
+mod fp8;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -85,12 +88,17 @@ fn devices() -> Vec<Device> {
 
 /// The model ready to step, or `None` where it is refused by name.
 fn runner(name: &str, device: &Device, precision: Precision) -> Option<CudaRunner> {
-    let max_model_len = Some(if name == "phi3_short" { 96 } else { CONTEXT });
+    runner_of(&source(name), device, precision)
+}
+
+fn runner_of(source: &Source, device: &Device, precision: Precision) -> Option<CudaRunner> {
+    let is_short = matches!(source, Source::Folder(path) if path.ends_with("phi3_short"));
+    let max_model_len = Some(if is_short { 96 } else { CONTEXT });
     let options = LoadOptions { precision, max_model_len, ..LoadOptions::default() };
-    let model = match CudaModel::load(&source(name), device, options) {
+    let model = match CudaModel::load(source, device, options) {
         Ok(model) => model,
         Err(Error::Unsupported { feature, .. }) if feature.contains("on a GPU") => return None,
-        Err(error) => panic!("{name}: {error}"),
+        Err(error) => panic!("{source:?}: {error}"),
     };
     let sizes = CudaSizes {
         max_num_seqs: 8,
