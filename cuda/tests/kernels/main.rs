@@ -7,6 +7,7 @@ mod device;
 mod experts;
 mod fp8;
 mod matvec;
+mod own_input;
 mod quant;
 mod rope;
 mod rows;

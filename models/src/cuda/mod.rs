@@ -7,6 +7,7 @@
 //! Invariants: the residual stream and logits are F32, everything between is of one type; a row that pads a graph's batch
 //! reads and writes nothing; a batch is checked on the host before anything of it reaches the device.
 
+mod cache;
 mod experts;
 mod forward;
 mod fp8;
@@ -17,6 +18,7 @@ mod refuse;
 mod runner;
 mod sampling;
 mod step;
+mod uneven;
 
 use candle_core::Device as HostDevice;
 use sconce_cuda::{Device, ElementType};
