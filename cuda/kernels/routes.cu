@@ -170,8 +170,28 @@ __device__ __forceinline__ void tiles_of(const uint32_t* first, const uint32_t* 
     for (uint32_t i = ends[1023] + expert; i < uint32_t(bound); i += 1024) tiles[i] = make_uint4(0, 0, 0, 0);
 }
 
-// y [tokens, width] = sum over j of shares[token, j] * x[token * per_token + j], or added to y. A token without a route stays
-// as it is where it is added to, and becomes zero otherwise. Launch: x over tokens, y over parts of 256 of width.
+// order and tiles as above where every token sees every expert: route token * experts + e leads to expert e. Launch: a thread a
+// route.
+__device__ __forceinline__ void every(uint32_t* order, uint4* tiles, int tokens, int experts, int columns) {
+    int at = blockIdx.x * 256 + threadIdx.x, each = (tokens + columns - 1) / columns;
+    if (at >= tokens * experts) return;
+    int expert = at / tokens, token = at % tokens;
+    order[at] = uint32_t(token * experts + expert);
+    if (token % columns != 0) return;
+    uint32_t count = uint32_t(min(tokens - token, columns));
+    tiles[expert * each + token / columns] = make_uint4(uint32_t(expert), uint32_t(at), count, 0);
+}
+
+// y [routes, width] = shares[route] * x [token of the route]. Launch: x over routes, y over parts of 256 of width.
+template <typename T>
+__device__ __forceinline__ void scale(const T* x, const uint32_t* ids, const float* shares, T* y, int width, int per_token) {
+    int route = blockIdx.x, i = blockIdx.y * 256 + threadIdx.x;
+    if (i >= width || ids[route] == NONE) return;
+    y[size_t(route) * width + i] = from_float<T>(shares[route] * to_float(x[size_t(route / per_token) * width + i]));
+}
+
+// y [tokens, width] = sum over j of shares[token, j] * x[token * per_token + j], or added to y; without shares all are 1. A token
+// without a route stays as it is where it is added to, and becomes zero otherwise. Launch: x over tokens, y over parts of 256 of width.
 template <typename T>
 __device__ __forceinline__ void combine(const T* x, const uint32_t* ids, const float* shares, float* y, int width,
                                         int per_token, int add) {
@@ -180,7 +200,7 @@ __device__ __forceinline__ void combine(const T* x, const uint32_t* ids, const f
     float sum = 0.0f;
     for (int j = 0; j < per_token; j++) {
         size_t route = size_t(blockIdx.x) * per_token + j;
-        if (ids[route] != NONE) sum += shares[route] * to_float(x[route * width + i]);
+        if (ids[route] != NONE) sum += (shares ? shares[route] : 1.0f) * to_float(x[route * width + i]);
     }
     float* out = y + size_t(blockIdx.x) * width + i;
     if (!add) *out = sum;
@@ -197,10 +217,15 @@ KERNEL(routes_sort, (const uint32_t* ids, uint32_t* order, uint32_t* first, uint
 KERNEL(routes_tiles,
        (const uint32_t* first, const uint32_t* count, uint4* tiles, int experts, int columns, int bound),
        tiles_of(first, count, tiles, experts, columns, bound))
+KERNEL(routes_every, (uint32_t* order, uint4* tiles, int tokens, int experts, int columns),
+       every(order, tiles, tokens, experts, columns))
 #define INSTANCE(T)                                                                                              \
     KERNEL(experts_combine_##T,                                                                                  \
            (const T* x, const uint32_t* ids, const float* shares, float* y, int width, int per_token, int add),  \
-           combine<T>(x, ids, shares, y, width, per_token, add))
+           combine<T>(x, ids, shares, y, width, per_token, add))                                                 \
+    KERNEL(experts_scale_##T,                                                                                    \
+           (const T* x, const uint32_t* ids, const float* shares, T* y, int width, int per_token),               \
+           scale<T>(x, ids, shares, y, width, per_token))
 INSTANCE(f32)
 INSTANCE(f16)
 INSTANCE(bf16)

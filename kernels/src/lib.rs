@@ -38,4 +38,4 @@ pub use ops::{
 };
 pub use rope::{RopeStyle, RopeTable, norm_and_rope, rope};
 pub use vectors::{short_convolution, write_vectors};
-pub use weight::{GgmlType, Weight};
+pub use weight::{GgmlType, SharedBytes, Weight};

@@ -152,6 +152,7 @@ fn spec(shape: &Shape, format: GgmlType) -> Spec {
         weight_format: format.name().to_owned(),
         parameters: 0,
         weight_bytes: 0,
+        fp8_bytes: 0,
     };
     let matrices = spec.matrix_parameters();
     let vectors = spec.vector_parameters();

@@ -269,5 +269,6 @@ fn with_totals(mut spec: Spec, tensors: TensorSet) -> (Spec, WeightSource) {
     spec.weight_format = totals.weight_format;
     spec.parameters = totals.parameters;
     spec.weight_bytes = totals.weight_bytes;
+    spec.fp8_bytes = tensors.fp8_bytes();
     (spec, WeightSource::Files(tensors))
 }

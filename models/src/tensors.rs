@@ -12,7 +12,7 @@ use crate::error::{Error, Result, shown};
 use crate::family;
 use crate::gguf;
 use crate::names::{Expert, LayerPart, Naming, Part, is_ignorable};
-use crate::quantised::{Half, Quantisation, interleaved_bias, interleaved_expert};
+use crate::quantised::{Fp8Matrix, Half, Quantisation, interleaved_bias, interleaved_expert};
 use crate::weights::MappedFile;
 
 /// Said in messages; the list itself is `GgmlType`.
@@ -239,6 +239,19 @@ impl TensorSet {
         let (name, stored) = self.find(part)?;
         let stored = one_of(&name, stored, part, &[out, input])?;
         read_in(&name, &stored, out, input)
+    }
+
+    /// The part as it lies in its file, if that is FP8.
+    pub fn fp8(&self, part: Part, out: usize, input: usize) -> Result<Option<Fp8Matrix>> {
+        let Some(quantisation) = self.quantisation else { return Ok(None) };
+        quantisation.fp8(self, &part.name(self.naming), out, input)
+    }
+
+    /// Bytes of what lies in FP8.
+    pub fn fp8_bytes(&self) -> u64 {
+        let Some(quantisation) = self.quantisation else { return 0 };
+        let all = self.tensors.iter().filter(|(name, stored)| quantisation.is_fp8(name, stored));
+        all.map(|(_, stored)| stored.bytes as u64).sum()
     }
 
     /// One expert's part of a tensor `[experts, input, out]`, where gate and up stand side by side in `out`.

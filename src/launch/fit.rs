@@ -88,6 +88,8 @@ pub fn forecast(
     }
     let Some(source) = source else { return Ok(sim()) };
     let spec = read_spec(config, &source)?;
+    let card_bytes = card_bytes(config, &spec, &source)?;
+    let spec = if card_bytes.is_some() { on_card(spec) } else { spec };
     let unusable = |why: sconce_models::Error| Error::new(ErrorKind::InvalidRequest, format!("the draft model: {why}"));
     let draft = draft.and_then(|draft| source_of(&draft.files));
     let draft = draft.map(|draft| sconce_models::read_spec(&draft).map_err(unusable)).transpose()?;
@@ -95,7 +97,7 @@ pub fn forecast(
     let kv = kv_dtype(config.limits.kv_cache_dtype);
     let (size, mut wishes) = (size(&specs, kv), wishes(&config.limits));
     let mut room = room;
-    if let Some(bytes) = card_bytes(config, &spec, &source)? {
+    if let Some(bytes) = card_bytes {
         (room.available_bytes, room.hardware, wishes.kv_bytes_chosen_max) = (Some(bytes), None, None);
     }
     #[cfg(feature = "pjrt")]
@@ -134,6 +136,16 @@ fn card_bytes(config: &ModelConfig, spec: &Spec, source: &Source) -> Result<Opti
 #[expect(clippy::unnecessary_wraps, reason = "the build with GPUs can fail")]
 fn card_bytes(_: &ModelConfig, _: &Spec, _: &Source) -> Result<Option<u64>> {
     Ok(None)
+}
+
+#[cfg(feature = "gpu")]
+fn on_card(spec: Spec) -> Spec {
+    sconce_models::cuda::on_gpu(spec)
+}
+
+#[cfg(not(feature = "gpu"))]
+fn on_card(spec: Spec) -> Spec {
+    spec
 }
 
 fn needs(plan: Plan) -> Needs {

@@ -149,6 +149,7 @@ pub(super) fn load(
     let free = devices.iter().map(memory_free).collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or(0);
     let plan = plan(&models[0], &config.limits, free)?;
     let sizes = sizes(&plan, &config.limits);
+    let placed = models[0].spec().clone();
     let mut engines = Vec::with_capacity(models.len());
     for (replica, model) in (0..).zip(models) {
         let name = replica_name(&card.id, replica);
@@ -161,9 +162,9 @@ pub(super) fn load(
     let expected = human_bytes(weights_bytes + plan.kv_bytes + plan.step_bytes);
     let report = LoadReport {
         id: card.id.clone(),
-        what: describe(&spec),
+        what: describe(&placed),
         device: line(devices),
-        choices: plan.reasons.iter().cloned().chain(spec.notes.clone()).collect(),
+        choices: plan.reasons.iter().cloned().chain(placed.notes.clone()).collect(),
         predicted: Some(format!("{expected} of GPU memory{each}")),
         load_time: Duration::ZERO,
         task: Task::Generate,
@@ -177,7 +178,7 @@ pub(super) fn load(
 }
 
 /// Whether a model seems to fit beside what is on its GPUs: where weights and the smallest cache do not, nothing of it need
-/// be read. Formats that become smaller on a GPU seem too large.
+/// be read.
 pub(super) fn seems_to_fit(config: &ModelConfig, files: &Files) -> Result<bool> {
     let Some(source) = source_of(&files.model.files) else { return Ok(true) };
     if embed::purpose(config, Some(&source))? != Purpose::Generate {
@@ -185,6 +186,7 @@ pub(super) fn seems_to_fit(config: &ModelConfig, files: &Files) -> Result<bool> 
     }
     let spec = fit::read_spec(config, &source)?;
     let Some(available) = available_on(config, &spec, &source)? else { return Ok(true) };
+    let spec = sconce_models::cuda::on_gpu(spec);
     let size = fit::size(&[&spec], fit::kv_dtype(config.limits.kv_cache_dtype));
     let wishes = crate::device::fit::Wishes { kv_bytes_chosen_max: None, ..fit::wishes(&config.limits) };
     Ok(plan_memory(&size, &wishes, Some(available)).is_ok())

@@ -14,10 +14,14 @@ const OP: &str = "FP8 product";
 /// with the weights as plain elements. Unmeasured: no GPU was at hand.
 pub const FP8_ROWS_MAX: usize = 64;
 
-/// A matrix `[n, k]` of E4M3 in device memory, each block of `block` (rows, columns) with a scale.
+/// A larger matrix is never made plain: it is a vocabulary, of which few rows are wanted.
+const DENSE_BYTES_MAX: usize = 512 << 20;
+
+/// Matrices `[count, n, k]` of E4M3 in device memory, each block of `block` (rows, columns) with a scale.
 pub struct Fp8Weight {
     bytes: Buffer,
     scales: Buffer,
+    count: usize,
     n: usize,
     k: usize,
     block: (usize, usize),
@@ -25,7 +29,8 @@ pub struct Fp8Weight {
 
 impl Fp8Weight {
     /// Uploads `[n, k]` E4M3 and its scales `[ceil(n / block.0), ceil(k / block.1)]`: (1, k) is one a row, (n, k) one for all. A
-    /// block has a multiple of 128 columns, or all.
+    /// block has a multiple of 4 columns, or all. With a multiple of 128 columns, or all, few rows are multiplied without
+    /// plain weights in between.
     pub fn upload(
         device: &Device,
         bytes: &[u8],
@@ -33,21 +38,54 @@ impl Fp8Weight {
         (n, k): (usize, usize),
         block: (usize, usize),
     ) -> Result<Self> {
-        const SIZE_MAX: usize = i32::MAX as usize / 2;
-        if n == 0 || k == 0 || n > SIZE_MAX || k > SIZE_MAX || !k.is_multiple_of(16) {
-            return Err(shape(OP, format!("no weight [{n}, {k}]: rows must be a multiple of 16 elements")));
-        }
-        if block.0 == 0 || block.1 == 0 || (block.1 < k && !block.1.is_multiple_of(128)) {
-            return Err(shape(OP, format!("blocks of {block:?}: columns must be a multiple of 128, or all {k}")));
+        Self::upload_all(device, &[(bytes, scales)], (n, k), block)
+    }
+
+    /// The same for several matrices of one size, such as a layer's experts.
+    pub fn upload_all(
+        device: &Device,
+        matrices: &[(&[u8], &[f32])],
+        (n, k): (usize, usize),
+        block: (usize, usize),
+    ) -> Result<Self> {
+        if !Self::takes((n, k), block) {
+            let wanted = "rows are a multiple of 16 elements, blocks a multiple of 4 columns or all";
+            return Err(shape(OP, format!("no weight [{n}, {k}] in blocks of {block:?}: {wanted}")));
         }
         // Kernels count in int.
         let block = (block.0.min(n), block.1.min(k));
         let scale_count = n.div_ceil(block.0) * k.div_ceil(block.1);
-        if bytes.len() != n * k || scales.len() != scale_count {
-            let (bytes, found) = (bytes.len(), scales.len());
-            return Err(shape(OP, format!("{bytes} bytes and {found} scales for [{n}, {k}] in blocks of {block:?}")));
+        let bytes = device.alloc(matrices.len() * n * k, ElementType::U8)?;
+        let scales = device.alloc(matrices.len() * scale_count, ElementType::F32)?;
+        for (index, (own_bytes, own_scales)) in matrices.iter().enumerate() {
+            if own_bytes.len() != n * k || own_scales.len() != scale_count {
+                let (bytes, found) = (own_bytes.len(), own_scales.len());
+                return Err(shape(
+                    OP,
+                    format!("{bytes} bytes and {found} scales for [{n}, {k}] in blocks of {block:?}"),
+                ));
+            }
+            bytes.write(index * n * k, own_bytes)?;
+            scales.write(index * scale_count, own_scales)?;
         }
-        Ok(Self { bytes: device.upload(bytes)?, scales: device.upload(scales)?, n, k, block })
+        Ok(Self { bytes, scales, count: matrices.len(), n, k, block })
+    }
+
+    /// Whether kernels read a matrix `[n, k]` in blocks of this size.
+    pub fn takes((n, k): (usize, usize), block: (usize, usize)) -> bool {
+        const SIZE_MAX: usize = i32::MAX as usize / 2;
+        let is_sized = n > 0 && k > 0 && n <= SIZE_MAX && k <= SIZE_MAX && k.is_multiple_of(16);
+        is_sized && block.0 > 0 && block.1 > 0 && (block.1 >= k || block.1.is_multiple_of(4))
+    }
+
+    /// Whether few rows are multiplied without plain weights in between; the products of experts are for these only.
+    pub fn is_multiplied_directly(k: usize, block: (usize, usize)) -> bool {
+        block.1 >= k || block.1.is_multiple_of(128)
+    }
+
+    /// How many matrices there are.
+    pub fn count(&self) -> usize {
+        self.count
     }
 
     /// Features that come out.
@@ -67,7 +105,21 @@ impl Fp8Weight {
 
     /// Bytes of workspace for an [`Fp8Gemm`] of up to `m_max` rows of `ty`.
     pub fn workspace_bytes(&self, m_max: usize, ty: ElementType) -> usize {
-        if is_dense(m_max, ty) { self.n * self.k * ty.bytes() } else { 0 }
+        if self.is_dense(m_max, ty) { self.n * self.k * ty.bytes() } else { 0 }
+    }
+
+    /// Whether a product of so many rows goes through plain elements; there is no kernel of few rows in F32.
+    fn is_dense(&self, m: usize, ty: ElementType) -> bool {
+        let is_many = m > FP8_ROWS_MAX && self.n * self.k * ty.bytes() <= DENSE_BYTES_MAX;
+        is_many || ty == ElementType::F32 || !Self::is_multiplied_directly(self.k, self.block)
+    }
+
+    pub(super) fn slices(&self) -> (Slice<'_>, Slice<'_>) {
+        (self.bytes.all(), self.scales.all())
+    }
+
+    pub(super) fn block(&self) -> (usize, usize) {
+        self.block
     }
 
     /// The plain elements: out `[n, k]` in F32, F16 or BF16.
@@ -79,17 +131,15 @@ impl Fp8Weight {
             ElementType::Bf16 => "fp8_plain_bf16",
             other => return Err(shape(OP, format!("elements cannot become {}", other.name()))),
         };
+        if self.count != 1 {
+            return Err(shape(OP, format!("{} matrices at once", self.count)));
+        }
         out.require(OP, "out", out.ty(), n * k)?;
         aligned(OP, "out", out)?;
         let launch = Launch::new(kernel).grid((n * k).div_ceil(1024), 1, 1).block(256, 1);
         let launch = launch.slice(self.bytes.all()).slice(self.scales.all()).slice(out);
         launch.int(n).int(k).int(block.0).int(block.1).on(device)
     }
-}
-
-/// Whether the weights become plain elements first; there is no kernel of few rows in F32.
-fn is_dense(m: usize, ty: ElementType) -> bool {
-    m > FP8_ROWS_MAX || ty == ElementType::F32
 }
 
 /// `y = x w^T`, or `y += x w^T`: x `[m, k]` in F32, F16 or BF16, y `[m, n]` in the same or F32.
@@ -111,7 +161,10 @@ impl Fp8Gemm<'_> {
         x.require(OP, "x", ty, m * k)?;
         let out = if y.ty() == ElementType::F32 { ElementType::F32 } else { ty };
         y.require(OP, "y", out, m * n)?;
-        if is_dense(m, ty) {
+        if w.count != 1 {
+            return Err(shape(OP, format!("{} matrices at once", w.count)));
+        }
+        if w.is_dense(m, ty) {
             let plain = workspace.cast(OP, ty)?;
             plain.require(OP, "workspace", ty, n * k)?;
             w.dequantise(device, plain)?;

@@ -10,6 +10,7 @@ pub mod fp8;
 pub mod gemm;
 pub mod matvec;
 pub mod norm;
+pub mod own_input;
 pub mod quant;
 pub mod rates;
 pub mod rope;

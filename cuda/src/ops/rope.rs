@@ -120,6 +120,48 @@ pub fn rope_and_write_kv(
     launch.on(device)
 }
 
+/// Queries without keys and values: those of a layer that reads what another has written.
+#[derive(Debug, Clone, Copy)]
+pub struct Queries<'a> {
+    /// T `[tokens, heads * head_dim]`.
+    pub x: Slice<'a>,
+    /// F32, as wide as a row.
+    pub bias: Option<Slice<'a>>,
+    /// Weight of an RMSNorm over each head or over all of a token together, by its length, and its eps.
+    pub norm: Option<(Slice<'a>, f32)>,
+    pub heads: usize,
+    pub head_dim: usize,
+    pub tokens: usize,
+}
+
+/// As [`rope_and_write_kv`] for queries alone, into `q` T `[tokens, heads, head_dim]`.
+pub fn rope_queries(device: &Device, queries: &Queries, rotation: &Rotation, positions: Slice, q: Slice) -> Result<()> {
+    let Queries { x, bias, norm, heads, head_dim, tokens } = *queries;
+    let (ty, width) = (x.ty(), heads * head_dim);
+    if !matches!(ty, ElementType::F32 | ElementType::F16 | ElementType::Bf16) || width == 0 || head_dim % 2 == 1 {
+        return Err(shape(OP, format!("{heads} heads of {head_dim} of {}", ty.name())));
+    }
+    x.require(OP, "queries", ty, tokens * width)?;
+    q.require(OP, "q", ty, tokens * width)?;
+    positions.require(OP, "positions", ElementType::U32, tokens)?;
+    aligned(OP, &[("queries", x), ("q", q), ("angles", rotation.angles)])?;
+    bias.map(|bias| bias.require(OP, "bias", ElementType::F32, width)).transpose()?;
+    let together = norm.is_some_and(|(weight, _)| weight.len() != head_dim);
+    if let Some((weight, _)) = norm {
+        weight.require(OP, "query norm", ElementType::F32, if together { width } else { head_dim })?;
+    }
+    let positions_max = positions_of(rotation, head_dim)?;
+    let parts = if together { 1 } else { heads.div_ceil(WARPS) };
+    let launch = Launch::new(kernel_of(ty, ty)).grid(tokens, parts, 1).block(32 * WARPS, 1);
+    let launch = launch.slice(x).slice_or_null(bias).slice_or_null(norm.map(|(weight, _)| weight));
+    let launch = launch.slice_or_null(None).slice_or_null(None).float(norm.map_or(0.0, |(_, eps)| eps));
+    let launch = launch.int(together.into()).slice(rotation.angles).int(positions_max).int(rotation.pairs);
+    // Without KV heads the kernel looks at no slot's place in a cache.
+    let launch = launch.int(rotation.interleaved.into()).slice(positions).slice(positions);
+    let launch = launch.slice_or_null(None).slice_or_null(None);
+    launch.slice(q).int(heads).int(0).int(head_dim).int(1).int(0).on(device)
+}
+
 /// Refuses memory that cannot be accessed 16 bytes at a time.
 pub(super) fn aligned(op: &'static str, slices: &[(&str, Slice)]) -> Result<()> {
     match slices.iter().find(|(_, slice)| !slice.address().is_multiple_of(16)) {
@@ -132,7 +174,7 @@ pub(super) fn aligned(op: &'static str, slices: &[(&str, Slice)]) -> Result<()> 
 const WARPS: usize = 8;
 
 /// How many positions the rotation has angles for.
-fn positions_of(rotation: &Rotation, head_dim: usize) -> Result<usize> {
+pub(super) fn positions_of(rotation: &Rotation, head_dim: usize) -> Result<usize> {
     let Rotation { angles, pairs, .. } = *rotation;
     if 2 * pairs > head_dim {
         return Err(shape(OP, format!("{pairs} pairs of a head of {head_dim}")));

@@ -1,7 +1,8 @@
 //! A mixture of experts: choice, order, products, gate and sum, against plain loops.
 
 use sconce_cuda::ops::activate::{Gate, Gated};
-use sconce_cuda::ops::experts::{ExpertGemm, QuantExpertGemm, Source};
+use sconce_cuda::ops::experts::{ExpertGemm, Fp8ExpertGemm, QuantExpertGemm, Source};
+use sconce_cuda::ops::fp8::Fp8Weight;
 use sconce_cuda::ops::quant::{QuantType, QuantWeight, QuantisedRows};
 use sconce_cuda::ops::routes::{ExpertGroups, Routes, Routing, Scores, Scoring};
 use sconce_cuda::{Device, ElementType, Graph};
@@ -113,7 +114,7 @@ fn check_choice(device: &Device, routing: &Routing, tokens: usize, is_corrected:
     }
     let mut sorted: Vec<u32> = (0..ids.len() as u32).filter(|route| ids[*route as usize] != NONE).collect();
     sorted.sort_by_key(|route| (ids[*route as usize], *route));
-    assert_eq!(read::<u32>(device, routes.order)[..sorted.len()], sorted, "{routing:?}");
+    assert_eq!(read::<u32>(device, routes.tiles.order)[..sorted.len()], sorted, "{routing:?}");
 }
 
 #[test]
@@ -207,7 +208,7 @@ fn check_product(device: &Device, case: &Case) {
     let y = device.alloc(ids.len() * n, out).unwrap();
     let gemm =
         ExpertGemm { x: x_there.all(), w: w_there.all(), bias: Some(bias_there.all()), y: y.all(), n, k, source };
-    gemm.on(device, &routes).unwrap();
+    gemm.on(device, &routes.tiles).unwrap();
     let wanted = wanted(&ids, divide, (&x, &w, &bias), (n, k));
     let what = format!("{ty:?} to {out:?}, {tokens} tokens, [{n}, {k}] {source:?}");
     compare(&download(&y, out), &wanted, &ids, n, tolerance(out), &what);
@@ -253,10 +254,76 @@ fn products_of_quantised_experts() {
                 let y = device.alloc(ids.len() * n, ElementType::F32).unwrap();
                 let bias_there = Some(bias_there.all());
                 let gemm = QuantExpertGemm { rows: quantised, w: &weight, bias: bias_there, y: y.all(), source };
-                gemm.on(device, &routes).unwrap();
+                gemm.on(device, &routes.tiles).unwrap();
                 let wanted = wanted(&ids, divide, (&rounded(&x), &w, &bias), (n, k));
                 compare(&y.to_vec().unwrap(), &wanted, &ids, n, 5e-6, &format!("{ty:?}, {tokens} tokens"));
             }
+        }
+    });
+}
+
+#[test]
+fn products_of_fp8_experts() {
+    use ElementType::{Bf16, F16, F32};
+    on_each_device(|device| {
+        // Tiles of 8 and of 64 routes, parts that end within a step, a scale a row, a block and a matrix.
+        for (ty, out, tokens, (n, k), block, source) in [
+            (Bf16, F32, 4, (21, 272), (1, 272), Source::Token),
+            (F16, F16, 5, (40, 400), (16, 128), Source::Route),
+            (Bf16, Bf16, 72, (33, 160), (33, 160), Source::Route),
+            (Bf16, F32, 280, (18, 144), (16, 128), Source::Token),
+        ] {
+            let room = device.alloc(PLAIN.room_len(tokens), ElementType::U32).unwrap();
+            let (routes, ids) = routes(device, &room, &PLAIN, tokens);
+            let divide = if source == Source::Token { PLAIN.per_token } else { 1 };
+            let all: Vec<_> =
+                (0..PLAIN.experts as u64).map(|at| crate::fp8::weight(80 + 2 * at, (n, k), block)).collect();
+            let matrices: Vec<(&[u8], &[f32])> =
+                all.iter().map(|(bytes, scales, _)| (&bytes[..], &scales[..])).collect();
+            let weight = Fp8Weight::upload_all(device, &matrices, (n, k), block).unwrap();
+            let w: Vec<f32> = all.iter().flat_map(|(_, _, plain)| plain.clone()).collect();
+            let (x_there, x) = upload(device, ty, &noise(50, ids.len() / divide * k));
+            let bias = noise(51, PLAIN.experts * n);
+            let bias_there = device.upload(&bias).unwrap();
+            let y = device.alloc(ids.len() * n, out).unwrap();
+            let bias_there = Some(bias_there.all());
+            let gemm = Fp8ExpertGemm { x: x_there.all(), w: &weight, bias: bias_there, y: y.all(), source };
+            gemm.on(device, &routes.tiles).unwrap();
+            let wanted = wanted(&ids, divide, (&x, &w, &bias), (n, k));
+            compare(&download(&y, out), &wanted, &ids, n, tolerance(out), &format!("{ty:?}, {tokens} tokens"));
+        }
+        let thin = Fp8Weight::upload(device, &[0; 96], &[1.0; 3], (1, 96), (1, 32)).unwrap();
+        assert!(thin.count() == 1 && !Fp8Weight::is_multiplied_directly(96, (1, 32)));
+    });
+}
+
+/// Shares on what goes in, and none on what comes out.
+#[test]
+fn inputs_of_experts_are_scaled() {
+    on_each_device(|device| {
+        let (tokens, width) = (5, 300);
+        let room = device.alloc(PLAIN.room_len(tokens), ElementType::U32).unwrap();
+        let (routes, ids) = routes(device, &room, &PLAIN, tokens);
+        let shares: Vec<f32> = read(device, routes.shares);
+        for ty in [ElementType::F32, ElementType::Bf16] {
+            let (x_there, x) = upload(device, ty, &noise(90, tokens * width));
+            let y = device.alloc(ids.len() * width, ty).unwrap();
+            let scaled = routes.scale_input(device, x_there.all(), y.all(), width).unwrap();
+            let mut wanted = vec![0.0_f32; ids.len() * width];
+            for route in (0..ids.len()).filter(|route| ids[*route] != NONE) {
+                let from = &x[route / PLAIN.per_token * width..][..width];
+                wanted[route * width..][..width].iter_mut().zip(from).for_each(|(y, x)| *y = shares[route] * x);
+            }
+            compare(&download(&y, ty), &wanted, &ids, width, tolerance(ty), &format!("{ty:?}"));
+            let sum = device.zeros(tokens * width, ElementType::F32).unwrap();
+            scaled.combine(device, y.all(), sum.all(), width, false).unwrap();
+            let added: Vec<f32> = (0..tokens * width)
+                .map(|at| {
+                    (0..PLAIN.per_token).map(|j| wanted[(at / width * PLAIN.per_token + j) * width + at % width]).sum()
+                })
+                .collect();
+            let apart = distance(&sum.to_vec().unwrap(), &added);
+            assert!(apart < tolerance(ty), "{ty:?}: {apart}");
         }
     });
 }
@@ -285,11 +352,12 @@ fn a_block_of_experts_by_a_graph() {
             let said = Scores { scores: scores_there.all(), correction: None, slots: None, tokens };
             let routes = Routes::choose(device, &said, &PLAIN, room.all())?;
             let (x, w, y) = (x_there.all(), gate_up_there.all(), both.all());
-            ExpertGemm { x, w, bias: None, y, n: 2 * ffn, k: hidden, source: Source::Token }.on(device, &routes)?;
+            ExpertGemm { x, w, bias: None, y, n: 2 * ffn, k: hidden, source: Source::Token }
+                .on(device, &routes.tiles)?;
             let (x, y, rows) = (both.all(), act.all(), routes.len());
             Gated { gate: Gate::Silu, x, bias: None, y, rows, width: ffn }.on(device)?;
             let (x, w, y) = (act.all(), down_there.all(), out.all());
-            ExpertGemm { x, w, bias: None, y, n: hidden, k: ffn, source: Source::Route }.on(device, &routes)?;
+            ExpertGemm { x, w, bias: None, y, n: hidden, k: ffn, source: Source::Route }.on(device, &routes.tiles)?;
             routes.combine(device, out.all(), sum.all(), hidden, true)
         })
         .unwrap();

@@ -19,7 +19,7 @@ fn value(byte: u8) -> f32 {
 }
 
 /// Bytes of `[n, k]` but those for NaN, their scales, and the plain elements.
-fn weight(seed: u64, (n, k): (usize, usize), block: (usize, usize)) -> (Vec<u8>, Vec<f32>, Vec<f32>) {
+pub fn weight(seed: u64, (n, k): (usize, usize), block: (usize, usize)) -> (Vec<u8>, Vec<f32>, Vec<f32>) {
     let random = noise(seed, n * k).into_iter().map(|value| ((value + 1.0) * 127.9) as u8);
     let bytes: Vec<u8> = random.map(|byte| if byte & 0x7f == 0x7f { byte - 1 } else { byte }).collect();
     let columns = k.div_ceil(block.1);
@@ -75,7 +75,7 @@ fn check(device: &Device, seed: u64, case: &Case) {
     let found = download(&y_there, out);
     let apart = distance(&found[..m * n], &wanted);
     // Plain elements of 16 bits round the weights; the kernels of few rows do not.
-    let allowed = if m > 64 { 4e-3 } else { tolerance(out) };
+    let allowed = if m > 64 || (block.1 < 128 && block.1 < k) { 4e-3 } else { tolerance(out) };
     assert!(apart < allowed, "{ty:?} to {out:?}, {m} rows, [{n}, {k}] in blocks of {block:?}, add {add}: {apart}");
     if add {
         assert_eq!(found[m * n], before[m * n], "behind y");
@@ -96,6 +96,8 @@ fn products_with_fp8_weights() {
                 (11, (33, 400), (16, 128)),
                 (21, (150, 288), (128, 128)),
                 (67, (17, 160), (1, 256)),
+                // Through plain elements whatever the rows.
+                (2, (40, 96), (16, 32)),
             ] {
                 check(device, seed, &Case { ty, out, m, size, block, add: seed % 2 == 0 });
                 seed += 5;
@@ -107,7 +109,7 @@ fn products_with_fp8_weights() {
 #[test]
 fn blocks_that_kernels_do_not_read_are_refused() {
     on_each_device(|device| {
-        for (size, block, scales) in [((1, 24), (1, 24), 1), ((2, 256), (1, 64), 8), ((2, 256), (1, 256), 1)] {
+        for (size, block, scales) in [((1, 24), (1, 24), 1), ((2, 256), (1, 6), 86), ((2, 256), (1, 256), 1)] {
             let (n, k) = size;
             let uploaded = Fp8Weight::upload(device, &vec![0; n * k], &vec![1.0; scales], size, block);
             assert!(uploaded.is_err(), "{size:?} {block:?}");

@@ -8,6 +8,7 @@ mod experts;
 mod follow;
 mod fp8;
 mod matvec;
+mod own_input;
 mod quant;
 mod rope;
 mod rows;

@@ -1,7 +1,7 @@
 //! Bias, norms, rotation and the cache's slots against plain loops in f64.
 
 use sconce_cuda::ElementType::{self, Bf16, F16, F32, Fp8};
-use sconce_cuda::ops::rope::{Cache, HeadNorms, Qkv, Rotation, rope_and_write_kv};
+use sconce_cuda::ops::rope::{Cache, HeadNorms, Qkv, Queries, Rotation, rope_and_write_kv, rope_queries};
 use sconce_cuda::{Buffer, Device};
 
 use crate::typed::{download, rounded, tolerance, upload};
@@ -117,6 +117,16 @@ impl Case {
         let rotation = Rotation { angles: angles.all(), pairs, interleaved };
         rope_and_write_kv(device, &parts, &rotation, (positions.all(), slots.all()), &cache, q.all()).unwrap();
         self.compare(&inputs, &before, [&q, &k, &v]);
+        // Queries alone come out the same, to the bit.
+        let width = (heads + 2 * kv_heads) * head_dim;
+        let alone: Vec<f32> =
+            inputs.qkv.chunks_exact(width).flat_map(|row| &row[..heads * head_dim]).copied().collect();
+        let alone = upload(device, ty, &alone);
+        let again = device.alloc(q.len(), ty).unwrap();
+        let norm = norms.map(|norms| (norms.query, norms.eps));
+        let queries = Queries { x: alone.all(), bias, norm, heads, head_dim, tokens: TOKENS.len() };
+        rope_queries(device, &queries, &rotation, positions.all(), again.all()).unwrap();
+        assert_eq!(download(&again), download(&q), "{self:?}");
     }
 
     fn compare(&self, inputs: &Inputs, before: &[f32], [q, k, v]: [&Buffer; 3]) {

@@ -18,6 +18,7 @@ use crate::layers::{Join, Linear, Norm, RmsNorm};
 use crate::load::Progress;
 use crate::names::{LayerPart, Part};
 use crate::packed::Shelf;
+use crate::quantised::Fp8Matrix;
 use crate::spec::{Activation, NormKind, RopeSpec, Spec};
 use crate::tensors::TensorSet;
 
@@ -40,12 +41,20 @@ pub(crate) struct Assembler<'a, P> {
 pub(crate) trait Place {
     type Matrix: Clone;
 
+    /// Whether it may take matrices as FP8.
+    const KEEPS_FP8: bool = false;
+
     /// Matrices of one input, one below the other. Nothing of `weights` is needed afterwards.
     fn matrix(&mut self, weights: &[&Weight]) -> Result<Self::Matrix>;
 
     /// The same for one of a layer's experts, which a place may want to lay together.
     fn expert(&mut self, weights: &[&Weight]) -> Result<Self::Matrix> {
         self.matrix(weights)
+    }
+
+    /// Matrices of one input that their file has in FP8, where this place keeps them so; `None` wants them plain.
+    fn fp8(&mut self, _matrices: &[Fp8Matrix], _role: Role) -> Result<Option<Self::Matrix>> {
+        Ok(None)
     }
 
     /// The matrix of these parts, each with its rows, if it is there without their weights.
@@ -62,6 +71,16 @@ pub(crate) trait Place {
         Self: Sized,
     {
     }
+}
+
+/// What a matrix is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Product,
+    /// Products of one of a layer's experts.
+    Expert,
+    /// Rows are looked up.
+    Table,
 }
 
 /// Packed for the CPU.
@@ -128,7 +147,7 @@ impl<'a, P: Place> Assembler<'a, P> {
     /// `context` is the longest that will be served.
     pub fn decoder(mut self, spec: Spec, context: u32) -> Result<Decoder<P::Matrix>> {
         let plan = self.plan(&spec, context)?;
-        let embedding = self.packed(&[(Part::Embedding, spec.vocab)], spec.hidden)?;
+        let embedding = self.placed(&[(Part::Embedding, spec.vocab)], spec.hidden, Role::Table)?;
         let own_inputs = self.own_inputs(&plan)?;
         let layers = (0..spec.layers).map(|index| self.layer(&plan, index)).collect::<Result<Vec<_>>>()?;
         let final_norm = self.norm(&plan, Part::FinalNorm, Part::FinalNormBias)?;
@@ -202,7 +221,7 @@ impl<'a, P: Place> Assembler<'a, P> {
         input: usize,
         has_bias: bool,
     ) -> Result<Linear<P::Matrix>> {
-        let weight = self.placed(&weights_of(layer, all), input, P::expert)?;
+        let weight = self.placed(&weights_of(layer, all), input, Role::Expert)?;
         self.biased(weight, (layer, all), has_bias)
     }
 
@@ -224,26 +243,50 @@ impl<'a, P: Place> Assembler<'a, P> {
 
     /// Matrices of one input, packed; what the files had of them in memory is given back.
     fn packed(&mut self, parts: &[(Part, usize)], input: usize) -> Result<P::Matrix> {
-        self.placed(parts, input, P::matrix)
+        self.placed(parts, input, Role::Product)
     }
 
-    fn placed(
-        &mut self,
-        parts: &[(Part, usize)],
-        input: usize,
-        place: impl Fn(&mut P, &[&Weight]) -> Result<P::Matrix>,
-    ) -> Result<P::Matrix> {
+    fn placed(&mut self, parts: &[(Part, usize)], input: usize, role: Role) -> Result<P::Matrix> {
         if let Some(ready) = self.ready(parts, input) {
             return Ok(ready);
         }
+        if let Some(kept) = self.in_fp8(parts, input, role)? {
+            return Ok(kept);
+        }
         let weights =
             parts.iter().map(|(part, out)| self.matrix(*part, *out, input)).collect::<Result<Vec<_>, Error>>()?;
-        let packed = place(&mut self.place, &weights.iter().collect::<Vec<_>>())?;
+        let all: Vec<&Weight> = weights.iter().collect();
+        let packed = match role {
+            Role::Product | Role::Table => self.place.matrix(&all)?,
+            Role::Expert => self.place.expert(&all)?,
+        };
         self.place.laid(parts, &packed);
         for (weight, (part, _)) in weights.iter().zip(parts) {
             self.is_read(*part, weight);
         }
         Ok(packed)
+    }
+
+    /// The matrix of these parts as FP8, where all of them are in FP8 and the place keeps them so.
+    fn in_fp8(&mut self, parts: &[(Part, usize)], input: usize, role: Role) -> Result<Option<P::Matrix>> {
+        let WeightSource::Files(tensors) = &self.source else { return Ok(None) };
+        if !P::KEEPS_FP8 {
+            return Ok(None);
+        }
+        let mut matrices = Vec::with_capacity(parts.len());
+        for (part, out) in parts {
+            match tensors.fp8(*part, *out, input)? {
+                Some(matrix) => matrices.push(matrix),
+                None => return Ok(None),
+            }
+        }
+        let Some(kept) = self.place.fp8(&matrices, role)? else { return Ok(None) };
+        for (matrix, (part, _)) in matrices.iter().zip(parts) {
+            self.used.push(*part);
+            tensors.read_once(*part);
+            self.progress.add(matrix.codes().len() as u64);
+        }
+        Ok(Some(kept))
     }
 
     /// The matrix of these parts if their weights need not be read.

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::{Assembler, Parts, Place, Plan, WeightSource};
+use super::{Assembler, Parts, Place, Plan, Role, WeightSource};
 use crate::error::{Error, Result};
 use crate::layers::{Join, Linear, OwnInput, OwnInputs, RmsNorm, ShortConvolution};
 use crate::names::{LayerPart, Part};
@@ -51,7 +51,7 @@ impl<P: Place> Assembler<'_, P> {
             return Ok(None);
         }
         let all = spec.layers * width;
-        let table = self.packed(&[(Part::InputTable, spec.vocab)], all)?;
+        let table = self.placed(&[(Part::InputTable, spec.vocab)], all, Role::Table)?;
         let projection = Linear { weight: self.packed(&[(Part::InputsProjection, all)], spec.hidden)?, bias: None };
         let norm = RmsNorm { weight: self.norm_weight(plan, Part::InputsNorm, width)?, eps: spec.norm_eps };
         let scales = ((width as f64).sqrt(), (spec.hidden as f64).sqrt().recip());

@@ -3,10 +3,10 @@
 //! experts. What `layers/moe.rs` does on the CPU, with the same order of sums.
 
 use sconce_cuda::ops::activate::{Gate, Gated};
-use sconce_cuda::ops::experts::{ExpertGemm, QuantExpertGemm, Source};
+use sconce_cuda::ops::experts::{ExpertGemm, Fp8ExpertGemm, QuantExpertGemm, Source};
 use sconce_cuda::ops::norm::AddScaled;
 use sconce_cuda::ops::quant::QuantisedRows;
-use sconce_cuda::ops::routes::{ExpertGroups, Routes, Routing, Scores, Scoring};
+use sconce_cuda::ops::routes::{ExpertGroups, Routes, Routing, Scores, Scoring, Tiles};
 use sconce_cuda::ops::share::add_share;
 use sconce_cuda::{Buffer, Device, ElementType, Slice};
 
@@ -30,6 +30,8 @@ pub(super) struct GpuExperts {
     gate: Gate,
     shared: Option<GpuShared>,
     join: Option<GpuJoin>,
+    /// Shares are factors on the experts' inputs, not on what they give.
+    scales_input: bool,
 }
 
 /// The expert that every token sees.
@@ -152,6 +154,7 @@ impl GpuExperts {
             gate,
             shared: shared.transpose()?,
             join: maker.join(moe.join.as_ref())?,
+            scales_input: choice.routing.scales_input,
         })
     }
 
@@ -160,16 +163,17 @@ impl GpuExperts {
         let shared = self.shared.as_ref().map_or(0, |shared| shared.down.weight.input);
         let ffn = (routes * self.down.input).max(tokens * shared);
         let quantised = |stack: &Stack, rows: usize| match &stack.values {
-            StackValues::Dense(_) => 0,
+            StackValues::Dense(_) | StackValues::Fp8(_) => 0,
             StackValues::Quantised(_) => QuantisedRows::bytes(rows, stack.input),
         };
+        let (scaled, inputs) = if self.scales_input { (routes * self.gate_up.input, routes) } else { (0, tokens) };
         Lens {
             scores: tokens * self.routing.experts,
             routes: (1..=tokens).map(|tokens| self.routing.room_len(tokens)).max().unwrap_or(0),
             wide: 2 * ffn,
-            gated: ffn,
+            gated: ffn.max(scaled),
             given: routes.max(tokens) * self.down.out,
-            rows: quantised(&self.gate_up, tokens).max(quantised(&self.down, routes)),
+            rows: quantised(&self.gate_up, inputs).max(quantised(&self.down, routes)),
         }
     }
 
@@ -185,23 +189,24 @@ impl GpuExperts {
 
 impl Stack {
     /// `y[route] = x[source] w[expert]^T + bias[expert]`
-    fn multiply(
+    pub(super) fn multiply(
         &self,
         device: &Device,
         (x, rows, source): (Slice, usize, Source),
         bias: Option<&Buffer>,
         (y, room): (Slice, Slice),
-        routes: &Routes,
+        tiles: &Tiles,
     ) -> Result<()> {
         let bias = bias.map(Buffer::all);
         match &self.values {
             StackValues::Dense(w) => {
                 let gemm = ExpertGemm { x, w: w.all(), bias, y, n: self.out, k: self.input, source };
-                Ok(gemm.on(device, routes)?)
+                Ok(gemm.on(device, tiles)?)
             }
+            StackValues::Fp8(w) => Ok(Fp8ExpertGemm { x, w, bias, y, source }.on(device, tiles)?),
             StackValues::Quantised(w) => {
                 let rows = QuantisedRows::new(device, x, (rows, self.input), room)?;
-                Ok(QuantExpertGemm { rows, w, bias, y, source }.on(device, routes)?)
+                Ok(QuantExpertGemm { rows, w, bias, y, source }.on(device, tiles)?)
             }
         }
     }
@@ -217,15 +222,27 @@ impl CudaRunner {
         linear(&experts.router, self.room(), normed, scores, count)?;
         let correction = experts.correction.as_ref().map(Buffer::all);
         let chosen = Scores { scores, correction, slots, tokens: count };
-        let routes = Routes::choose(device, &chosen, routing, scratch.routes.all())?;
+        let mut routes = Routes::choose(device, &chosen, routing, scratch.routes.all())?;
         let (rows, ffn) = (routes.len(), experts.down.input);
         let (wide, gated) = (scratch.wide.range(0, rows * 2 * ffn), scratch.gated.range(0, rows * ffn));
         let given = scratch.given.range(0, rows * width);
-        let from = (normed, count, Source::Token);
-        experts.gate_up.multiply(device, from, experts.gate_up_bias.as_ref(), (wide, scratch.rows.all()), &routes)?;
+        let mut from = (normed, count, Source::Token);
+        if experts.scales_input {
+            // Free until the first product is done.
+            let scaled = scratch.gated.range(0, rows * experts.gate_up.input);
+            routes = routes.scale_input(device, normed, scaled, experts.gate_up.input)?;
+            from = (scaled, rows, Source::Route);
+        }
+        experts.gate_up.multiply(
+            device,
+            from,
+            experts.gate_up_bias.as_ref(),
+            (wide, scratch.rows.all()),
+            &routes.tiles,
+        )?;
         Gated { gate: experts.gate, x: wide, bias: None, y: gated, rows, width: ffn }.on(device)?;
         let from = (gated, rows, Source::Route);
-        experts.down.multiply(device, from, experts.down_bias.as_ref(), (given, scratch.rows.all()), &routes)?;
+        experts.down.multiply(device, from, experts.down_bias.as_ref(), (given, scratch.rows.all()), &routes.tiles)?;
         let sum = self.block(count * width);
         routes.combine(device, given, sum, width, false)?;
         if let Some(shared) = &experts.shared {

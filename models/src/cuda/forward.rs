@@ -5,10 +5,11 @@
 use sconce_cuda::ops::activate::{Activated, Gated, add_bias};
 use sconce_cuda::ops::attention::{self, Params, splits_for};
 use sconce_cuda::ops::norm::{AddScaled, LayerNorm, rms_norm};
-use sconce_cuda::ops::rope::{Cache, HeadNorms, Qkv, rope_and_write_kv};
+use sconce_cuda::ops::rope::{Cache, HeadNorms, Qkv, Queries, rope_and_write_kv, rope_queries};
 use sconce_cuda::ops::rows::{convert, gather};
 use sconce_cuda::{Buffer, Device, Slice};
 
+use super::cache::LayerCache;
 use super::experts::Tokens;
 use super::parts::{Between, GpuAttention, GpuFeedForward, GpuJoin, GpuLayer, GpuLinear, GpuMlp, GpuNorm};
 use super::runner::CudaRunner;
@@ -32,9 +33,9 @@ impl GpuNorm {
 
 /// A hidden state `[rows, hidden]` and what of a step it belongs to.
 #[derive(Clone, Copy)]
-struct State<'a> {
-    hidden: Slice<'a>,
-    rows: usize,
+pub(super) struct State<'a> {
+    pub hidden: Slice<'a>,
+    pub rows: usize,
 }
 
 impl CudaRunner {
@@ -45,16 +46,17 @@ impl CudaRunner {
         let tokens = step.shape.tokens;
         let hidden = scratch.hidden.range(0, tokens * spec.hidden);
         model.parts.embedding.embed(device, step.tokens, spec.scales.embedding, hidden)?;
+        self.own_inputs(hidden, step)?;
         let last = model.parts.layers.len() - 1;
         let mut state = State { hidden, rows: tokens };
         for (index, layer) in model.parts.layers.iter().enumerate() {
             let normed = scratch.normed.range(0, tokens * spec.hidden);
             layer.attention.norm.apply(device, state.hidden, normed, tokens)?;
-            self.write(index, &layer.attention, normed, step)?;
+            self.write(&layer.attention, normed, step)?;
             if index == last && step.shape.samples == 0 {
                 return Ok(());
             }
-            self.attend(index, &layer.attention, step)?;
+            self.attend(&layer.attention, step)?;
             let width = layer.attention.heads * layer.attention.head_dim;
             let mut seen = scratch.seen.range(0, tokens * width);
             if index == last {
@@ -78,6 +80,7 @@ impl CudaRunner {
                     self.experts(experts, Tokens { normed, hidden, slots, count })?;
                 }
             }
+            self.finish(layer, state, step)?;
         }
         Ok(())
     }
@@ -88,20 +91,26 @@ impl CudaRunner {
     }
 
     /// From the normed hidden state: K and V into the cache, the query into `scratch.query`.
-    fn write(&self, index: usize, attention: &GpuAttention, normed: Slice, step: &StepInput) -> Result<()> {
+    fn write(&self, attention: &GpuAttention, normed: Slice, step: &StepInput) -> Result<()> {
         let (device, scratch, tokens) = (&self.model.device, &self.scratch, step.shape.tokens);
         let qkv = scratch.qkv.range(0, tokens * attention.qkv.weight.out);
         attention.qkv.weight.multiply(self.room(), normed, qkv, tokens, false)?;
+        let bias = attention.qkv.bias.as_ref().map(|bias| bias.all());
+        let query = scratch.query.range(0, tokens * attention.heads * attention.head_dim);
+        if attention.reads_only {
+            let &GpuAttention { heads, head_dim, .. } = attention;
+            let norm = attention.head_norms.as_ref().map(|norms| (norms.query.all(), norms.eps));
+            let queries = Queries { x: qkv, bias, norm, heads, head_dim, tokens };
+            return Ok(rope_queries(device, &queries, &attention.turning.rotation(), step.positions, query)?);
+        }
         let norms = attention.head_norms.as_ref().map(|norms| HeadNorms {
             query: norms.query.all(),
             key: norms.key.all(),
-            value: None,
+            value: norms.value.as_ref().map(|value| value.all()),
             eps: norms.eps,
         });
-        let bias = attention.qkv.bias.as_ref().map(|bias| bias.all());
         let parts = Qkv { qkv, bias, norms, heads: attention.heads, tokens };
-        let query = scratch.query.range(0, tokens * attention.heads * attention.head_dim);
-        let cache = self.cache_of(index, attention);
+        let cache = self.cache_of(attention);
         Ok(rope_and_write_kv(
             device,
             &parts,
@@ -112,10 +121,13 @@ impl CudaRunner {
         )?)
     }
 
-    fn cache_of(&self, index: usize, attention: &GpuAttention) -> Cache<'_> {
+    fn cache_of(&self, attention: &GpuAttention) -> Cache<'_> {
+        let LayerCache::KeysAndValues { k, v } = &self.cache[attention.cache_layer] else {
+            unreachable!("the layer whose K and V are read has them");
+        };
         Cache {
-            k: self.cache[index].k.all(),
-            v: self.cache[index].v.all(),
+            k: k.all(),
+            v: v.all(),
             kv_heads: attention.kv_heads,
             block_size: self.sizes.block_size as usize,
             head_dim: attention.head_dim,
@@ -123,7 +135,7 @@ impl CudaRunner {
     }
 
     /// What every token sees of its context, into `scratch.seen`.
-    fn attend(&self, index: usize, attention: &GpuAttention, step: &StepInput) -> Result<()> {
+    fn attend(&self, attention: &GpuAttention, step: &StepInput) -> Result<()> {
         let (device, scratch) = (&self.model.device, &self.scratch);
         let len = step.shape.tokens * attention.heads * attention.head_dim;
         let params = Params {
@@ -139,7 +151,7 @@ impl CudaRunner {
             _ => 1,
         };
         let (query, seen) = (scratch.query.range(0, len), scratch.seen.range(0, len));
-        let cache = self.cache_of(index, attention);
+        let cache = self.cache_of(attention);
         let partial = scratch.partial.all();
         Ok(attention::attention(device, query, &cache, attention.heads, &step.rows, &params, splits, partial, seen)?)
     }
@@ -177,7 +189,7 @@ impl CudaRunner {
     }
 
     /// `hidden += scale * norm(x w^T + bias)`
-    fn add(&self, linear: &GpuLinear, x: Slice, join: Option<&GpuJoin>, state: State) -> Result<()> {
+    pub(super) fn add(&self, linear: &GpuLinear, x: Slice, join: Option<&GpuJoin>, state: State) -> Result<()> {
         let (device, width) = (&self.model.device, linear.weight.out);
         let bias = linear.bias.as_ref().map(|bias| bias.all());
         let Some(GpuJoin { norm, scale }) = join else {

@@ -7,8 +7,10 @@
 //! Invariants: the residual stream and logits are F32, everything between is of one type; a row that pads a graph's batch
 //! reads and writes nothing; a batch is checked on the host before anything of it reaches the device.
 
+mod cache;
 mod experts;
 mod forward;
+mod fp8;
 mod graphs;
 mod parts;
 mod place;
@@ -16,11 +18,13 @@ mod refuse;
 mod runner;
 mod sampling;
 mod step;
+mod uneven;
 
 use candle_core::Device as HostDevice;
 use sconce_cuda::{Device, ElementType};
 use sconce_kernels::Precision;
 
+pub use fp8::on_gpu;
 pub use refuse::check;
 pub use runner::{CudaRunner, CudaSizes};
 
@@ -49,6 +53,7 @@ impl CudaModel {
         let (spec, weights) = open_any(source, options.quantize.as_ref(), report)?;
         check(&spec, source)?;
         let ty = element_type(&spec, options.precision);
+        let spec = if ty == ElementType::F32 { spec } else { on_gpu(spec) };
         let progress = Progress::new(spec.weight_bytes, report);
         let context = options.max_model_len.unwrap_or(spec.context_max);
         let place = OnGpu { device: device.clone(), ty };

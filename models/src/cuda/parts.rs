@@ -10,13 +10,15 @@ use sconce_kernels::{Activation, Prologue, RopeStyle};
 
 use super::experts::GpuExperts;
 use super::place::{Matrix, OnGpu};
+use super::uneven::{GpuOwnInput, GpuOwnInputs};
 use crate::decoder::{Decoder, FeedForward, Layer};
 use crate::error::{Error, Result};
 use crate::layers::{self, Join, Mixer, Norm};
-use crate::spec::{RopeSpec, Spec};
+use crate::spec::{CacheKind, RopeSpec, Spec};
 
 pub(super) struct Parts {
     pub embedding: Matrix,
+    pub own_inputs: Option<GpuOwnInputs>,
     pub layers: Vec<GpuLayer>,
     pub final_norm: GpuNorm,
     pub head: Matrix,
@@ -28,6 +30,9 @@ pub(super) struct GpuLayer {
     pub norm: GpuNorm,
     pub feed_forward: GpuFeedForward,
     pub is_parallel: bool,
+    pub own_input: Option<GpuOwnInput>,
+    /// On what the layer gives.
+    pub scale: f32,
 }
 
 pub(super) enum GpuFeedForward {
@@ -67,11 +72,15 @@ pub(super) struct GpuAttention {
     pub window: Option<u32>,
     pub softcap: Option<f32>,
     pub sinks: Option<Buffer>,
+    /// The layer whose cache is read, and whether that is another one, which has filled it.
+    pub cache_layer: usize,
+    pub reads_only: bool,
 }
 
 pub(super) struct GpuHeadNorms {
     pub query: Buffer,
     pub key: Buffer,
+    pub value: Option<Buffer>,
     pub eps: f32,
 }
 
@@ -129,15 +138,18 @@ pub(super) struct Maker<'a> {
 impl Parts {
     /// All matrices of the layers.
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
-        self.layers.iter().flat_map(|GpuLayer { attention, feed_forward, .. }| {
+        let own = self.own_inputs.iter().map(GpuOwnInputs::matrix);
+        let layers = self.layers.iter().flat_map(|GpuLayer { attention, feed_forward, own_input, .. }| {
             let (dense, experts) = match feed_forward {
                 GpuFeedForward::Dense(mlp) => (Some(mlp), None),
                 GpuFeedForward::Experts(experts) => (None, Some(&**experts)),
             };
             let dense = dense.into_iter().flat_map(|mlp| [&mlp.gate_up.weight, &mlp.down.weight]);
             let experts = experts.into_iter().flat_map(GpuExperts::matrices);
-            [&attention.qkv.weight, &attention.output.weight].into_iter().chain(dense).chain(experts)
-        })
+            let own = own_input.iter().flat_map(GpuOwnInput::matrices);
+            [&attention.qkv.weight, &attention.output.weight].into_iter().chain(dense).chain(experts).chain(own)
+        });
+        layers.chain(own)
     }
 
     /// All layers' experts.
@@ -153,6 +165,7 @@ impl Parts {
         let layers = decoder.layers.iter().enumerate();
         Ok(Self {
             embedding: decoder.embedding.clone(),
+            own_inputs: decoder.own_inputs.as_ref().map(|inputs| GpuOwnInputs::new(&maker, inputs)).transpose()?,
             layers: layers.map(|(index, layer)| maker.layer(index, layer)).collect::<Result<_>>()?,
             final_norm: maker.norm(&decoder.final_norm)?,
             head: decoder.head.weight.clone(),
@@ -185,6 +198,8 @@ impl Maker<'_> {
             norm,
             feed_forward,
             is_parallel: layer.is_parallel,
+            own_input: layer.own_input.as_ref().map(|own| GpuOwnInput::new(self, own)).transpose()?,
+            scale: layer.scale as f32,
         })
     }
 
@@ -193,6 +208,7 @@ impl Maker<'_> {
             Ok::<_, Error>(GpuHeadNorms {
                 query: self.vector(&norms.query)?,
                 key: self.vector(&norms.key)?,
+                value: norms.value.as_ref().map(|value| self.vector(value)).transpose()?,
                 eps: norms.eps,
             })
         });
@@ -210,6 +226,11 @@ impl Maker<'_> {
             window: attention.window,
             softcap: attention.softcap,
             sinks: attention.sinks.as_ref().map(|sinks| self.device.upload(sinks)).transpose()?,
+            cache_layer: match self.spec.cache_of(index) {
+                CacheKind::Shared(earlier) => earlier,
+                _ => index,
+            },
+            reads_only: attention.reads_only,
         })
     }
 
@@ -223,7 +244,7 @@ impl Maker<'_> {
         Ok(turning)
     }
 
-    fn vector(&self, vector: &Tensor) -> Result<Buffer> {
+    pub(super) fn vector(&self, vector: &Tensor) -> Result<Buffer> {
         Ok(self.device.upload(&vector.to_vec1::<f32>()?)?)
     }
 

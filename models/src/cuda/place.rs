@@ -5,13 +5,15 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use sconce_cuda::ops::columns::place_columns;
 use sconce_cuda::ops::embed::Embedding;
+use sconce_cuda::ops::fp8::{Fp8Gemm, Fp8Weight};
 use sconce_cuda::ops::gemm::Gemm;
 use sconce_cuda::ops::quant::{self, QuantGemm, QuantType, QuantWeight, QuantisedRows};
 use sconce_cuda::{Buffer, Device, ElementType, Slice};
 use sconce_kernels::{GgmlType, Weight};
 
-use crate::assemble::Place;
+use crate::assemble::{Place, Role};
 use crate::error::Result;
+use crate::quantised::Fp8Matrix;
 
 /// Rows are converted and copied in pieces of about so many elements.
 const PIECE_ELEMENTS: usize = 4 << 20;
@@ -26,20 +28,22 @@ pub(super) struct OnGpu {
 pub(crate) struct Matrix {
     pub out: usize,
     pub input: usize,
-    parts: Arc<[Part]>,
+    pub(super) parts: Arc<[Part]>,
 }
 
 /// Rows of one kind.
-struct Part {
-    rows: usize,
-    values: Values,
+pub(super) struct Part {
+    pub rows: usize,
+    pub values: Values,
 }
 
-enum Values {
+pub(super) enum Values {
     Dense(Buffer),
     Quantised(Box<QuantWeight>),
+    Fp8(Box<Fp8Weight>),
     /// Of an expert, until all of its layer's are laid together: see [`Stack`].
     Waiting(Weight),
+    WaitingFp8(Fp8Matrix),
 }
 
 /// The same matrices of all experts of a layer: `[experts, out, input]`.
@@ -52,6 +56,7 @@ pub(super) struct Stack {
 pub(super) enum StackValues {
     Dense(Buffer),
     Quantised(Box<QuantWeight>),
+    Fp8(Box<Fp8Weight>),
 }
 
 /// What a product needs beside its factors.
@@ -104,19 +109,21 @@ impl Matrix {
                 Ok(Embedding { table: table.all(), ids, scale, out, hidden: self.input }.on(device)?)
             }
             Values::Quantised(table) => Ok(quant::embedding(device, table, (ids, scale), out, ids.len())?),
-            Values::Waiting(_) => unreachable!("no expert is a table"),
+            Values::Fp8(_) => unreachable!("tables are made plain"),
+            Values::Waiting(_) | Values::WaitingFp8(_) => unreachable!("no expert is a table"),
         }
     }
 
     /// The weights of an expert, not uploaded yet.
-    fn waiting(&self) -> Vec<&Weight> {
-        self.parts
-            .iter()
-            .map(|part| match &part.values {
-                Values::Waiting(weight) => weight,
-                Values::Dense(_) | Values::Quantised(_) => unreachable!("experts wait until all are there"),
-            })
-            .collect()
+    fn waiting(&self) -> Result<Vec<Weight>> {
+        let weight = |part: &Part| match &part.values {
+            Values::Waiting(weight) => Ok(weight.clone()),
+            Values::WaitingFp8(matrix) => matrix.as_bf16(),
+            Values::Dense(_) | Values::Quantised(_) | Values::Fp8(_) => {
+                unreachable!("experts wait until all are there")
+            }
+        };
+        self.parts.iter().map(weight).collect()
     }
 
     /// Of the workspace that products of up to `rows` rows need.
@@ -124,7 +131,8 @@ impl Matrix {
         let of_part = |part: &Part| match &part.values {
             Values::Dense(_) => 0,
             Values::Quantised(weight) => weight.workspace_bytes(rows, ty),
-            Values::Waiting(_) => unreachable!("experts are multiplied together"),
+            Values::Fp8(weight) => weight.workspace_bytes(rows, ty),
+            Values::Waiting(_) | Values::WaitingFp8(_) => unreachable!("experts are multiplied together"),
         };
         self.parts.iter().map(of_part).max().unwrap_or(0)
     }
@@ -140,13 +148,20 @@ impl Part {
         match &self.values {
             Values::Dense(w) => Ok(Gemm { x, w: w.all(), y, m, n: self.rows, k, add }.on(room.device)?),
             Values::Quantised(w) => Ok(QuantGemm { x, w, y, m, add }.on(room.device, room.workspace)?),
-            Values::Waiting(_) => unreachable!("experts are multiplied together"),
+            Values::Fp8(w) => Ok(Fp8Gemm { x, w, y, m, add }.on(room.device, room.workspace)?),
+            Values::Waiting(_) | Values::WaitingFp8(_) => unreachable!("experts are multiplied together"),
         }
     }
 }
 
 impl Place for OnGpu {
     type Matrix = Matrix;
+
+    const KEEPS_FP8: bool = true;
+
+    fn fp8(&mut self, matrices: &[Fp8Matrix], role: Role) -> Result<Option<Matrix>> {
+        self.in_fp8(matrices, role)
+    }
 
     fn matrix(&mut self, weights: &[&Weight]) -> Result<Matrix> {
         let input = weights[0].input();
@@ -167,13 +182,16 @@ impl OnGpu {
     /// Lays the matrices of all experts together, in their order.
     pub fn stack(&self, experts: &[&Matrix]) -> Result<Stack> {
         let (out, input) = (experts[0].out, experts[0].input);
-        let weights: Vec<Vec<&Weight>> = experts.iter().map(|expert| expert.waiting()).collect();
+        if let Some(values) = self.stack_fp8(experts)? {
+            return Ok(Stack { out, input, values });
+        }
+        let weights = experts.iter().map(|expert| expert.waiting()).collect::<Result<Vec<_>>>()?;
         let mut types = weights.iter().flatten().map(|weight| self.quant_type(weight));
         let first = types.next().flatten();
         let values = match first.filter(|ty| types.all(|other| other == Some(*ty))) {
             Some(ty) => {
                 let joined =
-                    |weights: &Vec<&Weight>| weights.iter().map(|weight| weight.bytes()).collect::<Vec<_>>().concat();
+                    |weights: &Vec<Weight>| weights.iter().map(|weight| weight.bytes()).collect::<Vec<_>>().concat();
                 let matrices: Vec<Vec<u8>> = weights.iter().map(joined).collect();
                 let matrices: Vec<&[u8]> = matrices.iter().map(Vec::as_slice).collect();
                 StackValues::Quantised(Box::new(QuantWeight::upload_all(&self.device, ty, &matrices, out, input)?))
@@ -182,7 +200,7 @@ impl OnGpu {
                 let values = self.device.alloc(experts.len() * out * input, self.ty)?;
                 let mut at = 0;
                 for weight in weights.into_iter().flatten() {
-                    self.dense(weight, &values, at)?;
+                    self.dense(&weight, &values, at)?;
                     at += weight.out() * input;
                 }
                 StackValues::Dense(values)

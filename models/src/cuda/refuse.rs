@@ -4,16 +4,16 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 use crate::load::Source;
-use crate::spec::{Spec, Uneven};
+use crate::spec::Spec;
 
 /// Refuses a model that needs them.
 pub fn check(spec: &Spec, source: &Source) -> Result<()> {
     let feature = if spec.latent.is_some() {
         "latent attention"
-    } else if spec.experts.as_ref().is_some_and(|experts| experts.routing.scales_input) {
-        "experts whose input is scaled"
-    } else if spec.uneven != Uneven::default() {
-        "layers that differ from each other"
+    } else if spec.uneven.convolution.is_some() {
+        "short convolutions"
+    } else if spec.uneven.delta.is_some() || spec.uneven.output_gate {
+        "linear attention"
     } else {
         return Ok(());
     };

@@ -8,11 +8,13 @@ use sconce_cuda::{Buffer, Device, ElementType, Mark, SetAside, Slice};
 use sconce_kernels::KvDtype;
 
 use super::CudaModel;
+use super::cache::{LayerCache, kv_element};
 use super::experts::{self, ExpertScratch};
 use super::graphs::Graphs;
 use super::place::{Matrix, Room};
 use super::sampling::Sampling;
 use super::step::{Shape, StepArrays};
+use super::uneven::GpuOwnInputs;
 use crate::batch::{BatchInput, Logits};
 use crate::check::{CacheSizes, check_batch};
 use crate::error::{Error, Result};
@@ -29,12 +31,6 @@ pub struct CudaSizes {
     pub block_size: u32,
     /// As activations without one.
     pub kv_dtype: Option<KvDtype>,
-}
-
-/// K and V of a layer: `[blocks, kv_heads, block_size, head_dim]` each.
-pub(super) struct LayerCache {
-    pub k: Buffer,
-    pub v: Buffer,
 }
 
 /// Buffers that the kernels of a step write and read; the widest layer says how wide. `T` is the model's type.
@@ -55,6 +51,9 @@ pub(super) struct Scratch {
     pub gated: Buffer,
     /// F32 `[tokens, hidden]`
     pub block: Buffer,
+    /// F32, and what is projected into it T: `[tokens, inputs of all layers]`
+    pub own: Buffer,
+    pub projected: Buffer,
     /// F32 of attention that is split.
     pub partial: Buffer,
     /// F32 `[logit_rows, vocab]`
@@ -100,12 +99,7 @@ impl CudaRunner {
         let (spec, device) = (&model.spec, &model.device);
         let weights = device.mark();
         let kv = kv_element(sizes.kv_dtype, model.ty);
-        let mut cache = Vec::with_capacity(spec.layers);
-        for layer in 0..spec.layers {
-            let KvHeads { kv_heads, head_dim } = spec.kv_heads_of(layer);
-            let len = sizes.blocks as usize * sizes.block_size as usize * kv_heads * head_dim;
-            cache.push(LayerCache { k: device.zeros(len, kv)?, v: device.zeros(len, kv)? });
-        }
+        let cache = LayerCache::all(spec, device, sizes, kv)?;
         let tables_of_a_row = sizes.max_model_len.div_ceil(sizes.block_size) as usize;
         let (tokens, rows) = (sizes.max_num_batched_tokens as usize, sizes.max_num_seqs as usize);
         let arrays = StepArrays::new(device, tokens.max(rows), rows, rows * tables_of_a_row)?;
@@ -149,12 +143,9 @@ impl CudaRunner {
         (4 * words + model.ty.bytes() * lens.values() + lens.workspace + lens.experts.bytes(model.ty)) as u64
     }
 
-    /// Bytes of K and V of one token in all layers.
+    /// Bytes that the cache takes of one token in all layers.
     pub fn kv_bytes_per_token(model: &CudaModel, kv_dtype: Option<KvDtype>) -> u64 {
-        let (spec, ty) = (&model.spec, model.ty);
-        let heads = (0..spec.layers).map(|layer| spec.kv_heads_of(layer));
-        let values: usize = heads.map(|KvHeads { kv_heads, head_dim }| 2 * kv_heads * head_dim).sum();
-        (values * kv_element(kv_dtype, ty).bytes()) as u64
+        model.spec.kv_values_per_token() * kv_element(kv_dtype, model.ty).bytes() as u64
     }
 
     pub fn spec(&self) -> &Spec {
@@ -362,6 +353,7 @@ struct Lens {
     query: usize,
     wide: usize,
     ffn: usize,
+    own: usize,
     partial: usize,
     logits: usize,
     workspace: usize,
@@ -384,6 +376,8 @@ impl Lens {
                 partial = partial.max(workspace_len(rows, spec.heads, head_dim, splits));
             }
         }
+        ffn = ffn.max(spec.uneven.own_input);
+        let own = model.parts.own_inputs.as_ref().map_or(0, GpuOwnInputs::width);
         let wide = if spec.gated { 2 * ffn } else { ffn };
         let logits = logit_rows(sizes) * spec.vocab;
         let of_layers = model.parts.matrices().map(|matrix| matrix.workspace_bytes(tokens, model.ty));
@@ -391,15 +385,15 @@ impl Lens {
         let workspace = of_layers.chain([of_head]).max().unwrap_or(0);
         let part = model.parts.matrices().map(Matrix::widest_part).max().unwrap_or(0);
         let experts = experts::Lens::of(model.parts.experts(), tokens);
-        Self { tokens, hidden: spec.hidden, qkv, query, wide, ffn, partial, logits, workspace, part, experts }
+        Self { tokens, hidden: spec.hidden, qkv, query, wide, ffn, own, partial, logits, workspace, part, experts }
     }
 
     fn f32s(&self) -> usize {
-        3 * self.tokens * self.hidden + self.partial + self.logits
+        self.tokens * (3 * self.hidden + self.own) + self.partial + self.logits
     }
 
     fn values(&self) -> usize {
-        self.tokens * (self.hidden + self.qkv + 2 * self.query + self.wide + self.ffn + self.part)
+        self.tokens * (self.hidden + self.qkv + 2 * self.query + self.wide + self.ffn + self.own + self.part)
     }
 }
 
@@ -407,7 +401,7 @@ impl Scratch {
     fn new(model: &CudaModel, sizes: CudaSizes) -> Result<Self> {
         let (device, ty) = (&model.device, model.ty);
         let lens = Lens::of(model, sizes);
-        let Lens { tokens, hidden, qkv, query, wide, ffn, partial, logits, workspace, part, experts } = lens;
+        let Lens { tokens, hidden, qkv, query, wide, ffn, own, partial, logits, workspace, part, experts } = lens;
         let floats = |len| device.alloc(len, ElementType::F32);
         let values = |len| device.alloc(len, ty);
         Ok(Self {
@@ -420,6 +414,8 @@ impl Scratch {
             wide: values(tokens * wide)?,
             gated: values(tokens * ffn)?,
             block: floats(tokens * hidden)?,
+            own: floats(tokens * own)?,
+            projected: values(tokens * own)?,
             partial: device.zeros(partial, ElementType::F32)?,
             logits: floats(logits)?,
             workspace: device.alloc(workspace, ElementType::U8)?,
@@ -432,14 +428,4 @@ impl Scratch {
 /// Every row of a step of decoding has its logits; prompts whose tokens are scored go through in pieces.
 fn logit_rows(sizes: CudaSizes) -> usize {
     sizes.max_num_seqs.max(16) as usize
-}
-
-fn kv_element(dtype: Option<KvDtype>, ty: ElementType) -> ElementType {
-    match dtype {
-        None => ty,
-        Some(KvDtype::F32) => ElementType::F32,
-        Some(KvDtype::F16) => ElementType::F16,
-        Some(KvDtype::Bf16) => ElementType::Bf16,
-        Some(KvDtype::Fp8) => ElementType::Fp8,
-    }
 }

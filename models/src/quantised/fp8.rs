@@ -1,39 +1,70 @@
-//! FP8 (E4M3) matrices with one scale, one a row, or one a block of the matrix: as BF16, each value rounded once.
+//! FP8 (E4M3) matrices with one scale, one a row, or one a block of the matrix: as they lie in their file, for who multiplies
+//! with them so, or as BF16, each value rounded once.
+
+use std::sync::Arc;
 
 use half::bf16;
-use sconce_kernels::{GgmlType, Weight};
+use sconce_kernels::{GgmlType, SharedBytes, Weight};
 
 use super::groups::by_rows;
 use crate::error::{Error, Result};
 use crate::tensors::TensorSet;
 
-/// The largest difference that a scale's shape may leave: blocks are cut from the start, so the last may be smaller.
-pub(super) fn matrix(set: &TensorSet, name: &str, (out, input): (usize, usize)) -> Result<Weight> {
-    let codes = set.bytes_of(name, &[out, input])?;
-    let names = [format!("{name}_scale_inv"), format!("{name}_scale")];
-    let scale_name = names.iter().find(|name| set.get(name).is_some()).unwrap_or(&names[0]);
-    let (shape, scales) = set.floats_of(scale_name)?;
-    // Rows and columns that share a scale, and scales in a row of blocks.
-    let (rows, columns, stride) = match *shape.as_slice() {
-        [] | [1] | [1, 1] => (out, input, 1),
-        [found] | [found, 1] if found == out => (1, input, 1),
-        [rows, columns] if rows > 0 && columns > 0 && rows <= out && columns <= input => {
-            (block_of(out, rows), block_of(input, columns), columns)
+/// A matrix `[out, input]` of E4M3 and its scales.
+#[derive(Clone)]
+pub(crate) struct Fp8Matrix {
+    pub out: usize,
+    pub input: usize,
+    /// Rows and columns that share a scale, cut from the start: the last may be smaller.
+    pub block: (usize, usize),
+    /// `[ceil(out / block.0), ceil(input / block.1)]`
+    pub scales: Vec<f32>,
+    /// Where the codes lie.
+    pub bytes: SharedBytes,
+    pub offset: usize,
+}
+
+impl Fp8Matrix {
+    pub(super) fn read(set: &TensorSet, name: &str, (out, input): (usize, usize)) -> Result<Self> {
+        set.bytes_of(name, &[out, input])?;
+        let names = [format!("{name}_scale_inv"), format!("{name}_scale")];
+        let scale_name = names.iter().find(|name| set.get(name).is_some()).unwrap_or(&names[0]);
+        let (shape, scales) = set.floats_of(scale_name)?;
+        let block = match *shape.as_slice() {
+            [] | [1] | [1, 1] => (out, input),
+            [found] | [found, 1] if found == out => (1, input),
+            [rows, columns] if rows > 0 && columns > 0 && rows <= out && columns <= input => {
+                (block_of(out, rows), block_of(input, columns))
+            }
+            _ => return Err(wrong_shape(set, scale_name, &shape)),
+        };
+        match set.get(name) {
+            Some(stored) if block.0 > 0 && block.1 > 0 && stored.bytes == out * input => {
+                Ok(Self { out, input, block, scales, bytes: Arc::clone(&stored.file) as _, offset: stored.offset })
+            }
+            _ => Err(wrong_shape(set, scale_name, &shape)),
         }
-        _ => return Err(wrong_shape(set, scale_name, &shape)),
-    };
-    if rows == 0 || columns == 0 {
-        return Err(wrong_shape(set, scale_name, &shape));
     }
-    let table: Vec<f32> = (0..=u8::MAX).map(e4m3).collect();
-    let bytes = by_rows(out, 2 * input, |row, to| {
-        let codes = &codes[row * input..(row + 1) * input];
-        let scales = &scales[row / rows * stride..];
-        for (column, (code, to)) in codes.iter().zip(to.as_chunks_mut::<2>().0).enumerate() {
-            *to = bf16::from_f32(table[usize::from(*code)] * scales[column / columns]).to_le_bytes();
-        }
-    });
-    Ok(Weight::new(GgmlType::Bf16, out, input, std::sync::Arc::new(bytes), 0)?)
+
+    /// `[out, input]`
+    pub fn codes(&self) -> &[u8] {
+        &(*self.bytes).as_ref()[self.offset..self.offset + self.out * self.input]
+    }
+
+    /// Each value rounded once.
+    pub fn as_bf16(&self) -> Result<Weight> {
+        let Self { out, input, block: (rows, columns), .. } = *self;
+        let (codes, stride) = (self.codes(), input.div_ceil(columns));
+        let table: Vec<f32> = (0..=u8::MAX).map(e4m3).collect();
+        let bytes = by_rows(out, 2 * input, |row, to| {
+            let codes = &codes[row * input..(row + 1) * input];
+            let scales = &self.scales[row / rows * stride..];
+            for (column, (code, to)) in codes.iter().zip(to.as_chunks_mut::<2>().0).enumerate() {
+                *to = bf16::from_f32(table[usize::from(*code)] * scales[column / columns]).to_le_bytes();
+            }
+        });
+        Ok(Weight::new(GgmlType::Bf16, out, input, Arc::new(bytes), 0)?)
+    }
 }
 
 /// The size of the blocks that cut `size` into `count`: a power of two as all published ones, 0 if there is none.

@@ -1,7 +1,7 @@
 //! Quantised safetensors: what a `quantization_config` says, and how its tensors become weights that kernels pack.
 //!
 //! Whole numbers with a scale for each group keep their numbers: they become Q4_0 or Q8_0 where zero lies in the middle
-//! (exactly the file's values) and Q4_1 otherwise. FP8 becomes BF16. Which tensors are quantised is seen from the tensors
+//! (exactly the file's values) and Q4_1 otherwise. FP8 becomes BF16, or stays as it is where a GPU multiplies with it. Which tensors are quantised is seen from the tensors
 //! themselves: what the file has in plain form is read in plain form.
 
 mod experts;
@@ -11,6 +11,7 @@ mod groups;
 use sconce_kernels::Weight;
 
 pub(crate) use experts::{Half, interleaved_bias, interleaved_expert};
+pub(crate) use fp8::Fp8Matrix;
 
 use crate::error::{Result, shown};
 use crate::spec::fields::Fields;
@@ -29,6 +30,12 @@ pub(crate) enum Quantisation {
     Fp8,
     Mxfp4,
 }
+
+/// As safetensors name it.
+const FP8_FORMAT: &str = "F8_E4M3";
+
+/// Said at load of FP8 that becomes BF16.
+pub(crate) const FP8_NOTE: &str = "FP8 weights are turned into BF16 at load and take twice the file's memory";
 
 /// Behind the stem of a quantised matrix's name: its parts, and factors for activations, which are not quantised here.
 const PARTS: [&str; 12] = [
@@ -75,7 +82,7 @@ impl Quantisation {
             Self::Gptq { .. } => "GPTQ weights are packed as Q4_0, Q8_0 or, where zero is not in the middle, as Q4_1",
             Self::Awq => "AWQ weights are packed as Q4_1",
             Self::Packed => "4-bit weights are packed as Q4_0",
-            Self::Fp8 => "FP8 weights are turned into BF16 at load and take twice the file's memory",
+            Self::Fp8 => FP8_NOTE,
             Self::Mxfp4 => "MXFP4 experts are multiplied as they are stored",
         }
     }
@@ -103,7 +110,7 @@ impl Quantisation {
                 (elements * 32 / bits as u64, bytes * 5 / 4)
             }
             (Self::Awq | Self::Packed, "I32") if !name.ends_with(".qzeros") => (elements * 8, bytes * 5 / 4),
-            (Self::Fp8, "F8_E4M3") => (elements, 2 * bytes),
+            (Self::Fp8, FP8_FORMAT) => (elements, 2 * bytes),
             (Self::Mxfp4, "U8") if name.ends_with("_blocks") => (elements * 2, bytes * 9 / 8),
             _ => (0, 0),
         }
@@ -119,11 +126,20 @@ impl Quantisation {
             }
             Self::Awq if has(".qweight") => groups::awq(set, stem, (out, input)).map(Some),
             Self::Packed if has(".weight_packed") => groups::packed(set, stem, (out, input)).map(Some),
-            Self::Fp8 if set.get(name).is_some_and(|stored| stored.format.name() == "F8_E4M3") => {
-                fp8::matrix(set, name, (out, input)).map(Some)
-            }
+            Self::Fp8 => self.fp8(set, name, out, input)?.map(|matrix| matrix.as_bf16()).transpose(),
             _ => Ok(None),
         }
+    }
+
+    /// The same as it lies in its file, if that is FP8.
+    pub fn fp8(self, set: &TensorSet, name: &str, out: usize, input: usize) -> Result<Option<Fp8Matrix>> {
+        let is_fp8 = set.get(name).is_some_and(|stored| self.is_fp8(name, stored));
+        is_fp8.then(|| Fp8Matrix::read(set, name, (out, input))).transpose()
+    }
+
+    /// Whether a tensor is a matrix in FP8.
+    pub fn is_fp8(self, name: &str, stored: &Stored) -> bool {
+        self == Self::Fp8 && name.ends_with(".weight") && stored.format.name() == FP8_FORMAT
     }
 
     /// The name of the matrix that a tensor is a part of, if it looks like a part.

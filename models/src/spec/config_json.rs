@@ -95,6 +95,7 @@ pub(crate) fn parse(text: &str, file: &Path) -> Result<Parsed> {
         weight_format: String::new(),
         parameters: 0,
         weight_bytes: 0,
+        fp8_bytes: 0,
     };
     (traits.config)(&fields, &mut spec)?;
     spec.check().map_err(wrong)?;

@@ -85,6 +85,7 @@ pub(crate) fn spec(header: &Header, tensors: &TensorSet) -> Result<Spec> {
         weight_format: totals.weight_format,
         parameters: totals.parameters,
         weight_bytes: totals.weight_bytes,
+        fp8_bytes: 0,
     };
     (traits.metadata)(&keys, &mut spec)?;
     spec.check().map_err(|detail| Error::Config { file: file.to_owned(), detail })?;

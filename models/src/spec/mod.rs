@@ -167,13 +167,19 @@ pub struct Spec {
     pub parameters: u64,
     /// Bytes of the tensors as stored, which is what they take in memory.
     pub weight_bytes: u64,
+    /// Bytes that the files have in FP8: `weight_bytes` counts them twice, as BF16.
+    pub fp8_bytes: u64,
 }
 
 impl Spec {
     /// What the cache holds of one token in all layers.
     pub fn kv_bytes_per_token(&self, dtype: KvDtype) -> u64 {
-        let values: u64 = (0..self.layers).map(|layer| self.cache_values(layer)).sum();
-        values * dtype.bytes() as u64
+        self.kv_values_per_token() * dtype.bytes() as u64
+    }
+
+    /// Elements that the cache holds of one token in all layers.
+    pub fn kv_values_per_token(&self) -> u64 {
+        (0..self.layers).map(|layer| self.cache_values(layer)).sum()
     }
 
     /// The attention window of a layer, `None` for the whole context.

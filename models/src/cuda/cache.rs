@@ -1,0 +1,44 @@
+//! What each layer remembers of the tokens, in blocks.
+
+use sconce_cuda::{Buffer, Device, ElementType};
+use sconce_kernels::KvDtype;
+
+use super::runner::CudaSizes;
+use crate::error::Result;
+use crate::spec::{CacheKind, KvHeads, Spec};
+
+pub(super) enum LayerCache {
+    /// `[blocks, kv_heads, block_size, head_dim]` each.
+    KeysAndValues { k: Buffer, v: Buffer },
+    /// The layer reads what an earlier one wrote.
+    Shared,
+}
+
+impl LayerCache {
+    pub fn all(spec: &Spec, device: &Device, sizes: CudaSizes, ty: ElementType) -> Result<Vec<Self>> {
+        let slots = sizes.blocks as usize * sizes.block_size as usize;
+        let mut all = Vec::with_capacity(spec.layers);
+        for layer in 0..spec.layers {
+            all.push(match spec.cache_of(layer) {
+                CacheKind::KeysAndValues(KvHeads { kv_heads, head_dim }) => {
+                    let len = slots * kv_heads * head_dim;
+                    Self::KeysAndValues { k: device.zeros(len, ty)?, v: device.zeros(len, ty)? }
+                }
+                CacheKind::Shared(_) => Self::Shared,
+                CacheKind::Vector(_) | CacheKind::State(_) => unreachable!("refused before weights were read"),
+            });
+        }
+        Ok(all)
+    }
+}
+
+/// What the cache's elements are; without a wish as activations.
+pub(super) fn kv_element(dtype: Option<KvDtype>, ty: ElementType) -> ElementType {
+    match dtype {
+        None => ty,
+        Some(KvDtype::F32) => ElementType::F32,
+        Some(KvDtype::F16) => ElementType::F16,
+        Some(KvDtype::Bf16) => ElementType::Bf16,
+        Some(KvDtype::Fp8) => ElementType::Fp8,
+    }
+}
