@@ -2,9 +2,12 @@
 //! One launch of a kernel: its name, its grid, its arguments.
 
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result, shape};
 use crate::memory::Slice;
 
+/// Of CUDA: blocks in the second and the third direction, and threads of a block.
+const GRID_MAX: u32 = 65_535;
+const THREADS_MAX: u32 = 1024;
 /// More than any kernel here takes.
 const ARGUMENTS_MAX: usize = 32;
 
@@ -70,11 +73,27 @@ impl<'a> Launch<'a> {
         self.push(u64::from(value.to_bits()))
     }
 
-    /// Issues it. Nothing is launched for an empty grid.
+    /// Issues it. Nothing is launched for an empty grid, and what no GPU takes is refused on the stand-in, too.
     pub fn on(self, device: &Device) -> Result<()> {
         if self.grid.contains(&0) {
             return Ok(());
         }
+        let ([_, y, z], threads) = (self.grid, self.block.iter().product::<u32>());
+        if y.max(z) > GRID_MAX || threads > THREADS_MAX || self.shared_bytes > device.info().shared_bytes_max {
+            return Err(self.too_large(device));
+        }
         device.launch(&self)
+    }
+
+    #[cold]
+    fn too_large(&self, device: &Device) -> Error {
+        let Self { kernel, grid, block, shared_bytes, .. } = self;
+        let most = device.info().shared_bytes_max;
+        let why = format!(
+            "{kernel}: a grid of {grid:?} blocks of {block:?} threads with {shared_bytes} bytes of shared memory; at most \
+             {GRID_MAX} blocks but in the first direction, {THREADS_MAX} threads and {most} bytes; fewer tokens a step \
+             (--max-num-batched-tokens) may help"
+        );
+        shape("launch", why)
     }
 }

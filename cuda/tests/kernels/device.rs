@@ -51,3 +51,20 @@ fn an_unknown_kernel_is_an_error() {
         assert!(device.has_kernel("rms_norm_bf16") && !device.has_kernel("no_such_kernel"));
     });
 }
+
+#[test]
+fn launches_that_no_gpu_takes_are_refused() {
+    on_each_device(|device| {
+        let launch = || Launch::new("follow_tokens");
+        let cases = [
+            (launch().grid(1, 70_000, 1), "blocks"),
+            (launch().grid(1, 1, 70_000), "blocks"),
+            (launch().block(64, 17), "threads"),
+            (launch().shared_bytes(1 << 20), "shared memory"),
+        ];
+        for (launch, what) in cases {
+            let error = launch.on(device).expect_err(what).to_string();
+            assert!(error.contains("follow_tokens") && error.contains("--max-num-batched-tokens"), "{what}: {error}");
+        }
+    });
+}
