@@ -8,6 +8,8 @@
 mod ahead;
 #[path = "gpu/fp8.rs"]
 mod fp8;
+#[path = "gpu/warm.rs"]
+mod warm;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,6 +25,14 @@ use sconce_models::{
 
 const BLOCK_SIZE: usize = 16;
 const CONTEXT: u32 = 128;
+const SIZES: CudaSizes = CudaSizes {
+    max_num_seqs: 8,
+    max_num_batched_tokens: 64,
+    max_model_len: CONTEXT,
+    blocks: 32,
+    block_size: BLOCK_SIZE as u32,
+    kv_dtype: None,
+};
 /// Of F32 throughout.
 const EXACT: f32 = 2e-3;
 /// Of activations in BF16 or F16, and in 8 bits with quantised weights.
@@ -102,15 +112,7 @@ fn runner_of(source: &Source, device: &Device, precision: Precision) -> Option<C
         Err(Error::Unsupported { feature, .. }) if feature.contains("on a GPU") => return None,
         Err(error) => panic!("{source:?}: {error}"),
     };
-    let sizes = CudaSizes {
-        max_num_seqs: 8,
-        max_num_batched_tokens: 64,
-        max_model_len: CONTEXT,
-        blocks: 32,
-        block_size: BLOCK_SIZE as u32,
-        kv_dtype: None,
-    };
-    Some(CudaRunner::new(model, sizes).unwrap())
+    Some(CudaRunner::new(model, SIZES).unwrap())
 }
 
 /// A row of a batch: of which sequence, from which position, how many tokens.

@@ -19,6 +19,7 @@ mod runner;
 mod sampling;
 mod step;
 mod uneven;
+mod warm;
 
 use candle_core::Device as HostDevice;
 use sconce_cuda::{Device, ElementType};

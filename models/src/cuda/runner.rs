@@ -74,7 +74,7 @@ pub struct CudaRunner {
     arrays: StepArrays,
     graphs: Graphs,
     sampling: Sampling,
-    issued: Issued,
+    pub(super) issued: Issued,
     /// Weights were allocated before it; everything else is worth nothing while nobody asks.
     weights: Mark,
     /// While the model sleeps.
@@ -82,7 +82,7 @@ pub struct CudaRunner {
 }
 
 /// Where the logits of the step are that [`CudaRunner::issue`] began.
-enum Issued {
+pub(super) enum Issued {
     Nothing,
     /// On the device, as they are or still being computed.
     OnDevice,
@@ -138,14 +138,20 @@ impl CudaRunner {
     /// Bytes that [`Self::new`] allocates beside the cache.
     pub fn scratch_bytes(model: &CudaModel, sizes: CudaSizes) -> u64 {
         let lens = Lens::of(model, sizes);
-        let tables = sizes.max_num_seqs as usize * sizes.max_model_len.div_ceil(sizes.block_size) as usize;
-        let words = lens.f32s() + tables + 4 * lens.tokens + Sampling::words(logit_rows(sizes), model.spec.vocab);
+        let (rows, blocks) = (sizes.max_num_seqs as usize, sizes.max_model_len.div_ceil(sizes.block_size) as usize);
+        let arrays = StepArrays::words(lens.tokens, rows, rows * blocks);
+        let words = lens.f32s() + arrays + Sampling::words(logit_rows(sizes), model.spec.vocab);
         (4 * words + model.ty.bytes() * lens.values() + lens.workspace + lens.experts.bytes(model.ty)) as u64
     }
 
     /// Bytes that the cache takes of one token in all layers.
     pub fn kv_bytes_per_token(model: &CudaModel, kv_dtype: Option<KvDtype>) -> u64 {
         model.spec.kv_values_per_token() * kv_element(kv_dtype, model.ty).bytes() as u64
+    }
+
+    /// Gives up everything but the weights.
+    pub fn into_model(self) -> CudaModel {
+        self.model
     }
 
     pub fn spec(&self) -> &Spec {
@@ -264,25 +270,37 @@ impl CudaRunner {
         }
         let (tokens, rows, samples) = (batch.tokens.len(), batch.rows(), batch.sample_rows.len());
         if tokens == rows && samples == rows {
-            let padded = self.graphs.bucket(rows);
+            let padded = self.bucket(rows);
             let shape = Shape { tokens: padded, rows: padded, samples: padded, query_max: 1 };
-            self.arrays.send(batch, sources, shape)?;
-            if !sources.is_empty() {
-                let input = self.arrays.input(shape);
-                follow(&self.model.device, self.sampling.chosen(), input.sources, input.tokens)?;
-            }
-            let mut graphs = std::mem::take(&mut self.graphs);
-            let run = graphs.run(padded, &self.model.device, || self.step(shape));
-            self.graphs = graphs;
-            run?;
+            self.begin(batch, sources, shape)?;
             return Ok(Some(shape));
         }
         let starts = std::iter::once(0).chain(batch.row_ends.iter().copied());
         let query_max = starts.zip(&batch.row_ends).map(|(start, end)| (end - start) as usize).max().unwrap_or(1);
         let shape = Shape { tokens, rows, samples, query_max };
-        self.arrays.send(batch, &[], shape)?;
-        self.step(shape)?;
+        self.begin(batch, &[], shape)?;
         Ok((samples > 0).then_some(shape))
+    }
+
+    /// Rows of the step of decoding that computes so many.
+    pub(super) fn bucket(&self, rows: usize) -> usize {
+        self.graphs.bucket(rows)
+    }
+
+    /// Issues the step of a batch that is laid out as `shape`, and has at most its sizes: steps of decoding as graphs.
+    pub(super) fn begin(&mut self, batch: &BatchInput, sources: &[u32], shape: Shape) -> Result<()> {
+        self.arrays.send(batch, sources, shape)?;
+        if !sources.is_empty() {
+            let input = self.arrays.input(shape);
+            follow(&self.model.device, self.sampling.chosen(), input.sources, input.tokens)?;
+        }
+        if shape.query_max > 1 || shape.tokens != shape.rows || shape.samples != shape.rows {
+            return self.step(shape);
+        }
+        let mut graphs = std::mem::take(&mut self.graphs);
+        let run = graphs.run(shape.rows, &self.model.device, || self.step(shape));
+        self.graphs = graphs;
+        run
     }
 
     fn check_room(&self, batch: &BatchInput) -> Result<()> {

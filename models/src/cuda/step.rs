@@ -58,10 +58,14 @@ impl Shape {
 
 impl StepArrays {
     pub fn new(device: &Device, tokens_max: usize, rows_max: usize, tables_max: usize) -> Result<Self> {
-        let rows = rows_max.min(tokens_max);
-        let words = 4 * tokens_max + 4 * (rows + 1) + tables_max;
+        let words = Self::words(tokens_max, rows_max, tables_max);
         let pinned = [device.pinned(4 * words)?, device.pinned(4 * words)?];
         Ok(Self { pinned, turn: 0, device: device.alloc(words, ElementType::U32)?, tables_max })
+    }
+
+    /// Words of device memory that [`Self::new`] allocates.
+    pub fn words(tokens_max: usize, rows_max: usize, tables_max: usize) -> usize {
+        4 * tokens_max + 4 * (rows_max.min(tokens_max) + 1) + tables_max
     }
 
     /// Lays a batch out as `shape`, which has at least its sizes, and issues the copy. `sources` are those of a step behind
