@@ -1,13 +1,18 @@
 """Sconce beside Transformers on the same device: the same answers, and how fast each is. Part of on-gpu.sh.
 
 Usage: python against_transformers.py agreement --sconce PATH [--device cuda] [--out FILE]
+       python against_transformers.py start --sconce PATH [--device cuda] [--out FILE]
        python against_transformers.py rates [--device cuda] [--out FILE]
 Needs torch, transformers, tokenizers and safetensors, and no network: models are random ones of known shapes.
 
 agreement: a model of the shape of SmolLM2-135M is written as BF16 and served; it continues prompts of 1 to 4,000 tokens
 greedily by 128 tokens. Transformers computes the logits of every answer in F32. Random weights leave the likeliest tokens close
 together, so what is asked of each token is that it costs little: the logit that it lacks to the best one, as a part of the
-row's spread (best less mean). The same is said of Transformers' own BF16. Exit status 1 when a token lacks more than 0.05 there.
+row's spread (best less mean). The same is said of Transformers' own BF16. Exit status 1 when a token lacks more than 0.05 and
+more than any of Transformers' own.
+
+start: a model of the shape of Llama-3.2-1B is written as BF16 safetensors; how long it takes from the program's start to the
+first token, twice, and from sleep to the first token where the device knows sleep.
 
 rates: Transformers with its static cache, compiled, on the shape of Llama-3.2-1B: output tokens a second of one stream and of 32
 (128 tokens in, 256 out), for the same table as `sconce bench engine dummy:llama-3.2-1b tg256 32x128+256`.
@@ -80,9 +85,11 @@ def free_port():
 
 class Server:
     def __init__(self, sconce, folder, device):
+        self.started = time.monotonic()
         self.url = f"http://127.0.0.1:{free_port()}"
         port = self.url.rsplit(":", 1)[1]
         command = [sconce, "serve", str(folder), "--device", device, "--port", port, "--max-model-len", "4608"]
+        command += ["--packed-cache", "off"]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 300
         while True:
@@ -98,7 +105,14 @@ class Server:
     def post(self, path, body):
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"content-type": "application/json"})
         with urllib.request.urlopen(request, timeout=600) as answer:
-            return json.load(answer)
+            said = answer.read()
+            return json.loads(said) if said else None
+
+    def first_token(self):
+        """Seconds until a request has its only token."""
+        asked = time.monotonic()
+        self.post("/v1/completions", {"prompt": [7, 8, 9], "max_tokens": 1})
+        return time.monotonic() - asked
 
     def generate(self, prompt):
         answer = self.post(
@@ -156,8 +170,43 @@ def agreement(arguments):
                 print(json.dumps(row), flush=True)
         finally:
             server.stop()
-    is_close = all(row["sconce"]["lacks_max"] <= LACK_MAX and row["generated"] == GENERATED for row in results)
+
+    def is_near(row):
+        most = max(LACK_MAX, row["transformers_bf16"]["lacks_max"])
+        return row["sconce"]["lacks_max"] <= most and row["generated"] == GENERATED
+
+    is_close = all(map(is_near, results))
     return {"shape": SMOLLM2, "lack_max": LACK_MAX, "passed": is_close, "prompts": results}, is_close
+
+
+@torch.inference_mode()
+def start(arguments):
+    results = {"starts": []}
+    with tempfile.TemporaryDirectory() as folder:
+        model_of(LLAMA_1B, 0.02, arguments.device, torch.bfloat16).save_pretrained(folder)
+        write_tokenizer(Path(folder), LLAMA_1B["vocab_size"])
+        if arguments.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        for last in [False, True]:
+            server = Server(arguments.sconce, folder, arguments.device)
+            try:
+                ready = time.monotonic() - server.started
+                server.first_token()
+                row = {"ready_s": ready, "first_token_s": time.monotonic() - server.started}
+                results["starts"].append(row)
+                print(json.dumps(row), flush=True)
+                if last and arguments.device.startswith("cuda"):
+                    results["sleeps"] = []
+                    for _ in range(3):
+                        asked = time.monotonic()
+                        server.post("/sleep", {})
+                        row = {"to_sleep_s": time.monotonic() - asked, "awake_first_token_s": server.first_token()}
+                        row["first_token_s"] = server.first_token()
+                        results["sleeps"].append(row)
+                        print(json.dumps(row), flush=True)
+            finally:
+                server.stop()
+    return {"shape": LLAMA_1B, **results}, True
 
 
 @torch.inference_mode()
@@ -194,14 +243,14 @@ def rates(arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["agreement", "rates"])
-    parser.add_argument("--sconce", help="the program; for agreement")
+    parser.add_argument("part", choices=["agreement", "start", "rates"])
+    parser.add_argument("--sconce", help="the program; not for rates")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", help="JSON goes here, too")
     arguments = parser.parse_args()
-    if arguments.part == "agreement" and not arguments.sconce:
-        parser.error("agreement needs --sconce")
-    found, passed = (agreement if arguments.part == "agreement" else rates)(arguments)
+    if arguments.part != "rates" and not arguments.sconce:
+        parser.error(f"{arguments.part} needs --sconce")
+    found, passed = {"agreement": agreement, "start": start, "rates": rates}[arguments.part](arguments)
     found["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
     if arguments.device.startswith("cuda"):
         found["device"] = torch.cuda.get_device_name()

@@ -2,14 +2,15 @@
 # Runs on a GPU machine, out of a bundle (bundle.sh): correctness first, then speed. Every part is limited in time and goes
 # on when another failed; the exit status says whether all of correctness passed.
 #
-#   ./run [OUT]       SCONCE_GPU_PARTS="kernels models agreement rates engine serve transformers sanitizer" chooses; default: all
+#   ./run [OUT]       SCONCE_GPU_PARTS="kernels models agreement start rates engine serve transformers sanitizer" chooses; default:
+#                     all of these. "endurance" is ten minutes of mixed load under compute-sanitizer, for a run of its own.
 set -uo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/out}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-parts=${SCONCE_GPU_PARTS:-kernels models agreement rates engine serve transformers sanitizer}
+parts=${SCONCE_GPU_PARTS:-kernels models agreement start rates engine serve transformers sanitizer}
 failed=0
 
 # cuBLASLt comes with CUDA or with a Python package; its folder must be known to the loader.
@@ -51,6 +52,10 @@ beside="python3 $here/against_transformers.py"
 if wants agreement && has_transformers; then
     part agreement 300 $beside agreement --sconce "$here/sconce" --out "$out/agreement.json" || failed=1
     cat "$out/agreement.log"
+fi
+if wants start && has_transformers; then
+    part start 240 $beside start --sconce "$here/sconce" --out "$out/start.json"
+    cat "$out/start.log"
 fi
 wants rates && part rates 60 "$here/sconce" bench hardware --device cuda --json
 wants rates && part speed 120 env SCONCE_TEST_SPEED=1 "$here/kernels-test" --test-threads 1 --nocapture attention_is_near
@@ -94,6 +99,29 @@ fi
 if wants sanitizer && command -v compute-sanitizer >/dev/null; then
     part sanitizer 420 compute-sanitizer --tool memcheck --error-exitcode 9 "$here/models-test" --test-threads 1 batches_of_every_size || failed=1
     part racecheck 300 compute-sanitizer --tool racecheck --error-exitcode 9 "$here/kernels-test" --test-threads 1 attention || failed=1
+fi
+if wants endurance && command -v compute-sanitizer >/dev/null; then
+    compute-sanitizer --tool memcheck --error-exitcode 9 "$here/sconce" serve dummy:tiny --device cuda --port 18081 \
+        >"$out/endurance-server.log" 2>&1 &
+    server=$!
+    for _ in $(seq 300); do
+        curl -fs -o /dev/null http://127.0.0.1:18081/ready && break
+        sleep 0.2
+    done
+    mixed() { # clients, tokens in, tokens out
+        "$here/sconce" bench serve --url http://127.0.0.1:18081 --model dummy:tiny --endpoint completions --ignore-eos \
+            --concurrency "$1" --num-prompts $((4 * $1)) --input-len "$2" --output-len "$3" || return 1
+    }
+    until_end() {
+        while [ "$SECONDS" -lt "$1" ]; do
+            mixed 1 16 64 && mixed 8 100 32 && mixed 24 700 16 && mixed 4 1 100 || return 1
+        done
+    }
+    export here
+    export -f mixed until_end
+    part endurance 600 bash -c "until_end ${SCONCE_GPU_ENDURANCE_S:-540}" || failed=1
+    kill -TERM "$server"
+    wait "$server" || { failed=1 && tail -15 "$out/endurance-server.log"; }
 fi
 cat "$out/parts.jsonl"
 exit "$failed"
