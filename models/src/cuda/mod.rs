@@ -12,6 +12,8 @@ mod experts;
 mod forward;
 mod fp8;
 mod graphs;
+mod latent;
+mod mixer;
 mod parts;
 mod place;
 mod refuse;

@@ -10,6 +10,7 @@ use super::CudaModel;
 use super::cache::{LayerCache, kv_element};
 use super::experts::{self, ExpertScratch};
 use super::graphs::Graphs;
+use super::latent::{self, LatentScratch};
 use super::place::{Matrix, Room};
 use super::sampling::Sampling;
 use super::step::{Shape, StepArrays};
@@ -62,6 +63,7 @@ pub(super) struct Scratch {
     /// T `[tokens, widest part of a matrix]`
     pub part: Buffer,
     pub experts: ExpertScratch,
+    pub latent: LatentScratch,
 }
 
 /// A model that can step.
@@ -138,7 +140,8 @@ impl CudaRunner {
         let lens = Lens::of(model, sizes);
         let tables = sizes.max_num_seqs as usize * sizes.max_model_len.div_ceil(sizes.block_size) as usize;
         let words = lens.f32s() + tables + 4 * lens.tokens + Sampling::words(logit_rows(sizes), model.spec.vocab);
-        (4 * words + model.ty.bytes() * lens.values() + lens.workspace + lens.experts.bytes(model.ty)) as u64
+        let own = lens.experts.bytes(model.ty) + lens.latent.bytes(model.ty);
+        (4 * words + model.ty.bytes() * lens.values() + lens.workspace + own) as u64
     }
 
     /// Bytes that the cache takes of one token in all layers.
@@ -327,13 +330,15 @@ struct Lens {
     workspace: usize,
     part: usize,
     experts: experts::Lens,
+    latent: latent::Lens,
 }
 
 impl Lens {
     fn of(model: &CudaModel, sizes: CudaSizes) -> Self {
         let (spec, multiprocessors) = (&model.spec, model.device.info().multiprocessors as usize);
         let tokens = sizes.max_num_batched_tokens.max(sizes.max_num_seqs) as usize;
-        let (mut qkv, mut query, mut ffn, mut partial) = (0, 0, 0, 0);
+        let widths = model.parts.layers.iter().map(|layer| layer.mixer.width());
+        let (mut qkv, mut query, mut ffn, mut partial) = (0, widths.max().unwrap_or(0), 0, 0);
         for layer in 0..spec.layers {
             let KvHeads { kv_heads, head_dim } = spec.kv_heads_of(layer);
             query = query.max(spec.heads * head_dim);
@@ -353,7 +358,22 @@ impl Lens {
         let workspace = of_layers.chain([of_head]).max().unwrap_or(0);
         let part = model.parts.matrices().map(Matrix::widest_part).max().unwrap_or(0);
         let experts = experts::Lens::of(model.parts.experts(), tokens);
-        Self { tokens, hidden: spec.hidden, qkv, query, wide, ffn, own, partial, logits, workspace, part, experts }
+        let latent = latent::Lens::of(model, sizes, tokens);
+        Self {
+            tokens,
+            hidden: spec.hidden,
+            qkv,
+            query,
+            wide,
+            ffn,
+            own,
+            partial,
+            logits,
+            workspace,
+            part,
+            experts,
+            latent,
+        }
     }
 
     fn f32s(&self) -> usize {
@@ -369,7 +389,8 @@ impl Scratch {
     fn new(model: &CudaModel, sizes: CudaSizes) -> Result<Self> {
         let (device, ty) = (&model.device, model.ty);
         let lens = Lens::of(model, sizes);
-        let Lens { tokens, hidden, qkv, query, wide, ffn, own, partial, logits, workspace, part, experts } = lens;
+        let Lens { tokens, hidden, qkv, query, wide, ffn, own, partial, logits, workspace, part, experts, latent } =
+            lens;
         let floats = |len| device.alloc(len, ElementType::F32);
         let values = |len| device.alloc(len, ty);
         Ok(Self {
@@ -389,6 +410,7 @@ impl Scratch {
             workspace: device.alloc(workspace, ElementType::U8)?,
             part: values(tokens * part)?,
             experts: ExpertScratch::new(device, experts, ty)?,
+            latent: LatentScratch::new(device, latent, ty)?,
         })
     }
 }
