@@ -4,6 +4,7 @@ pub mod activate;
 pub mod attention;
 pub mod attention_latent;
 pub mod columns;
+pub mod convolution;
 pub mod embed;
 pub mod experts;
 pub mod fp8;

@@ -3,6 +3,7 @@
 
 use sconce_cuda::Slice;
 
+use super::convolution::GpuConvolution;
 use super::latent::GpuLatent;
 use super::parts::{GpuAttention, GpuJoin, GpuLinear, GpuNorm};
 use super::place::Matrix;
@@ -13,6 +14,7 @@ use crate::error::Result;
 pub(super) enum GpuMixer {
     Attention(Box<GpuAttention>),
     Latent(Box<GpuLatent>),
+    Convolution(Box<GpuConvolution>),
 }
 
 impl GpuMixer {
@@ -21,6 +23,7 @@ impl GpuMixer {
         match self {
             Self::Attention(attention) => &attention.norm,
             Self::Latent(latent) => &latent.norm,
+            Self::Convolution(convolution) => &convolution.norm,
         }
     }
 
@@ -29,6 +32,7 @@ impl GpuMixer {
         match self {
             Self::Attention(attention) => (&attention.output, attention.join.as_ref()),
             Self::Latent(latent) => (&latent.output, latent.join.as_ref()),
+            Self::Convolution(convolution) => (&convolution.output, convolution.join.as_ref()),
         }
     }
 
@@ -37,6 +41,16 @@ impl GpuMixer {
         match self {
             Self::Attention(attention) => attention.heads * attention.head_dim,
             Self::Latent(latent) => latent.width(),
+            Self::Convolution(convolution) => convolution.width(),
+        }
+    }
+
+    /// Elements of a token that `scratch.qkv` has to hold.
+    pub fn projected(&self) -> usize {
+        match self {
+            Self::Attention(attention) => attention.qkv.weight.out,
+            Self::Latent(_) => 0,
+            Self::Convolution(convolution) => convolution.input.weight.out,
         }
     }
 
@@ -45,6 +59,7 @@ impl GpuMixer {
         match self {
             Self::Attention(attention) => vec![&attention.qkv.weight, &attention.output.weight],
             Self::Latent(latent) => latent.matrices(),
+            Self::Convolution(convolution) => vec![&convolution.input.weight, &convolution.output.weight],
         }
     }
 }
@@ -55,6 +70,7 @@ impl CudaRunner {
         match mixer {
             GpuMixer::Attention(attention) => self.write_kv(attention, normed, step),
             GpuMixer::Latent(latent) => self.write_latents(index, latent, normed, step),
+            GpuMixer::Convolution(convolution) => self.write_convolved(index, convolution, normed, step),
         }
     }
 
@@ -63,6 +79,7 @@ impl CudaRunner {
         match mixer {
             GpuMixer::Attention(attention) => self.attend_kv(attention, step),
             GpuMixer::Latent(latent) => self.attend_latents(index, latent, step),
+            GpuMixer::Convolution(convolution) => self.mix_convolved(index, convolution, step),
         }
     }
 }

@@ -8,6 +8,7 @@
 //! reads and writes nothing; a batch is checked on the host before anything of it reaches the device.
 
 mod cache;
+mod convolution;
 mod experts;
 mod forward;
 mod fp8;

@@ -8,6 +8,7 @@ use sconce_cuda::ops::rope::Rotation;
 use sconce_cuda::{Buffer, Device};
 use sconce_kernels::{Activation, Prologue, RopeStyle};
 
+use super::convolution::GpuConvolution;
 use super::experts::GpuExperts;
 use super::latent::GpuLatent;
 use super::mixer::GpuMixer;
@@ -158,7 +159,7 @@ impl Parts {
     pub fn latents(&self) -> impl Iterator<Item = &GpuLatent> {
         self.layers.iter().filter_map(|layer| match &layer.mixer {
             GpuMixer::Latent(latent) => Some(&**latent),
-            GpuMixer::Attention(_) => None,
+            GpuMixer::Attention(_) | GpuMixer::Convolution(_) => None,
         })
     }
 
@@ -188,7 +189,8 @@ impl Maker<'_> {
         let mixer = match &layer.attention {
             Mixer::Attention(attention) => GpuMixer::Attention(Box::new(self.attention(index, attention)?)),
             Mixer::Latent(latent) => GpuMixer::Latent(Box::new(GpuLatent::new(self, index, latent)?)),
-            Mixer::Convolution(_) | Mixer::Delta(_) => unreachable!("refused before weights were read"),
+            Mixer::Convolution(convolution) => GpuMixer::Convolution(Box::new(GpuConvolution::new(self, convolution)?)),
+            Mixer::Delta(_) => unreachable!("refused before weights were read"),
         };
         let (norm, feed_forward) = match &layer.mlp {
             FeedForward::Dense(mlp) => {

@@ -11,6 +11,7 @@ use super::cache::{LayerCache, kv_element};
 use super::experts::{self, ExpertScratch};
 use super::graphs::Graphs;
 use super::latent::{self, LatentScratch};
+use super::mixer::GpuMixer;
 use super::place::{Matrix, Room};
 use super::sampling::Sampling;
 use super::step::{Shape, StepArrays};
@@ -337,12 +338,12 @@ impl Lens {
     fn of(model: &CudaModel, sizes: CudaSizes) -> Self {
         let (spec, multiprocessors) = (&model.spec, model.device.info().multiprocessors as usize);
         let tokens = sizes.max_num_batched_tokens.max(sizes.max_num_seqs) as usize;
-        let widths = model.parts.layers.iter().map(|layer| layer.mixer.width());
-        let (mut qkv, mut query, mut ffn, mut partial) = (0, widths.max().unwrap_or(0), 0, 0);
+        let mixers = model.parts.layers.iter().map(|layer| &layer.mixer);
+        let qkv = mixers.clone().map(GpuMixer::projected).max().unwrap_or(0);
+        let (mut query, mut ffn, mut partial) = (mixers.map(GpuMixer::width).max().unwrap_or(0), 0, 0);
         for layer in 0..spec.layers {
             let KvHeads { kv_heads, head_dim } = spec.kv_heads_of(layer);
             query = query.max(spec.heads * head_dim);
-            qkv = qkv.max((spec.heads + 2 * kv_heads) * head_dim);
             ffn = ffn.max(spec.ffn_of(layer));
             for rows in 1..=sizes.max_num_seqs as usize {
                 let splits = splits_for(rows, kv_heads, multiprocessors);
