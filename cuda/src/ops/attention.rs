@@ -58,7 +58,7 @@ pub struct Params<'a> {
 }
 
 /// Elements at the workspace's start that count finished splits.
-const COUNTERS: usize = 1024;
+pub(super) const COUNTERS: usize = 1024;
 
 /// F32 elements of workspace that so many splits take.
 pub fn workspace_len(tokens: usize, heads: usize, head_dim: usize, splits: usize) -> usize {
@@ -136,7 +136,7 @@ pub fn attention(
     combine(device, partials, out, params, (rows.tokens, heads, cache.head_dim, splits))
 }
 
-fn combine(
+pub(super) fn combine(
     device: &Device,
     workspace: Slice,
     out: Slice,

@@ -2,12 +2,15 @@
 
 pub mod activate;
 pub mod attention;
+pub mod attention_latent;
 pub mod columns;
+pub mod convolution;
 pub mod embed;
 pub mod experts;
 pub mod follow;
 pub mod fp8;
 pub mod gemm;
+pub mod latent;
 pub mod matvec;
 pub mod norm;
 pub mod own_input;

@@ -2,11 +2,14 @@
 //! With `SCONCE_TEST_CUDA=require` a missing GPU fails; without a GPU its half is skipped and says so.
 
 mod attention;
+mod attention_latent;
 mod columns;
+mod convolution;
 mod device;
 mod experts;
 mod follow;
 mod fp8;
+mod latent;
 mod matvec;
 mod own_input;
 mod quant;

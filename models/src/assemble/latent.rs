@@ -83,6 +83,7 @@ impl<P: Place> Assembler<'_, P> {
     }
 
     fn of_head(&mut self, weight: &Weight) -> Result<Linear<P::Matrix>> {
-        Ok(Linear { weight: self.place.matrix(&[weight])?, bias: None })
+        // Which a place may want to lay together, as it does experts.
+        Ok(Linear { weight: self.place.expert(&[weight])?, bias: None })
     }
 }

@@ -10,6 +10,8 @@ use crate::spec::{CacheKind, KvHeads, Spec};
 pub(super) enum LayerCache {
     /// `[blocks, kv_heads, block_size, head_dim]` each.
     KeysAndValues { k: Buffer, v: Buffer },
+    /// One vector a token: `[blocks, block_size, width]`.
+    Vectors(Buffer),
     /// The layer reads what an earlier one wrote.
     Shared,
 }
@@ -25,7 +27,8 @@ impl LayerCache {
                     Self::KeysAndValues { k: device.zeros(len, ty)?, v: device.zeros(len, ty)? }
                 }
                 CacheKind::Shared(_) => Self::Shared,
-                CacheKind::Vector(_) | CacheKind::State(_) => unreachable!("refused before weights were read"),
+                CacheKind::Vector(width) => Self::Vectors(device.zeros(slots * width, ty)?),
+                CacheKind::State(_) => unreachable!("refused before weights were read"),
             });
         }
         Ok(all)

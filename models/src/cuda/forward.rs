@@ -47,17 +47,18 @@ impl CudaRunner {
         let hidden = scratch.hidden.range(0, tokens * spec.hidden);
         model.parts.embedding.embed(device, step.tokens, spec.scales.embedding, hidden)?;
         self.own_inputs(hidden, step)?;
+        self.name_heads(step)?;
         let last = model.parts.layers.len() - 1;
         let mut state = State { hidden, rows: tokens };
         for (index, layer) in model.parts.layers.iter().enumerate() {
             let normed = scratch.normed.range(0, tokens * spec.hidden);
-            layer.attention.norm.apply(device, state.hidden, normed, tokens)?;
-            self.write(&layer.attention, normed, step)?;
+            layer.mixer.norm().apply(device, state.hidden, normed, tokens)?;
+            self.write(index, &layer.mixer, normed, step)?;
             if index == last && step.shape.samples == 0 {
                 return Ok(());
             }
-            self.attend(&layer.attention, step)?;
-            let width = layer.attention.heads * layer.attention.head_dim;
+            self.attend(index, &layer.mixer, step)?;
+            let width = layer.mixer.width();
             let mut seen = scratch.seen.range(0, tokens * width);
             if index == last {
                 (state, seen) = self.sampled(layer, state, step)?;
@@ -67,7 +68,8 @@ impl CudaRunner {
                 // Before the hidden state changes: both blocks look at the same.
                 layer.norm.apply(device, state.hidden, normed, state.rows)?;
             }
-            self.add(&layer.attention.output, seen, layer.attention.join.as_ref(), state)?;
+            let (output, join) = layer.mixer.output();
+            self.add(output, seen, join, state)?;
             if !layer.is_parallel {
                 layer.norm.apply(device, state.hidden, normed, state.rows)?;
             }
@@ -91,7 +93,7 @@ impl CudaRunner {
     }
 
     /// From the normed hidden state: K and V into the cache, the query into `scratch.query`.
-    fn write(&self, attention: &GpuAttention, normed: Slice, step: &StepInput) -> Result<()> {
+    pub(super) fn write_kv(&self, attention: &GpuAttention, normed: Slice, step: &StepInput) -> Result<()> {
         let (device, scratch, tokens) = (&self.model.device, &self.scratch, step.shape.tokens);
         let qkv = scratch.qkv.range(0, tokens * attention.qkv.weight.out);
         attention.qkv.weight.multiply(self.room(), normed, qkv, tokens, false)?;
@@ -135,8 +137,8 @@ impl CudaRunner {
     }
 
     /// What every token sees of its context, into `scratch.seen`.
-    fn attend(&self, attention: &GpuAttention, step: &StepInput) -> Result<()> {
-        let (device, scratch) = (&self.model.device, &self.scratch);
+    pub(super) fn attend_kv(&self, attention: &GpuAttention, step: &StepInput) -> Result<()> {
+        let scratch = &self.scratch;
         let len = step.shape.tokens * attention.heads * attention.head_dim;
         let params = Params {
             scale: attention.scale,
@@ -145,22 +147,34 @@ impl CudaRunner {
             sinks: attention.sinks.as_ref().map(|sinks| sinks.all()),
             causal: true,
         };
+        let queries = (scratch.query.range(0, len), scratch.seen.range(0, len));
+        self.attend_cache(&self.cache_of(attention), attention.heads, &params, queries, step)
+    }
+
+    /// Attention of queries over a layer's cache, into `seen`.
+    pub(super) fn attend_cache(
+        &self,
+        cache: &Cache,
+        heads: usize,
+        params: &Params,
+        (query, seen): (Slice, Slice),
+        step: &StepInput,
+    ) -> Result<()> {
+        let device = &self.model.device;
         // Prompts fill the device as they are.
         let splits = match step.shape.query_max {
-            1 => splits_for(step.shape.rows, attention.kv_heads, device.info().multiprocessors as usize),
+            1 => splits_for(step.shape.rows, cache.kv_heads, device.info().multiprocessors as usize),
             _ => 1,
         };
-        let (query, seen) = (scratch.query.range(0, len), scratch.seen.range(0, len));
-        let cache = self.cache_of(attention);
-        let partial = scratch.partial.all();
-        Ok(attention::attention(device, query, &cache, attention.heads, &step.rows, &params, splits, partial, seen)?)
+        let partial = self.scratch.partial.all();
+        Ok(attention::attention(device, query, cache, heads, &step.rows, params, splits, partial, seen)?)
     }
 
     /// Nothing behind the last layer's attention looks at other tokens: goes on with the sampled ones alone.
     fn sampled<'a>(&'a self, layer: &GpuLayer, state: State, step: &StepInput) -> Result<(State<'a>, Slice<'a>)> {
         let (device, scratch, hidden) = (&self.model.device, &self.scratch, self.model.spec.hidden);
         let rows = step.shape.samples;
-        let width = layer.attention.heads * layer.attention.head_dim;
+        let width = layer.mixer.width();
         if rows == step.shape.tokens {
             return Ok((
                 State { hidden: scratch.hidden.range(0, rows * hidden), rows },

@@ -8,10 +8,13 @@
 //! reads and writes nothing; a batch is checked on the host before anything of it reaches the device.
 
 mod cache;
+mod convolution;
 mod experts;
 mod forward;
 mod fp8;
 mod graphs;
+mod latent;
+mod mixer;
 mod parts;
 mod place;
 mod refuse;

@@ -8,7 +8,10 @@ use sconce_cuda::ops::rope::Rotation;
 use sconce_cuda::{Buffer, Device};
 use sconce_kernels::{Activation, Prologue, RopeStyle};
 
+use super::convolution::GpuConvolution;
 use super::experts::GpuExperts;
+use super::latent::GpuLatent;
+use super::mixer::GpuMixer;
 use super::place::{Matrix, OnGpu};
 use super::uneven::{GpuOwnInput, GpuOwnInputs};
 use crate::decoder::{Decoder, FeedForward, Layer};
@@ -25,7 +28,7 @@ pub(super) struct Parts {
 }
 
 pub(super) struct GpuLayer {
-    pub attention: GpuAttention,
+    pub mixer: GpuMixer,
     /// Before the feed-forward block.
     pub norm: GpuNorm,
     pub feed_forward: GpuFeedForward,
@@ -129,7 +132,7 @@ impl Turning {
 /// Makes layers, and remembers which rotations there are already.
 pub(super) struct Maker<'a> {
     device: &'a Device,
-    on: &'a OnGpu,
+    pub(super) on: &'a OnGpu,
     spec: &'a Spec,
     context: u32,
     turnings: Vec<(Option<RopeSpec>, Arc<Turning>)>,
@@ -139,7 +142,7 @@ impl Parts {
     /// All matrices of the layers.
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
         let own = self.own_inputs.iter().map(GpuOwnInputs::matrix);
-        let layers = self.layers.iter().flat_map(|GpuLayer { attention, feed_forward, own_input, .. }| {
+        let layers = self.layers.iter().flat_map(|GpuLayer { mixer, feed_forward, own_input, .. }| {
             let (dense, experts) = match feed_forward {
                 GpuFeedForward::Dense(mlp) => (Some(mlp), None),
                 GpuFeedForward::Experts(experts) => (None, Some(&**experts)),
@@ -147,9 +150,17 @@ impl Parts {
             let dense = dense.into_iter().flat_map(|mlp| [&mlp.gate_up.weight, &mlp.down.weight]);
             let experts = experts.into_iter().flat_map(GpuExperts::matrices);
             let own = own_input.iter().flat_map(GpuOwnInput::matrices);
-            [&attention.qkv.weight, &attention.output.weight].into_iter().chain(dense).chain(experts).chain(own)
+            mixer.matrices().into_iter().chain(dense).chain(experts).chain(own)
         });
         layers.chain(own)
+    }
+
+    /// All layers of latent attention.
+    pub fn latents(&self) -> impl Iterator<Item = &GpuLatent> {
+        self.layers.iter().filter_map(|layer| match &layer.mixer {
+            GpuMixer::Latent(latent) => Some(&**latent),
+            GpuMixer::Attention(_) | GpuMixer::Convolution(_) => None,
+        })
     }
 
     /// All layers' experts.
@@ -175,8 +186,11 @@ impl Parts {
 
 impl Maker<'_> {
     fn layer(&mut self, index: usize, layer: &Layer<Matrix>) -> Result<GpuLayer> {
-        let Mixer::Attention(attention) = &layer.attention else {
-            unreachable!("refused before weights were read");
+        let mixer = match &layer.attention {
+            Mixer::Attention(attention) => GpuMixer::Attention(Box::new(self.attention(index, attention)?)),
+            Mixer::Latent(latent) => GpuMixer::Latent(Box::new(GpuLatent::new(self, index, latent)?)),
+            Mixer::Convolution(convolution) => GpuMixer::Convolution(Box::new(GpuConvolution::new(self, convolution)?)),
+            Mixer::Delta(_) => unreachable!("refused before weights were read"),
         };
         let (norm, feed_forward) = match &layer.mlp {
             FeedForward::Dense(mlp) => {
@@ -194,7 +208,7 @@ impl Maker<'_> {
             }
         };
         Ok(GpuLayer {
-            attention: self.attention(index, attention)?,
+            mixer,
             norm,
             feed_forward,
             is_parallel: layer.is_parallel,
@@ -234,7 +248,7 @@ impl Maker<'_> {
         })
     }
 
-    fn turning(&mut self, index: usize) -> Result<Arc<Turning>> {
+    pub(super) fn turning(&mut self, index: usize) -> Result<Arc<Turning>> {
         let rope = self.spec.rope_of(index);
         if let Some((_, known)) = self.turnings.iter().find(|(known, _)| known.as_ref() == rope) {
             return Ok(Arc::clone(known));
@@ -265,7 +279,7 @@ impl Maker<'_> {
         Ok(GpuLinear { weight: linear.weight.clone(), bias })
     }
 
-    fn norm(&self, norm: &Norm) -> Result<GpuNorm> {
+    pub(super) fn norm(&self, norm: &Norm) -> Result<GpuNorm> {
         Ok(match norm {
             Norm::None => GpuNorm::None,
             Norm::Rms(norm) => GpuNorm::Rms { weight: self.vector(&norm.weight)?, eps: norm.eps },

@@ -8,11 +8,7 @@ use crate::spec::Spec;
 
 /// Refuses a model that needs them.
 pub fn check(spec: &Spec, source: &Source) -> Result<()> {
-    let feature = if spec.latent.is_some() {
-        "latent attention"
-    } else if spec.uneven.convolution.is_some() {
-        "short convolutions"
-    } else if spec.uneven.delta.is_some() || spec.uneven.output_gate {
+    let feature = if spec.uneven.delta.is_some() || spec.uneven.output_gate {
         "linear attention"
     } else {
         return Ok(());

@@ -11,6 +11,8 @@ use super::CudaModel;
 use super::cache::{LayerCache, kv_element};
 use super::experts::{self, ExpertScratch};
 use super::graphs::Graphs;
+use super::latent::{self, LatentScratch};
+use super::mixer::GpuMixer;
 use super::place::{Matrix, Room};
 use super::sampling::Sampling;
 use super::step::{Shape, StepArrays};
@@ -63,6 +65,7 @@ pub(super) struct Scratch {
     /// T `[tokens, widest part of a matrix]`
     pub part: Buffer,
     pub experts: ExpertScratch,
+    pub latent: LatentScratch,
 }
 
 /// A model that can step.
@@ -141,7 +144,8 @@ impl CudaRunner {
         let (rows, blocks) = (sizes.max_num_seqs as usize, sizes.max_model_len.div_ceil(sizes.block_size) as usize);
         let arrays = StepArrays::words(lens.tokens, rows, rows * blocks);
         let words = lens.f32s() + arrays + Sampling::words(logit_rows(sizes), model.spec.vocab);
-        (4 * words + model.ty.bytes() * lens.values() + lens.workspace + lens.experts.bytes(model.ty)) as u64
+        let own = lens.experts.bytes(model.ty) + lens.latent.bytes(model.ty);
+        (4 * words + model.ty.bytes() * lens.values() + lens.workspace + own) as u64
     }
 
     /// Bytes that the cache takes of one token in all layers.
@@ -377,17 +381,19 @@ struct Lens {
     workspace: usize,
     part: usize,
     experts: experts::Lens,
+    latent: latent::Lens,
 }
 
 impl Lens {
     fn of(model: &CudaModel, sizes: CudaSizes) -> Self {
         let (spec, multiprocessors) = (&model.spec, model.device.info().multiprocessors as usize);
         let tokens = sizes.max_num_batched_tokens.max(sizes.max_num_seqs) as usize;
-        let (mut qkv, mut query, mut ffn, mut partial) = (0, 0, 0, 0);
+        let mixers = model.parts.layers.iter().map(|layer| &layer.mixer);
+        let qkv = mixers.clone().map(GpuMixer::projected).max().unwrap_or(0);
+        let (mut query, mut ffn, mut partial) = (mixers.map(GpuMixer::width).max().unwrap_or(0), 0, 0);
         for layer in 0..spec.layers {
             let KvHeads { kv_heads, head_dim } = spec.kv_heads_of(layer);
             query = query.max(spec.heads * head_dim);
-            qkv = qkv.max((spec.heads + 2 * kv_heads) * head_dim);
             ffn = ffn.max(spec.ffn_of(layer));
             for rows in 1..=sizes.max_num_seqs as usize {
                 let splits = splits_for(rows, kv_heads, multiprocessors);
@@ -403,7 +409,22 @@ impl Lens {
         let workspace = of_layers.chain([of_head]).max().unwrap_or(0);
         let part = model.parts.matrices().map(Matrix::widest_part).max().unwrap_or(0);
         let experts = experts::Lens::of(model.parts.experts(), tokens);
-        Self { tokens, hidden: spec.hidden, qkv, query, wide, ffn, own, partial, logits, workspace, part, experts }
+        let latent = latent::Lens::of(model, sizes, tokens);
+        Self {
+            tokens,
+            hidden: spec.hidden,
+            qkv,
+            query,
+            wide,
+            ffn,
+            own,
+            partial,
+            logits,
+            workspace,
+            part,
+            experts,
+            latent,
+        }
     }
 
     fn f32s(&self) -> usize {
@@ -419,7 +440,8 @@ impl Scratch {
     fn new(model: &CudaModel, sizes: CudaSizes) -> Result<Self> {
         let (device, ty) = (&model.device, model.ty);
         let lens = Lens::of(model, sizes);
-        let Lens { tokens, hidden, qkv, query, wide, ffn, own, partial, logits, workspace, part, experts } = lens;
+        let Lens { tokens, hidden, qkv, query, wide, ffn, own, partial, logits, workspace, part, experts, latent } =
+            lens;
         let floats = |len| device.alloc(len, ElementType::F32);
         let values = |len| device.alloc(len, ty);
         Ok(Self {
@@ -439,6 +461,7 @@ impl Scratch {
             workspace: device.alloc(workspace, ElementType::U8)?,
             part: values(tokens * part)?,
             experts: ExpertScratch::new(device, experts, ty)?,
+            latent: LatentScratch::new(device, latent, ty)?,
         })
     }
 }
