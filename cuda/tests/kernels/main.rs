@@ -3,6 +3,7 @@
 
 mod attention;
 mod columns;
+mod comm;
 mod device;
 mod experts;
 mod fp8;
