@@ -4,6 +4,9 @@
 //! Runs on the stand-in (feature `cuda-host`) and on a GPU (feature `cuda`; with `SCONCE_TEST_CUDA=require` there must be
 //! one). Fixtures: `fixtures/make_models.py`.
 
+#[path = "gpu/ranks.rs"]
+mod ranks;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -83,24 +86,45 @@ fn devices() -> Vec<Device> {
     devices
 }
 
+const SIZES: CudaSizes = CudaSizes {
+    max_num_seqs: 8,
+    max_num_batched_tokens: 64,
+    max_model_len: CONTEXT,
+    blocks: 32,
+    block_size: BLOCK_SIZE as u32,
+    kv_dtype: None,
+};
+
+fn options(name: &str, precision: Precision) -> LoadOptions {
+    let max_model_len = Some(if name == "phi3_short" { 96 } else { CONTEXT });
+    LoadOptions { precision, max_model_len, ..LoadOptions::default() }
+}
+
 /// The model ready to step, or `None` where it is refused by name.
 fn runner(name: &str, device: &Device, precision: Precision) -> Option<CudaRunner> {
-    let max_model_len = Some(if name == "phi3_short" { 96 } else { CONTEXT });
-    let options = LoadOptions { precision, max_model_len, ..LoadOptions::default() };
-    let model = match CudaModel::load(&source(name), device, options) {
+    let model = match CudaModel::load(&source(name), device, options(name, precision)) {
         Ok(model) => model,
         Err(Error::Unsupported { feature, .. }) if feature.contains("on a GPU") => return None,
         Err(error) => panic!("{name}: {error}"),
     };
-    let sizes = CudaSizes {
-        max_num_seqs: 8,
-        max_num_batched_tokens: 64,
-        max_model_len: CONTEXT,
-        blocks: 32,
-        block_size: BLOCK_SIZE as u32,
-        kv_dtype: None,
-    };
-    Some(CudaRunner::new(model, sizes).unwrap())
+    Some(CudaRunner::new(model, SIZES).unwrap())
+}
+
+/// A model that steps: on one device, or shared out among several.
+trait Steps {
+    fn forward(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), Error>;
+    /// Why a step was not recorded.
+    fn warning(&mut self) -> Option<String>;
+}
+
+impl Steps for CudaRunner {
+    fn forward(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), Error> {
+        Self::forward(self, batch, logits)
+    }
+
+    fn warning(&mut self) -> Option<String> {
+        self.take_warning()
+    }
 }
 
 /// A row of a batch: of which sequence, from which position, how many tokens.
@@ -149,7 +173,7 @@ fn argmax(row: &[f32]) -> u32 {
 /// Whole prompts, all in one step, and then in pieces.
 ///
 /// Every position is within `tolerance`, or, of experts that are not exact, two of three.
-fn check_prompts(name: &str, runner: &mut CudaRunner, tolerance: f32) {
+fn check_prompts(name: &str, runner: &mut dyn Steps, tolerance: f32) {
     let goldens = goldens(name);
     let sequences: Vec<Vec<u32>> = goldens.iter().map(|golden| golden.prompt.clone()).collect();
     let all: Vec<Part> = sequences
@@ -159,7 +183,7 @@ fn check_prompts(name: &str, runner: &mut CudaRunner, tolerance: f32) {
         .collect();
     let mut logits = Logits::default();
     let mut errors = Vec::new();
-    let mut check = |parts: &[Part], runner: &mut CudaRunner| {
+    let mut check = |parts: &[Part], runner: &mut dyn Steps| {
         runner.forward(&batch(&sequences, parts, true), &mut logits).unwrap();
         let mut row = 0;
         for &Part { sequence, start, count } in parts {
@@ -188,7 +212,7 @@ fn check_prompts(name: &str, runner: &mut CudaRunner, tolerance: f32) {
 }
 
 /// Decoding one token at a time: the first step kernel by kernel, the second recorded, the others replayed.
-fn check_decoding(name: &str, runner: &mut CudaRunner) {
+fn check_decoding(name: &str, runner: &mut dyn Steps) {
     let prompt = goldens(name).remove(0).prompt;
     let wanted = words(name, "greedy");
     let mut tokens = prompt.clone();
@@ -201,7 +225,7 @@ fn check_decoding(name: &str, runner: &mut CudaRunner) {
         let part = Part { sequence: 0, start: tokens.len() - 1, count: 1 };
         runner.forward(&batch(&[tokens.clone()], &[part], false), &mut logits).unwrap();
     }
-    assert!(runner.take_warning().is_none(), "{name}: a step was not recorded");
+    assert_eq!(runner.warning(), None, "{name}: a step was not recorded");
 }
 
 /// Of products that are not exact.
@@ -376,7 +400,7 @@ fn a_model_that_slept_computes_the_same() {
 }
 
 /// Logits of a prompt, and of the steps of decoding behind it: kernel by kernel, recorded, and replayed.
-fn steps(name: &str, runner: &mut CudaRunner) -> Vec<f32> {
+fn steps(name: &str, runner: &mut dyn Steps) -> Vec<f32> {
     let mut tokens = goldens(name).remove(0).prompt;
     let (mut logits, mut all) = (Logits::default(), Vec::new());
     let mut start = 0;
@@ -387,7 +411,7 @@ fn steps(name: &str, runner: &mut CudaRunner) -> Vec<f32> {
         start = tokens.len();
         tokens.push(next);
     }
-    assert!(runner.take_warning().is_none(), "{name}: a step was not recorded");
+    assert_eq!(runner.warning(), None, "{name}: a step was not recorded");
     all
 }
 

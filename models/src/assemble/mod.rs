@@ -48,6 +48,16 @@ pub(crate) trait Place {
         self.matrix(weights)
     }
 
+    /// What this place takes of a matrix: all of it, or its own part where places share a model.
+    fn share(&self, _part: Part, weight: &Weight) -> Result<Weight> {
+        Ok(weight.clone())
+    }
+
+    /// The same of a vector.
+    fn share_vector(&self, _part: Part, vector: Tensor) -> Result<Tensor> {
+        Ok(vector)
+    }
+
     /// The matrix of these parts, each with its rows, if it is there without their weights.
     fn ready(&mut self, _parts: &[(Part, usize)], _input: usize) -> Option<Self::Matrix> {
         None
@@ -238,7 +248,9 @@ impl<'a, P: Place> Assembler<'a, P> {
         }
         let weights =
             parts.iter().map(|(part, out)| self.matrix(*part, *out, input)).collect::<Result<Vec<_>, Error>>()?;
-        let packed = place(&mut self.place, &weights.iter().collect::<Vec<_>>())?;
+        let own = weights.iter().zip(parts).map(|(weight, (part, _))| self.place.share(*part, weight));
+        let own = own.collect::<Result<Vec<_>, Error>>()?;
+        let packed = place(&mut self.place, &own.iter().collect::<Vec<_>>())?;
         self.place.laid(parts, &packed);
         for (weight, (part, _)) in weights.iter().zip(parts) {
             self.is_read(*part, weight);
@@ -276,7 +288,7 @@ impl<'a, P: Place> Assembler<'a, P> {
             WeightSource::Dummy(dummy) => dummy.vector(part, len, &self.device)?,
         };
         self.progress.add(bytes);
-        Ok(vector)
+        self.place.share_vector(part, vector)
     }
 }
 

@@ -3,15 +3,16 @@
 
 use sconce_cuda::ops::attention::{splits_for, workspace_len};
 use sconce_cuda::ops::rows::scale_and_cap;
-use sconce_cuda::{Buffer, Device, ElementType, Mark, SetAside, Slice};
+use sconce_cuda::{Breaker, Buffer, Communicator, Device, ElementType, Mark, SetAside, Slice};
 use sconce_kernels::KvDtype;
 
-use super::CudaModel;
 use super::experts::{self, ExpertScratch};
 use super::graphs::Graphs;
 use super::place::{Matrix, Room};
+use super::ranks::Ranks;
 use super::sampling::Sampling;
 use super::step::{Shape, StepArrays};
+use super::{CudaModel, Share};
 use crate::batch::{BatchInput, Logits};
 use crate::check::{CacheSizes, check_batch};
 use crate::error::{Error, Result};
@@ -58,6 +59,8 @@ pub(super) struct Scratch {
     pub partial: Buffer,
     /// F32 `[logit_rows, vocab]`
     pub logits: Buffer,
+    /// F32 `[ranks, logit_rows, vocab / ranks]` where ranks have a part of the vocabulary each.
+    pub gathered: Buffer,
     /// Of products of quantised matrices.
     pub workspace: Buffer,
     /// T `[tokens, widest part of a matrix]`
@@ -79,6 +82,8 @@ pub struct CudaRunner {
     weights: Mark,
     /// While the model sleeps.
     aside: Option<SetAside>,
+    /// Where others have the rest of the model. Goes last: what was recorded uses it.
+    ranks: Option<Ranks>,
 }
 
 /// Where the logits of the step are that [`CudaRunner::issue`] began.
@@ -96,12 +101,26 @@ impl CudaRunner {
 
     /// Allocates cache and buffers.
     pub fn new(model: CudaModel, sizes: CudaSizes) -> Result<Self> {
+        Self::with(model, sizes, None)
+    }
+
+    /// The same of a rank's share: its steps meet those of the other ranks. All ranks take the same steps, each in a thread
+    /// of its own; after an error of one its communicator must be broken, or the others may wait for ever.
+    pub fn of_rank(model: CudaModel, sizes: CudaSizes, communicator: Communicator) -> Result<Self> {
+        let ranks = Ranks::new(&model, communicator)?;
+        Self::with(model, sizes, Some(ranks))
+    }
+
+    fn with(model: CudaModel, sizes: CudaSizes, ranks: Option<Ranks>) -> Result<Self> {
+        if ranks.is_none() && model.share() != Share::WHOLE {
+            return Err(Error::Batch("a rank's share of a model needs the other ranks".to_owned()));
+        }
         let (spec, device) = (&model.spec, &model.device);
         let weights = device.mark();
         let kv = kv_element(sizes.kv_dtype, model.ty);
         let mut cache = Vec::with_capacity(spec.layers);
         for layer in 0..spec.layers {
-            let KvHeads { kv_heads, head_dim } = spec.kv_heads_of(layer);
+            let KvHeads { kv_heads, head_dim } = model.kv_heads_of(layer);
             let len = sizes.blocks as usize * sizes.block_size as usize * kv_heads * head_dim;
             cache.push(LayerCache { k: device.zeros(len, kv)?, v: device.zeros(len, kv)? });
         }
@@ -111,7 +130,7 @@ impl CudaRunner {
         let scratch = Scratch::new(&model, sizes)?;
         let sampling = Sampling::new(device, logit_rows(sizes), spec.vocab)?;
         let (graphs, issued) = (Graphs::new(rows), Issued::Nothing);
-        Ok(Self { model, sizes, cache, scratch, arrays, graphs, sampling, issued, weights, aside: None })
+        Ok(Self { model, sizes, cache, scratch, arrays, graphs, sampling, issued, weights, aside: None, ranks })
     }
 
     /// Gives all device memory of the model back: weights wait in host memory, what the cache held is lost. Returns the bytes
@@ -150,7 +169,7 @@ impl CudaRunner {
     /// Bytes of K and V of one token in all layers.
     pub fn kv_bytes_per_token(model: &CudaModel, kv_dtype: Option<KvDtype>) -> u64 {
         let (spec, ty) = (&model.spec, model.ty);
-        let heads = (0..spec.layers).map(|layer| spec.kv_heads_of(layer));
+        let heads = (0..spec.layers).map(|layer| model.kv_heads_of(layer));
         let values: usize = heads.map(|KvHeads { kv_heads, head_dim }| 2 * kv_heads * head_dim).sum();
         (values * kv_element(kv_dtype, ty).bytes()) as u64
     }
@@ -209,6 +228,18 @@ impl CudaRunner {
         Ok(())
     }
 
+    /// One ragged step of a rank that does not sample; waits for it.
+    pub fn follow(&mut self, batch: &BatchInput) -> Result<()> {
+        let shape = self.run_layers(batch)?;
+        let (samples, rows_max) = (batch.sample_rows.len(), self.logit_rows_max());
+        if let Some(shape) = shape.filter(|_| samples > rows_max) {
+            for first in (0..samples).step_by(rows_max) {
+                self.head(shape, first, rows_max.min(samples - first))?;
+            }
+        }
+        Ok(self.model.device.synchronize()?)
+    }
+
     /// Samples the step that was begun and waits for it: an answer for each of `wanted.rows`, one for each sampled row. Logits
     /// that come back stand in `logits` in the order of their rows.
     pub fn collect(&mut self, wanted: &SampleRequests, samples: &mut Vec<Sample>, logits: &mut Logits) -> Result<()> {
@@ -243,13 +274,15 @@ impl CudaRunner {
         if batch.tokens.is_empty() {
             return Ok(None);
         }
+        let _entered = self.ranks.as_ref().map(Ranks::enter).transpose()?;
         let (tokens, rows, samples) = (batch.tokens.len(), batch.rows(), batch.sample_rows.len());
         if tokens == rows && samples == rows {
             let padded = self.graphs.bucket(rows);
             let shape = Shape { tokens: padded, rows: padded, samples: padded, query_max: 1 };
             self.arrays.send(batch, shape)?;
             let mut graphs = std::mem::take(&mut self.graphs);
-            let run = graphs.run(padded, &self.model.device, || self.step(shape));
+            let all_could = |could| self.ranks.as_ref().map_or(Ok(could), |ranks| ranks.all_could(could));
+            let run = graphs.run(padded, &self.model.device, || self.step(shape), all_could);
             self.graphs = graphs;
             run?;
             return Ok(Some(shape));
@@ -291,6 +324,16 @@ impl CudaRunner {
         Ok(())
     }
 
+    /// F32 of this rank becomes the sum over all ranks.
+    pub(super) fn sum_up(&self, x: Slice) -> Result<()> {
+        self.ranks.as_ref().map_or(Ok(()), |ranks| ranks.sum_up(x))
+    }
+
+    /// What ends the others' waiting for this rank, where there are others.
+    pub fn breaker(&self) -> Option<Breaker> {
+        self.ranks.as_ref().map(Ranks::breaker)
+    }
+
     pub(super) fn expert_scratch(&self) -> &ExpertScratch {
         &self.scratch.experts
     }
@@ -310,11 +353,21 @@ impl CudaRunner {
     fn head(&self, shape: Shape, first: usize, rows: usize) -> Result<()> {
         let (model, scratch) = (&self.model, &self.scratch);
         let (spec, device) = (&model.spec, &model.device);
+        if !model.cut.has_head() {
+            return Ok(());
+        }
         let hidden = self.sampled_states(shape).range(first * spec.hidden, rows * spec.hidden);
         let normed = scratch.normed.range(0, rows * spec.hidden);
         model.parts.final_norm.apply(device, hidden, normed, rows)?;
         let logits = scratch.logits.range(0, rows * spec.vocab);
-        model.parts.head.multiply(self.room(), normed, logits, rows, false)?;
+        match &self.ranks {
+            Some(ranks) if model.cut.splits_head() => {
+                let own = ranks.own_logits(&scratch.gathered, rows, spec.vocab);
+                model.parts.head.multiply(self.room(), normed, own, rows, false)?;
+                ranks.gather(device, &scratch.gathered, logits, (rows, spec.vocab))?;
+            }
+            _ => model.parts.head.multiply(self.room(), normed, logits, rows, false)?,
+        }
         if spec.scales.logits != 1.0 || spec.scales.logit_cap.is_some() {
             scale_and_cap(device, logits, rows * spec.vocab, spec.scales.logits, spec.scales.logit_cap)?;
         }
@@ -332,6 +385,7 @@ struct Lens {
     ffn: usize,
     partial: usize,
     logits: usize,
+    gathered: usize,
     workspace: usize,
     part: usize,
     experts: experts::Lens,
@@ -341,29 +395,30 @@ impl Lens {
     fn of(model: &CudaModel, sizes: CudaSizes) -> Self {
         let (spec, multiprocessors) = (&model.spec, model.device.info().multiprocessors as usize);
         let tokens = sizes.max_num_batched_tokens.max(sizes.max_num_seqs) as usize;
-        let (mut qkv, mut query, mut ffn, mut partial) = (0, 0, 0, 0);
+        let (heads, mut qkv, mut query, mut ffn, mut partial) = (model.heads(), 0, 0, 0, 0);
         for layer in 0..spec.layers {
-            let KvHeads { kv_heads, head_dim } = spec.kv_heads_of(layer);
-            query = query.max(spec.heads * head_dim);
-            qkv = qkv.max((spec.heads + 2 * kv_heads) * head_dim);
-            ffn = ffn.max(spec.ffn_of(layer));
+            let KvHeads { kv_heads, head_dim } = model.kv_heads_of(layer);
+            query = query.max(heads * head_dim);
+            qkv = qkv.max((heads + 2 * kv_heads) * head_dim);
+            ffn = ffn.max(model.cut.most_of_ffn(spec.ffn_of(layer)));
             for rows in 1..=sizes.max_num_seqs as usize {
                 let splits = splits_for(rows, kv_heads, multiprocessors);
-                partial = partial.max(workspace_len(rows, spec.heads, head_dim, splits));
+                partial = partial.max(workspace_len(rows, heads, head_dim, splits));
             }
         }
         let wide = if spec.gated { 2 * ffn } else { ffn };
         let logits = logit_rows(sizes) * spec.vocab;
+        let gathered = if model.cut.splits_head() { logits } else { 0 };
         let of_layers = model.parts.matrices().map(|matrix| matrix.workspace_bytes(tokens, model.ty));
         let of_head = model.parts.head.workspace_bytes(logit_rows(sizes), model.ty);
         let workspace = of_layers.chain([of_head]).max().unwrap_or(0);
         let part = model.parts.matrices().map(Matrix::widest_part).max().unwrap_or(0);
         let experts = experts::Lens::of(model.parts.experts(), tokens);
-        Self { tokens, hidden: spec.hidden, qkv, query, wide, ffn, partial, logits, workspace, part, experts }
+        Self { tokens, hidden: spec.hidden, qkv, query, wide, ffn, partial, logits, gathered, workspace, part, experts }
     }
 
     fn f32s(&self) -> usize {
-        3 * self.tokens * self.hidden + self.partial + self.logits
+        3 * self.tokens * self.hidden + self.partial + self.logits + self.gathered
     }
 
     fn values(&self) -> usize {
@@ -375,7 +430,7 @@ impl Scratch {
     fn new(model: &CudaModel, sizes: CudaSizes) -> Result<Self> {
         let (device, ty) = (&model.device, model.ty);
         let lens = Lens::of(model, sizes);
-        let Lens { tokens, hidden, qkv, query, wide, ffn, partial, logits, workspace, part, experts } = lens;
+        let Lens { tokens, hidden, qkv, query, wide, ffn, partial, logits, gathered, workspace, part, experts } = lens;
         let floats = |len| device.alloc(len, ElementType::F32);
         let values = |len| device.alloc(len, ty);
         Ok(Self {
@@ -390,6 +445,7 @@ impl Scratch {
             block: floats(tokens * hidden)?,
             partial: device.zeros(partial, ElementType::F32)?,
             logits: floats(logits)?,
+            gathered: floats(gathered)?,
             workspace: device.alloc(workspace, ElementType::U8)?,
             part: values(tokens * part)?,
             experts: ExpertScratch::new(device, experts, ty)?,
