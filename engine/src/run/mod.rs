@@ -27,7 +27,7 @@ use super::sampler::{LANE_LOGITS_MIN, StepSampler};
 use super::scheduler::{EngineConfig, Outcome, Scheduler, Step, StepResults};
 use super::sequence::{FinishReason, NewSequence, SeqId};
 use super::speculation::Speculation;
-use step::fenced;
+pub(super) use step::fenced;
 
 /// Times that the engine starts over with the weights that it has, without a step that went well in between.
 const RESTARTS_MAX: u32 = 3;
@@ -171,7 +171,7 @@ impl Engine {
             };
             self.board.step.end();
             self.scheduler.abandon();
-            if self.restarts == RESTARTS_MAX || self.draining {
+            if self.restarts == RESTARTS_MAX || self.draining || self.executor.broken().is_some() {
                 return Some(reason);
             }
             tracing::error!(%reason, "the engine starts over; what it was working on has failed");
