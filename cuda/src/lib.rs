@@ -6,7 +6,8 @@
 //! the same for both.
 //!
 //! `kernels/NAME.cu` holds one family of kernels, `src/ops/NAME.rs` its launches with every check that keeps an index inside
-//! its memory. All work of a device goes through one stream in the order in which it was issued.
+//! its memory. All work of a device goes through one stream in the order in which it was issued. A [`Communicator`] joins
+//! devices, each with a thread of its own, that compute one model together.
 //!
 //! Invariants: no operation allocates device memory, so that each can be captured in a [`Graph`]; a failed launch is an
 //! error with the kernel's name; the stand-in fills new memory with NaN and checks what stands behind each piece of memory.
@@ -14,6 +15,7 @@
 #![cfg(feature = "device")]
 
 mod aside;
+pub mod comm;
 pub mod device;
 mod element;
 mod error;
@@ -24,6 +26,7 @@ mod memory;
 pub mod ops;
 
 pub use aside::{Mark, SetAside};
+pub use comm::{Breaker, Communicator};
 pub use device::{Device, DeviceInfo};
 pub use element::{Element, ElementType};
 pub use error::{Error, Result};

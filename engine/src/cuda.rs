@@ -1,10 +1,14 @@
 // performance-critical: no allocation per token, no lock, no log, no format
 //! A model on a GPU as an executor.
 
+use std::sync::Arc;
+
+use sconce_cuda::{Breaker, Communicator};
 use sconce_models::cuda::{CudaModel, CudaRunner, CudaSizes};
 use sconce_models::{BatchInput, Logits, Sample, SampleRequests};
 
 use super::executor::{DeviceExecutor, Executor, SamplingLimits, WakeError};
+use super::ranks::{Link, Rank, RankedExecutor};
 use super::sampler::Workers;
 use super::scheduler::Capabilities;
 
@@ -25,6 +29,56 @@ impl CudaExecutor {
             tracing::warn!("{warning}");
         }
     }
+}
+
+/// A model of which each device has a share, in the order of their ranks: `sizes` are those of each.
+pub fn cuda_ranks(
+    name: &str,
+    ranks: Vec<(CudaModel, Communicator)>,
+    sizes: CudaSizes,
+) -> Result<RankedExecutor, String> {
+    let link = ranks.first().map(|(_, communicator)| communicator.breaker()).ok_or("a model without ranks")?;
+    let made = ranks.into_iter().map(|(model, communicator)| CudaRunner::of_rank(model, sizes, communicator));
+    let mut made = made.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?.into_iter();
+    let first = CudaExecutor { runner: made.next().ok_or("a model without ranks")? };
+    let others = made.map(|runner| Box::new(CudaRank { runner }) as Box<dyn Rank>).collect();
+    RankedExecutor::start(name, Box::new(first), others, Arc::new(link))
+}
+
+/// A rank behind the first.
+struct CudaRank {
+    runner: CudaRunner,
+}
+
+impl Rank for CudaRank {
+    fn follow(&mut self, batch: &BatchInput) -> Result<(), String> {
+        self.runner.follow(batch).map_err(|error| error.to_string())
+    }
+
+    fn sleep(&mut self) -> Result<u64, String> {
+        self.runner.sleep().map_err(|error| error.to_string())
+    }
+
+    fn wake(&mut self) -> Result<(), WakeError> {
+        wake(&mut self.runner)
+    }
+}
+
+impl Link for Breaker {
+    fn break_off(&self, why: &str) {
+        Self::break_off(self, why);
+    }
+
+    fn failure(&self) -> Option<String> {
+        Self::failure(self).map(str::to_owned)
+    }
+}
+
+fn wake(runner: &mut CudaRunner) -> Result<(), WakeError> {
+    runner.wake().map_err(|error| match error.lacks_device_memory() {
+        true => WakeError::Memory(error.to_string()),
+        false => WakeError::Failed(error.to_string()),
+    })
 }
 
 impl Executor for CudaExecutor {
@@ -49,10 +103,7 @@ impl Executor for CudaExecutor {
     }
 
     fn wake(&mut self) -> Result<(), WakeError> {
-        self.runner.wake().map_err(|error| match error.lacks_device_memory() {
-            true => WakeError::Memory(error.to_string()),
-            false => WakeError::Failed(error.to_string()),
-        })
+        wake(&mut self.runner)
     }
 
     fn execute(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), String> {

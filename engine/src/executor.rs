@@ -39,6 +39,11 @@ pub trait Executor: Send {
         Err("this model takes no adapters".to_owned())
     }
 
+    /// Why no step can succeed any more until the model is loaded again; asked behind a step that failed.
+    fn broken(&self) -> Option<String> {
+        None
+    }
+
     /// Gives back the memory of its device; the cache's content is lost. Returns the bytes of host memory in which the rest
     /// waits for [`Self::wake`]. Called when nothing is live; an error leaves it awake.
     fn sleep(&mut self) -> Result<u64, String> {

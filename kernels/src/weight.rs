@@ -147,6 +147,26 @@ impl Weight {
         Self { out: count, offset: self.offset + first * self.row_bytes(), ..self.clone() }
     }
 
+    /// Some of the columns, copied out as a matrix of their own. An error unless they begin and end where blocks do; panics
+    /// when they do not exist.
+    pub fn columns(&self, first: usize, count: usize) -> Result<Self> {
+        assert!(count > 0 && first + count <= self.input, "columns {first} and {count} more of {}", self.input);
+        let (block, block_bytes) = (self.ty.block_elements(), self.ty.block_bytes());
+        if !first.is_multiple_of(block) || !count.is_multiple_of(block) {
+            let name = self.ty.name();
+            return Err(shape(
+                "weight",
+                format!("columns {first} and {count} more are no whole {name} blocks of {block}"),
+            ));
+        }
+        let (start, len) = (first / block * block_bytes, count / block * block_bytes);
+        let mut bytes = Vec::with_capacity(self.out * len);
+        for row in self.bytes().chunks_exact(self.row_bytes()) {
+            bytes.extend_from_slice(&row[start..start + len]);
+        }
+        Self::new(self.ty, self.out, count, Arc::new(bytes), 0)
+    }
+
     /// Matrices of one type and input, one below the other, as one. Panics when they differ, or there is none.
     pub fn stacked(parts: &[Self]) -> Result<Self> {
         let (ty, input) = (parts[0].ty, parts[0].input);

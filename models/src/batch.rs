@@ -55,6 +55,36 @@ impl BatchInput {
         self.state_saves.clear();
     }
 
+    /// Becomes the same as `other`, in the memory that it has.
+    pub fn copy_from(&mut self, other: &Self) {
+        let Self {
+            tokens,
+            positions,
+            slots,
+            row_ends,
+            context_lens,
+            block_tables,
+            block_table_ends,
+            sample_rows,
+            adapters,
+            states,
+            state_copies,
+            state_saves,
+        } = self;
+        tokens.clone_from(&other.tokens);
+        positions.clone_from(&other.positions);
+        slots.clone_from(&other.slots);
+        row_ends.clone_from(&other.row_ends);
+        context_lens.clone_from(&other.context_lens);
+        block_tables.clone_from(&other.block_tables);
+        block_table_ends.clone_from(&other.block_table_ends);
+        sample_rows.clone_from(&other.sample_rows);
+        adapters.clone_from(&other.adapters);
+        states.clone_from(&other.states);
+        state_copies.clone_from(&other.state_copies);
+        state_saves.clone_from(&other.state_saves);
+    }
+
     pub fn rows(&self) -> usize {
         self.row_ends.len()
     }

@@ -196,6 +196,12 @@ impl DummyWeights {
         Self { format, noise, random }
     }
 
+    /// Of the format of all matrices.
+    #[cfg(feature = "gpu")]
+    pub fn block_elements(&self) -> usize {
+        self.format.block_elements()
+    }
+
     pub fn matrix(&mut self, out: usize, input: usize) -> Result<Weight> {
         let block_bytes = self.format.block_bytes();
         let total = out * input / self.format.block_elements() * block_bytes;

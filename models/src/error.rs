@@ -25,6 +25,10 @@ pub enum Error {
     #[error("{}: {feature} is not supported; {next}", file.display())]
     Unsupported { file: PathBuf, feature: String, next: &'static str },
 
+    /// So many GPUs cannot have a part of the model each.
+    #[error("{}: --tensor-parallel-size {ranks} is not possible: {why}; {next}", file.display())]
+    Share { file: PathBuf, ranks: usize, why: String, next: String },
+
     #[error("{}: tensor {tensor} is missing; the file is incomplete or of another model, download it again",
         file.display())]
     MissingTensor { file: PathBuf, tensor: String },

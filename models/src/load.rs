@@ -95,10 +95,15 @@ pub fn read_spec(source: &Source) -> Result<Spec> {
 
 /// What [`read_spec`] says of the model when it is quantised at load.
 pub fn read_spec_as(source: &Source, format: QuantFormat) -> Result<Spec> {
+    pretended(source, format).map(|(spec, _)| spec)
+}
+
+/// Spec and tensors as if they were quantised; they cannot be read.
+pub(crate) fn pretended(source: &Source, format: QuantFormat) -> Result<(Spec, WeightSource)> {
     let (spec, mut tensors) = dense(open(source)?, source)?;
     let planned = quantise::plan(&tensors, spec.layers, format)?;
     quantise::pretend(&mut tensors, &planned);
-    Ok(with_totals(spec, tensors).0)
+    Ok(with_totals(spec, tensors))
 }
 
 /// The tensors of a source that can be quantised.
@@ -186,7 +191,8 @@ pub fn load_embedder(source: &Source, embedder: EmbedderOptions, options: LoadOp
     Ok(loaded)
 }
 
-fn open(source: &Source) -> Result<(Spec, WeightSource)> {
+/// Reads headers only.
+pub(crate) fn open(source: &Source) -> Result<(Spec, WeightSource)> {
     open_source(source, false)
 }
 

@@ -210,6 +210,19 @@ impl TensorSet {
         }
     }
 
+    /// Elements of a block of the part as it will be read; `None` where a layer has no such part, as far as its name says.
+    #[cfg(feature = "gpu")]
+    pub fn block_elements(&self, part: Part) -> Option<usize> {
+        /// Of what formats of groups and MXFP4 are read as.
+        const OF_GROUPS: usize = 32;
+        match (self.tensors.get(&part.name(self.naming)), self.quantisation) {
+            (Some(Stored { format: Format::Known(kind), .. }), _) => Some(kind.block_elements()),
+            (Some(_), Some(Quantisation::Fp8)) => Some(1),
+            (None, None) => None,
+            _ => Some(OF_GROUPS),
+        }
+    }
+
     /// Whether the experts' rows must be picked from tensors that hold those of gate and up in turn.
     fn half_of(&self, part: Part) -> Option<(Expert, Half)> {
         if !(self.interleaved_experts && self.is_hugging_face()) {

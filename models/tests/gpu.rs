@@ -10,6 +10,8 @@ mod ahead;
 mod fp8;
 #[path = "gpu/latent.rs"]
 mod latent;
+#[path = "gpu/ranks.rs"]
+mod ranks;
 #[path = "gpu/warm.rs"]
 mod warm;
 
@@ -100,6 +102,11 @@ fn devices() -> Vec<Device> {
     devices
 }
 
+fn options(name: &str, precision: Precision) -> LoadOptions {
+    let max_model_len = Some(if name == "phi3_short" { 96 } else { CONTEXT });
+    LoadOptions { precision, max_model_len, ..LoadOptions::default() }
+}
+
 /// The model ready to step, or `None` where it is refused by name.
 fn runner(name: &str, device: &Device, precision: Precision) -> Option<CudaRunner> {
     runner_of(&source(name), device, precision)
@@ -107,14 +114,30 @@ fn runner(name: &str, device: &Device, precision: Precision) -> Option<CudaRunne
 
 fn runner_of(source: &Source, device: &Device, precision: Precision) -> Option<CudaRunner> {
     let is_short = matches!(source, Source::Folder(path) if path.ends_with("phi3_short"));
-    let max_model_len = Some(if is_short { 96 } else { CONTEXT });
-    let options = LoadOptions { precision, max_model_len, ..LoadOptions::default() };
-    let model = match CudaModel::load(source, device, options) {
+    let name = if is_short { "phi3_short" } else { "" };
+    let model = match CudaModel::load(source, device, options(name, precision)) {
         Ok(model) => model,
         Err(Error::Unsupported { feature, .. }) if feature.contains("on a GPU") => return None,
         Err(error) => panic!("{source:?}: {error}"),
     };
     Some(CudaRunner::new(model, SIZES).unwrap())
+}
+
+/// A model that steps: on one device, or shared out among several.
+trait Steps {
+    fn forward(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), Error>;
+    /// Why a step was not recorded.
+    fn warning(&mut self) -> Option<String>;
+}
+
+impl Steps for CudaRunner {
+    fn forward(&mut self, batch: &BatchInput, logits: &mut Logits) -> Result<(), Error> {
+        Self::forward(self, batch, logits)
+    }
+
+    fn warning(&mut self) -> Option<String> {
+        self.take_warning()
+    }
 }
 
 /// A row of a batch: of which sequence, from which position, how many tokens.
@@ -163,7 +186,7 @@ fn argmax(row: &[f32]) -> u32 {
 /// Whole prompts, all in one step, and then in pieces.
 ///
 /// Every position is within `tolerance`, or, of experts that are not exact, two of three.
-fn check_prompts(name: &str, runner: &mut CudaRunner, tolerance: f32) {
+fn check_prompts(name: &str, runner: &mut dyn Steps, tolerance: f32) {
     let goldens = goldens(name);
     let sequences: Vec<Vec<u32>> = goldens.iter().map(|golden| golden.prompt.clone()).collect();
     let all: Vec<Part> = sequences
@@ -173,7 +196,7 @@ fn check_prompts(name: &str, runner: &mut CudaRunner, tolerance: f32) {
         .collect();
     let mut logits = Logits::default();
     let mut errors = Vec::new();
-    let mut check = |parts: &[Part], runner: &mut CudaRunner| {
+    let mut check = |parts: &[Part], runner: &mut dyn Steps| {
         runner.forward(&batch(&sequences, parts, true), &mut logits).unwrap();
         let mut row = 0;
         for &Part { sequence, start, count } in parts {
@@ -202,7 +225,7 @@ fn check_prompts(name: &str, runner: &mut CudaRunner, tolerance: f32) {
 }
 
 /// Decoding one token at a time: the first step kernel by kernel, the second recorded, the others replayed.
-fn check_decoding(name: &str, runner: &mut CudaRunner) {
+fn check_decoding(name: &str, runner: &mut dyn Steps) {
     let prompt = goldens(name).remove(0).prompt;
     let wanted = words(name, "greedy");
     let mut tokens = prompt.clone();
@@ -215,7 +238,7 @@ fn check_decoding(name: &str, runner: &mut CudaRunner) {
         let part = Part { sequence: 0, start: tokens.len() - 1, count: 1 };
         runner.forward(&batch(&[tokens.clone()], &[part], false), &mut logits).unwrap();
     }
-    assert!(runner.take_warning().is_none(), "{name}: a step was not recorded");
+    assert_eq!(runner.warning(), None, "{name}: a step was not recorded");
 }
 
 /// Of products that are not exact.
@@ -391,7 +414,7 @@ fn a_model_that_slept_computes_the_same() {
 }
 
 /// Logits of a prompt, and of the steps of decoding behind it: kernel by kernel, recorded, and replayed.
-fn steps(name: &str, runner: &mut CudaRunner) -> Vec<f32> {
+fn steps(name: &str, runner: &mut dyn Steps) -> Vec<f32> {
     let mut tokens = goldens(name).remove(0).prompt;
     let (mut logits, mut all) = (Logits::default(), Vec::new());
     let mut start = 0;
@@ -402,7 +425,7 @@ fn steps(name: &str, runner: &mut CudaRunner) -> Vec<f32> {
         start = tokens.len();
         tokens.push(next);
     }
-    assert!(runner.take_warning().is_none(), "{name}: a step was not recorded");
+    assert_eq!(runner.warning(), None, "{name}: a step was not recorded");
     all
 }
 

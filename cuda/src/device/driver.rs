@@ -264,9 +264,21 @@ impl Driver {
         unsafe { result::event::synchronize(event.0) }.map_err(|error| failed("waiting for the device", error))
     }
 
+    pub fn ordinal(&self) -> i32 {
+        self.device
+    }
+
+    /// `issue` may leave the thread in another context.
+    pub fn on_stream<R>(&self, issue: impl FnOnce(*mut c_void) -> Result<R>) -> Result<R> {
+        self.bind()?;
+        let issued = issue(self.stream.cast());
+        BOUND.set(0);
+        issued
+    }
+
     pub fn begin_recording(&self) -> Result<()> {
         self.bind()?;
-        // Memory may be allocated by other threads meanwhile.
+        // Memory may be allocated by other threads meanwhile, and other ranks' threads record at the same time.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as this value.
         unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(|error| failed("begin of recording", error))

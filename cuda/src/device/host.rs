@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::DeviceInfo;
+use crate::comm::{Meet, meet};
 use crate::element::ElementType;
 use crate::error::{Error, Result, driver};
 use crate::launch::Launch;
@@ -59,6 +60,7 @@ enum Work {
     Launch { kernel: CString, grid: [u32; 3], block: [u32; 3], shared_bytes: usize, arguments: Vec<u64> },
     Gemm(Gemm<'static>),
     Copy { to: u64, from: u64, bytes: usize },
+    Meet(Meet),
 }
 
 impl Host {
@@ -209,6 +211,10 @@ impl Host {
         self.issue(Work::Gemm(gemm.unbound()))
     }
 
+    pub fn meet(&self, part: Meet) -> Result<()> {
+        self.issue(Work::Meet(part))
+    }
+
     fn issue(&self, work: Work) -> Result<()> {
         let mut state = self.state();
         if let Some(recording) = &mut state.recording {
@@ -266,6 +272,7 @@ fn run(work: &Work) -> Result<()> {
             copy(*to, *from, *bytes);
             Ok(())
         }
+        Work::Meet(part) => meet(part),
     }
 }
 

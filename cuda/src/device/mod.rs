@@ -8,8 +8,12 @@ mod host;
 #[cfg(feature = "host")]
 pub(crate) use host::{read_elements, write_elements};
 
+#[cfg(feature = "driver")]
+use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+#[cfg(feature = "host")]
+use crate::comm::Meet;
 use crate::element::{Element, ElementType};
 #[cfg(all(feature = "driver", feature = "host"))]
 use crate::error::Error;
@@ -283,6 +287,36 @@ impl Device {
             (_, Place::Host) => self.synchronize(),
             #[cfg(all(feature = "driver", feature = "host"))]
             _ => Err(Error::NoDevice("an event belongs to the device that made it".to_owned())),
+        }
+    }
+
+    /// The number that the driver knows it by; `None` is a stand-in.
+    #[cfg(feature = "driver")]
+    pub(crate) fn ordinal(&self) -> Option<i32> {
+        match &self.0.back_end {
+            BackEnd::Driver(driver) => Some(driver.ordinal()),
+            #[cfg(feature = "host")]
+            BackEnd::Host(_) => None,
+        }
+    }
+
+    /// Has a library issue work of its own on the GPU's stream.
+    #[cfg(feature = "driver")]
+    pub(crate) fn on_stream<R>(&self, issue: impl FnOnce(*mut c_void) -> Result<R>) -> Result<R> {
+        match &self.0.back_end {
+            BackEnd::Driver(driver) => driver.on_stream(issue),
+            #[cfg(feature = "host")]
+            BackEnd::Host(_) => Err(Error::NoDevice("a stand-in has no stream".to_owned())),
+        }
+    }
+
+    /// A stand-in's part in a collective.
+    #[cfg(feature = "host")]
+    pub(crate) fn meet(&self, part: Meet) -> Result<()> {
+        match &self.0.back_end {
+            #[cfg(feature = "driver")]
+            BackEnd::Driver(_) => Err(Error::NoDevice("a GPU does not meet stand-ins".to_owned())),
+            BackEnd::Host(host) => host.meet(part),
         }
     }
 

@@ -4,6 +4,7 @@
 mod attention;
 mod attention_latent;
 mod columns;
+mod comm;
 mod convolution;
 mod device;
 mod experts;

@@ -29,7 +29,7 @@ use super::scheduler::{EngineConfig, Outcome, Scheduler, Step, StepResults};
 use super::sequence::{FinishReason, NewSequence, SeqId};
 use super::speculation::Speculation;
 use ahead::Behind;
-use step::fenced;
+pub(super) use step::fenced;
 
 /// Times that the engine starts over with the weights that it has, without a step that went well in between.
 const RESTARTS_MAX: u32 = 3;
@@ -188,7 +188,7 @@ impl Engine {
             self.board.step.end();
             self.behind = Behind::None;
             self.scheduler.abandon();
-            if self.restarts == RESTARTS_MAX || self.draining {
+            if self.restarts == RESTARTS_MAX || self.draining || self.executor.broken().is_some() {
                 return Some(reason);
             }
             tracing::error!(%reason, "the engine starts over; what it was working on has failed");

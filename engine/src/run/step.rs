@@ -100,6 +100,9 @@ impl Engine {
         self.failed_steps += 1;
         self.scheduler.fail_step(&self.step, &reason, &mut self.outcomes);
         self.deliver_between_steps();
+        if let Some(why) = self.executor.broken() {
+            return Err(why);
+        }
         if self.failed_steps < FAILED_STEPS_MAX {
             return Ok(());
         }
@@ -274,7 +277,7 @@ impl Engine {
 }
 
 /// A panic of the executor is an error like any other.
-pub(super) fn fenced<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+pub(crate) fn fenced<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(panic_text(&*panic)))
 }
 

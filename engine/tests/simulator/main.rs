@@ -17,6 +17,7 @@ mod model;
 mod oracle;
 mod puzzle;
 mod random;
+mod ranks;
 mod scenario;
 mod tally;
 mod threads;

@@ -107,12 +107,13 @@ fn tokens(random: &mut Random, count: u32) -> Vec<u32> {
 
 #[test]
 fn sixty_four_streams_with_random_cancels_end_rightly_and_leak_nothing() {
-    DEVICES.into_iter().for_each(sixty_four_streams);
+    // A tenth of the blocks that all would need: preemption is part of the test.
+    DEVICES
+        .into_iter()
+        .for_each(|device| sixty_four_streams(&start_on(device, EngineConfig { blocks: 48, ..config() })));
 }
 
-fn sixty_four_streams(device: Option<SamplingLimits>) {
-    // A tenth of the blocks that all would need: preemption is part of the test.
-    let engine = start_on(device, EngineConfig { blocks: 48, ..config() });
+pub fn sixty_four_streams(engine: &EngineHandle) {
     let mut random = Random::new(1);
     let shared = tokens(&mut random, 48);
     let clients: Vec<_> = (0..64)
@@ -132,7 +133,7 @@ fn sixty_four_streams(device: Option<SamplingLimits>) {
         .collect();
     let left = clients.into_iter().map(|client| client.join().expect("the client is content")).filter(|left| *left);
     let left = left.count() as u64;
-    let stats = drained(&engine);
+    let stats = drained(engine);
     assert_eq!(stats.finished_cancelled + stats.finished_length, 64, "{stats:?}");
     assert!(left > 10 && stats.finished_cancelled >= 10, "{left} left, {stats:?}");
     assert!(stats.preemptions > 0, "the pool was meant to be too small: {stats:?}");

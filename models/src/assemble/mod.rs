@@ -57,6 +57,16 @@ pub(crate) trait Place {
         Ok(None)
     }
 
+    /// What this place takes of a matrix: all of it, or its own part where places share a model.
+    fn share(&self, _part: Part, weight: &Weight) -> Result<Weight> {
+        Ok(weight.clone())
+    }
+
+    /// The same of a vector.
+    fn share_vector(&self, _part: Part, vector: Tensor) -> Result<Tensor> {
+        Ok(vector)
+    }
+
     /// The matrix of these parts, each with its rows, if it is there without their weights.
     fn ready(&mut self, _parts: &[(Part, usize)], _input: usize) -> Option<Self::Matrix> {
         None
@@ -255,7 +265,9 @@ impl<'a, P: Place> Assembler<'a, P> {
         }
         let weights =
             parts.iter().map(|(part, out)| self.matrix(*part, *out, input)).collect::<Result<Vec<_>, Error>>()?;
-        let all: Vec<&Weight> = weights.iter().collect();
+        let own = weights.iter().zip(parts).map(|(weight, (part, _))| self.place.share(*part, weight));
+        let own = own.collect::<Result<Vec<_>, Error>>()?;
+        let all: Vec<&Weight> = own.iter().collect();
         let packed = match role {
             Role::Product | Role::Table => self.place.matrix(&all)?,
             Role::Expert => self.place.expert(&all)?,
@@ -319,7 +331,7 @@ impl<'a, P: Place> Assembler<'a, P> {
             WeightSource::Dummy(dummy) => dummy.vector(part, len, &self.device)?,
         };
         self.progress.add(bytes);
-        Ok(vector)
+        self.place.share_vector(part, vector)
     }
 }
 

@@ -1,11 +1,12 @@
 //! What each layer remembers of the tokens, in blocks.
 
-use sconce_cuda::{Buffer, Device, ElementType};
+use sconce_cuda::{Buffer, ElementType};
 use sconce_kernels::KvDtype;
 
+use super::CudaModel;
 use super::runner::CudaSizes;
 use crate::error::Result;
-use crate::spec::{CacheKind, KvHeads, Spec};
+use crate::spec::{CacheKind, KvHeads};
 
 pub(super) enum LayerCache {
     /// `[blocks, kv_heads, block_size, head_dim]` each.
@@ -17,13 +18,15 @@ pub(super) enum LayerCache {
 }
 
 impl LayerCache {
-    pub fn all(spec: &Spec, device: &Device, sizes: CudaSizes, ty: ElementType) -> Result<Vec<Self>> {
+    /// Of the heads that are here.
+    pub fn all(model: &CudaModel, sizes: CudaSizes, ty: ElementType) -> Result<Vec<Self>> {
+        let (spec, device) = (&model.spec, &model.device);
         let slots = sizes.blocks as usize * sizes.block_size as usize;
         let mut all = Vec::with_capacity(spec.layers);
         for layer in 0..spec.layers {
             all.push(match spec.cache_of(layer) {
                 CacheKind::KeysAndValues(KvHeads { kv_heads, head_dim }) => {
-                    let len = slots * kv_heads * head_dim;
+                    let len = slots * model.cut.kv_heads(kv_heads) * head_dim;
                     Self::KeysAndValues { k: device.zeros(len, ty)?, v: device.zeros(len, ty)? }
                 }
                 CacheKind::Shared(_) => Self::Shared,

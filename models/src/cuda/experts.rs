@@ -150,7 +150,11 @@ impl GpuExperts {
             gate_up: on.stack(&gate_ups)?,
             gate_up_bias: maker.biases(moe.experts.iter().map(|expert| &expert.gate_up))?,
             down: on.stack(&downs)?,
-            down_bias: maker.biases(moe.experts.iter().map(|expert| &expert.down))?,
+            // Summed over the ranks.
+            down_bias: match on.cut.share.rank {
+                0 => maker.biases(moe.experts.iter().map(|expert| &expert.down))?,
+                _ => None,
+            },
             gate,
             shared: shared.transpose()?,
             join: maker.join(moe.join.as_ref())?,
@@ -248,6 +252,7 @@ impl CudaRunner {
         if let Some(shared) = &experts.shared {
             self.shared_expert(shared, (normed, sum), experts.gate, count)?;
         }
+        self.sum_up(sum)?;
         let (norm, scale) = experts
             .join
             .as_ref()

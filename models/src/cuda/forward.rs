@@ -38,6 +38,28 @@ pub(super) struct State<'a> {
     pub rows: usize,
 }
 
+/// How a block's part of a rank gets into the hidden state. The first rank adds its own; the others leave theirs there
+/// alone, so that the sum over all of them is the hidden state with the whole block added, the same bits on all.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sum {
+    Whole,
+    /// Of two blocks side by side, which are summed over the ranks as one: the first, and the second.
+    Begin,
+    End,
+}
+
+impl GpuLayer {
+    /// Of attention and of the feed-forward block.
+    fn sums(&self) -> (Sum, Sum) {
+        let (_, join) = self.mixer.output();
+        let is_one = |other: &Option<GpuJoin>| self.is_parallel && join.is_none() && other.is_none();
+        match &self.feed_forward {
+            GpuFeedForward::Dense(mlp) if is_one(&mlp.join) => (Sum::Begin, Sum::End),
+            GpuFeedForward::Dense(_) | GpuFeedForward::Experts(_) => (Sum::Whole, Sum::Whole),
+        }
+    }
+}
+
 impl CudaRunner {
     /// Runs all layers; leaves the hidden states of the sampled tokens in [`Self::sampled_states`].
     pub(super) fn layers(&self, step: &StepInput) -> Result<()> {
@@ -69,12 +91,13 @@ impl CudaRunner {
                 layer.norm.apply(device, state.hidden, normed, state.rows)?;
             }
             let (output, join) = layer.mixer.output();
-            self.add(output, seen, join, state)?;
+            let (first, second) = layer.sums();
+            self.add(output, seen, join, (state, first))?;
             if !layer.is_parallel {
                 layer.norm.apply(device, state.hidden, normed, state.rows)?;
             }
             match &layer.feed_forward {
-                GpuFeedForward::Dense(mlp) => self.feed_forward(mlp, normed, state)?,
+                GpuFeedForward::Dense(mlp) => self.feed_forward(mlp, normed, (state, second))?,
                 GpuFeedForward::Experts(experts) => {
                     // Gathered rows are all real ones.
                     let slots = (state.rows == tokens).then_some(step.slots);
@@ -189,7 +212,7 @@ impl CudaRunner {
     }
 
     /// `hidden += down(activation(gate_up(normed)))`
-    fn feed_forward(&self, mlp: &GpuMlp, normed: Slice, state: State) -> Result<()> {
+    fn feed_forward(&self, mlp: &GpuMlp, normed: Slice, (state, sum): (State, Sum)) -> Result<()> {
         let (device, scratch, rows, width) = (&self.model.device, &self.scratch, state.rows, mlp.down.weight.input);
         let wide = scratch.wide.range(0, rows * mlp.gate_up.weight.out);
         mlp.gate_up.weight.multiply(self.room(), normed, wide, rows, false)?;
@@ -199,22 +222,30 @@ impl CudaRunner {
             Between::Gated(gate) => Gated { gate, x: wide, bias, y, rows, width }.on(device)?,
             Between::Active(active) => Activated { active, x: wide, bias, y, rows, width }.on(device)?,
         }
-        self.add(&mlp.down, y, mlp.join.as_ref(), state)
+        self.add(&mlp.down, y, mlp.join.as_ref(), (state, sum))
     }
 
     /// `hidden += scale * norm(x w^T + bias)`
-    pub(super) fn add(&self, linear: &GpuLinear, x: Slice, join: Option<&GpuJoin>, state: State) -> Result<()> {
+    pub(super) fn add(
+        &self,
+        linear: &GpuLinear,
+        x: Slice,
+        join: Option<&GpuJoin>,
+        (state, sum): (State, Sum),
+    ) -> Result<()> {
         let (device, width) = (&self.model.device, linear.weight.out);
         let bias = linear.bias.as_ref().map(|bias| bias.all());
         let Some(GpuJoin { norm, scale }) = join else {
-            linear.weight.multiply(self.room(), x, state.hidden, state.rows, true)?;
+            let adds = self.model.cut.share.rank == 0 || sum == Sum::End;
+            linear.weight.multiply(self.room(), x, state.hidden, state.rows, adds)?;
             if let Some(bias) = bias {
                 add_bias(device, bias, state.hidden, state.rows, width)?;
             }
-            return Ok(());
+            return if sum == Sum::Begin { Ok(()) } else { self.sum_up(state.hidden) };
         };
         let block = self.scratch.block.range(0, state.rows * width);
         linear.weight.multiply(self.room(), x, block, state.rows, false)?;
+        self.sum_up(block)?;
         let norm = norm.as_ref().map(|(weight, eps)| (weight.all(), *eps));
         let State { hidden: residual, rows } = state;
         Ok(AddScaled { y: block, bias, norm, scale: *scale, residual, rows, dim: width }.on(device)?)

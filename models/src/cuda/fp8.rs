@@ -24,7 +24,8 @@ impl OnGpu {
     /// A matrix of these, if kernels read all of them. Tables are looked up in plain elements, and products in F32 have plain
     /// factors.
     pub(super) fn in_fp8(&self, matrices: &[Fp8Matrix], role: Role) -> Result<Option<Matrix>> {
-        if self.ty == ElementType::F32 || role == Role::Table {
+        // A rank's part of a matrix is cut out of plain elements.
+        if self.ty == ElementType::F32 || role == Role::Table || self.cut.share.ranks > 1 {
             return Ok(None);
         }
         let joined = joined(matrices);

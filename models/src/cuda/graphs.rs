@@ -35,8 +35,15 @@ impl Graphs {
         padded.min(self.rows_max).max(rows)
     }
 
-    /// Issues a step of `rows` rows, which `issue` does kernel by kernel.
-    pub fn run(&mut self, rows: usize, device: &Device, issue: impl Fn() -> Result<()>) -> Result<()> {
+    /// Issues a step of `rows` rows, which `issue` does kernel by kernel. `all_could` says whether all ranks of the model
+    /// could record it: steps are recorded by all of them or by none.
+    pub fn run(
+        &mut self,
+        rows: usize,
+        device: &Device,
+        issue: impl Fn() -> Result<()>,
+        all_could: impl Fn(bool) -> Result<bool>,
+    ) -> Result<()> {
         if self.is_off {
             return issue();
         }
@@ -50,14 +57,16 @@ impl Graphs {
             Some(None) => {
                 let mut failed = None;
                 let graph = Graph::record(device, || issue().map_err(|error| remember(error, &mut failed)));
+                let all_could = all_could(graph.is_ok())?;
                 match graph {
-                    Ok(graph) => {
+                    Ok(graph) if all_could => {
                         graph.launch()?;
                         self.of_rows.insert(rows, Some(graph));
                         Ok(())
                     }
-                    Err(error) => {
-                        let why = failed.unwrap_or_else(|| error.to_string());
+                    graph => {
+                        let why = graph.err().map(|error| failed.unwrap_or_else(|| error.to_string()));
+                        let why = why.unwrap_or_else(|| "on another GPU".to_owned());
                         self.warning = Some(format!("steps are launched kernel by kernel, recording failed: {why}"));
                         self.is_off = true;
                         self.of_rows.clear();

@@ -17,9 +17,12 @@ mod latent;
 mod mixer;
 mod parts;
 mod place;
+mod ranks;
 mod refuse;
 mod runner;
 mod sampling;
+mod scratch;
+mod share;
 mod step;
 mod uneven;
 mod warm;
@@ -31,50 +34,77 @@ use sconce_kernels::Precision;
 pub use fp8::on_gpu;
 pub use refuse::check;
 pub use runner::{CudaRunner, CudaSizes};
+pub use share::{Share, check_share};
 
 use crate::assemble::Assembler;
 use crate::decoder::Decoder;
 use crate::error::Result;
 use crate::load::{LoadOptions, Progress, Source, open_any};
-use crate::spec::Spec;
+use crate::spec::{KvHeads, Spec};
 
 use parts::Parts;
 use place::OnGpu;
+use share::Cut;
 
-/// A decoder's weights on a GPU.
+/// A decoder's weights on a GPU, or one rank's share of them.
 pub struct CudaModel {
     spec: Spec,
     device: Device,
     /// Of activations and dense matrices.
     ty: ElementType,
+    cut: Cut,
     parts: Parts,
 }
 
 impl CudaModel {
     /// Reads a model's files onto `device`. What this version has no kernels for is refused before weights are read.
     pub fn load(source: &Source, device: &Device, options: LoadOptions) -> Result<Self> {
+        Self::load_share(source, device, options, Share::WHOLE)
+    }
+
+    /// The same of a rank's share alone. Where the model cannot be shared out so, that is an error before weights are read.
+    pub fn load_share(source: &Source, device: &Device, options: LoadOptions, share: Share) -> Result<Self> {
         let report = options.progress.as_ref();
         let (spec, weights) = open_any(source, options.quantize.as_ref(), report)?;
         check(&spec, source)?;
+        share::check(&spec, &weights, source, share.ranks)?;
+        let cut = Cut::new(&spec, &weights, share);
         let ty = element_type(&spec, options.precision);
-        let spec = if ty == ElementType::F32 { spec } else { on_gpu(spec) };
+        let keeps_fp8 = ty != ElementType::F32 && share == Share::WHOLE;
+        let spec = if keeps_fp8 { on_gpu(spec) } else { spec };
         let progress = Progress::new(spec.weight_bytes, report);
         let context = options.max_model_len.unwrap_or(spec.context_max);
-        let place = OnGpu { device: device.clone(), ty };
-        let on = OnGpu { device: device.clone(), ty };
+        let place = OnGpu { device: device.clone(), ty, cut };
+        let on = OnGpu { device: device.clone(), ty, cut };
         let decoder = Assembler::new(weights, HostDevice::Cpu, place, progress).decoder(spec, context)?;
         Progress::new(decoder.spec.weight_bytes, report).finish();
         let parts = Parts::new(&decoder, &on, context)?;
         let Decoder { spec, .. } = decoder;
-        Ok(Self { spec, device: device.clone(), ty, parts })
+        Ok(Self { spec, device: device.clone(), ty, cut, parts })
     }
 
+    /// Of the whole model.
     pub fn spec(&self) -> &Spec {
         &self.spec
     }
 
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    pub fn share(&self) -> Share {
+        self.cut.share
+    }
+
+    /// Query heads that are here.
+    fn heads(&self) -> usize {
+        self.cut.heads(self.spec.heads)
+    }
+
+    /// KV heads that are here.
+    fn kv_heads_of(&self, layer: usize) -> KvHeads {
+        let KvHeads { kv_heads, head_dim } = self.spec.kv_heads_of(layer);
+        KvHeads { kv_heads: self.cut.kv_heads(kv_heads), head_dim }
     }
 }
 

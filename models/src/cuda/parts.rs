@@ -196,7 +196,7 @@ impl Maker<'_> {
             FeedForward::Dense(mlp) => {
                 let dense = GpuMlp {
                     gate_up: self.linear(&mlp.gate_up)?,
-                    down: self.linear(&mlp.down)?,
+                    down: self.summed(&mlp.down, mlp.join.is_some())?,
                     between: between(mlp.activation)?,
                     join: self.join(mlp.join.as_ref())?,
                 };
@@ -229,12 +229,12 @@ impl Maker<'_> {
         Ok(GpuAttention {
             norm: self.norm(&attention.norm)?,
             qkv: self.linear(&attention.qkv)?,
-            output: self.linear(&attention.output)?,
+            output: self.summed(&attention.output, attention.join.is_some())?,
             join: self.join(attention.join.as_ref())?,
             head_norms: head_norms.transpose()?,
             turning: self.turning(index)?,
-            heads: attention.heads,
-            kv_heads: attention.kv_heads,
+            heads: self.on.cut.heads(attention.heads),
+            kv_heads: self.on.cut.kv_heads(attention.kv_heads),
             head_dim: attention.head_dim,
             scale: attention.scale,
             window: attention.window,
@@ -277,6 +277,12 @@ impl Maker<'_> {
     pub(super) fn linear(&self, linear: &layers::Linear<Matrix>) -> Result<GpuLinear> {
         let bias = linear.bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
         Ok(GpuLinear { weight: linear.weight.clone(), bias })
+    }
+
+    /// The same of one whose products are summed over the ranks: its bias is added to the sum, or by one rank alone.
+    fn summed(&self, linear: &layers::Linear<Matrix>, to_sum: bool) -> Result<GpuLinear> {
+        let GpuLinear { weight, bias } = self.linear(linear)?;
+        Ok(GpuLinear { weight, bias: bias.filter(|_| to_sum || self.on.cut.share.rank == 0) })
     }
 
     pub(super) fn norm(&self, norm: &Norm) -> Result<GpuNorm> {

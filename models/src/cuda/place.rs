@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use candle_core::Tensor;
 use half::{bf16, f16};
 use sconce_cuda::ops::columns::place_columns;
 use sconce_cuda::ops::embed::Embedding;
@@ -11,8 +12,10 @@ use sconce_cuda::ops::quant::{self, QuantGemm, QuantType, QuantWeight, Quantised
 use sconce_cuda::{Buffer, Device, ElementType, Slice};
 use sconce_kernels::{GgmlType, Weight};
 
+use super::share::Cut;
 use crate::assemble::{Place, Role};
 use crate::error::Result;
+use crate::names::Part as NamedPart;
 use crate::quantised::Fp8Matrix;
 
 /// Rows are converted and copied in pieces of about so many elements.
@@ -21,6 +24,7 @@ const PIECE_ELEMENTS: usize = 4 << 20;
 pub(super) struct OnGpu {
     pub device: Device,
     pub ty: ElementType,
+    pub cut: Cut,
 }
 
 /// One or more matrices of one input, one below the other: `[out, input]`. Clones are the same memory.
@@ -175,6 +179,14 @@ impl Place for OnGpu {
         let part = |weight: &&Weight| Part { rows: weight.out(), values: Values::Waiting((*weight).clone()) };
         let (out, input) = (weights.iter().map(|weight| weight.out()).sum(), weights[0].input());
         Ok(Matrix { out, input, parts: weights.iter().map(part).collect() })
+    }
+
+    fn share(&self, part: NamedPart, weight: &Weight) -> Result<Weight> {
+        self.cut.weight(part, weight)
+    }
+
+    fn share_vector(&self, part: NamedPart, vector: Tensor) -> Result<Tensor> {
+        self.cut.vector(part, vector)
     }
 }
 

@@ -1,22 +1,20 @@
 // performance-critical: no allocation per token, no lock, no log, no format
 //! A model with everything that a step needs: the paged cache, the buffers between its kernels, and graphs of its steps.
 
-use sconce_cuda::ops::attention::{splits_for, workspace_len};
 use sconce_cuda::ops::follow::follow;
 use sconce_cuda::ops::rows::scale_and_cap;
-use sconce_cuda::{Buffer, Device, ElementType, Mark, SetAside, Slice};
+use sconce_cuda::{Breaker, Communicator, Device, Mark, SetAside, Slice};
 use sconce_kernels::KvDtype;
 
-use super::CudaModel;
 use super::cache::{LayerCache, kv_element};
-use super::experts::{self, ExpertScratch};
+use super::experts::ExpertScratch;
 use super::graphs::Graphs;
-use super::latent::{self, LatentScratch};
-use super::mixer::GpuMixer;
-use super::place::{Matrix, Room};
+use super::place::Room;
+use super::ranks::Ranks;
 use super::sampling::Sampling;
+use super::scratch::{Scratch, logit_rows};
 use super::step::{Shape, StepArrays};
-use super::uneven::GpuOwnInputs;
+use super::{CudaModel, Share};
 use crate::batch::{BatchInput, Logits};
 use crate::check::{CacheSizes, check_batch};
 use crate::error::{Error, Result};
@@ -35,39 +33,6 @@ pub struct CudaSizes {
     pub kv_dtype: Option<KvDtype>,
 }
 
-/// Buffers that the kernels of a step write and read; the widest layer says how wide. `T` is the model's type.
-pub(super) struct Scratch {
-    /// F32 `[tokens, hidden]`, and the same of the sampled tokens.
-    pub hidden: Buffer,
-    pub sampled: Buffer,
-    /// T `[tokens, hidden]`
-    pub normed: Buffer,
-    /// T `[tokens, (heads + 2 kv_heads) head_dim]`
-    pub qkv: Buffer,
-    /// T `[tokens, heads head_dim]`
-    pub query: Buffer,
-    pub seen: Buffer,
-    /// T `[tokens, 2 ffn]`, or `[tokens, ffn]` without a gate.
-    pub wide: Buffer,
-    /// T `[tokens, ffn]`
-    pub gated: Buffer,
-    /// F32 `[tokens, hidden]`
-    pub block: Buffer,
-    /// F32, and what is projected into it T: `[tokens, inputs of all layers]`
-    pub own: Buffer,
-    pub projected: Buffer,
-    /// F32 of attention that is split.
-    pub partial: Buffer,
-    /// F32 `[logit_rows, vocab]`
-    pub logits: Buffer,
-    /// Of products of quantised matrices.
-    pub workspace: Buffer,
-    /// T `[tokens, widest part of a matrix]`
-    pub part: Buffer,
-    pub experts: ExpertScratch,
-    pub latent: LatentScratch,
-}
-
 /// A model that can step.
 pub struct CudaRunner {
     pub(super) model: CudaModel,
@@ -82,6 +47,8 @@ pub struct CudaRunner {
     weights: Mark,
     /// While the model sleeps.
     aside: Option<SetAside>,
+    /// Where others have the rest of the model. Goes last: what was recorded uses it.
+    ranks: Option<Ranks>,
 }
 
 /// Where the logits of the step are that [`CudaRunner::issue`] began.
@@ -99,17 +66,31 @@ impl CudaRunner {
 
     /// Allocates cache and buffers.
     pub fn new(model: CudaModel, sizes: CudaSizes) -> Result<Self> {
+        Self::with(model, sizes, None)
+    }
+
+    /// The same of a rank's share: its steps meet those of the other ranks. All ranks take the same steps, each in a thread
+    /// of its own; after an error of one its communicator must be broken, or the others may wait for ever.
+    pub fn of_rank(model: CudaModel, sizes: CudaSizes, communicator: Communicator) -> Result<Self> {
+        let ranks = Ranks::new(&model, communicator)?;
+        Self::with(model, sizes, Some(ranks))
+    }
+
+    fn with(model: CudaModel, sizes: CudaSizes, ranks: Option<Ranks>) -> Result<Self> {
+        if ranks.is_none() && model.share() != Share::WHOLE {
+            return Err(Error::Batch("a rank's share of a model needs the other ranks".to_owned()));
+        }
         let (spec, device) = (&model.spec, &model.device);
         let weights = device.mark();
         let kv = kv_element(sizes.kv_dtype, model.ty);
-        let cache = LayerCache::all(spec, device, sizes, kv)?;
+        let cache = LayerCache::all(&model, sizes, kv)?;
         let tables_of_a_row = sizes.max_model_len.div_ceil(sizes.block_size) as usize;
         let (tokens, rows) = (sizes.max_num_batched_tokens as usize, sizes.max_num_seqs as usize);
         let arrays = StepArrays::new(device, tokens.max(rows), rows, rows * tables_of_a_row)?;
         let scratch = Scratch::new(&model, sizes)?;
         let sampling = Sampling::new(device, logit_rows(sizes), spec.vocab)?;
         let (graphs, issued) = (Graphs::new(rows), Issued::Nothing);
-        Ok(Self { model, sizes, cache, scratch, arrays, graphs, sampling, issued, weights, aside: None })
+        Ok(Self { model, sizes, cache, scratch, arrays, graphs, sampling, issued, weights, aside: None, ranks })
     }
 
     /// Gives all device memory of the model back: weights wait in host memory, what the cache held is lost. Returns the bytes
@@ -138,19 +119,16 @@ impl CudaRunner {
         })
     }
 
-    /// Bytes that [`Self::new`] allocates beside the cache.
-    pub fn scratch_bytes(model: &CudaModel, sizes: CudaSizes) -> u64 {
-        let lens = Lens::of(model, sizes);
-        let (rows, blocks) = (sizes.max_num_seqs as usize, sizes.max_model_len.div_ceil(sizes.block_size) as usize);
-        let arrays = StepArrays::words(lens.tokens, rows, rows * blocks);
-        let words = lens.f32s() + arrays + Sampling::words(logit_rows(sizes), model.spec.vocab);
-        let own = lens.experts.bytes(model.ty) + lens.latent.bytes(model.ty);
-        (4 * words + model.ty.bytes() * lens.values() + lens.workspace + own) as u64
-    }
-
     /// Bytes that the cache takes of one token in all layers.
     pub fn kv_bytes_per_token(model: &CudaModel, kv_dtype: Option<KvDtype>) -> u64 {
-        model.spec.kv_values_per_token() * kv_element(kv_dtype, model.ty).bytes() as u64
+        let (spec, ty) = (&model.spec, kv_element(kv_dtype, model.ty));
+        let values = if model.share() == Share::WHOLE {
+            spec.kv_values_per_token()
+        } else {
+            let heads = (0..spec.layers).map(|layer| model.kv_heads_of(layer));
+            heads.map(|KvHeads { kv_heads, head_dim }| 2 * kv_heads * head_dim).sum::<usize>() as u64
+        };
+        values * ty.bytes() as u64
     }
 
     /// Gives up everything but the weights.
@@ -218,6 +196,18 @@ impl CudaRunner {
         self.run_layers(batch, &[])?;
         self.issued = Issued::OnDevice;
         Ok(())
+    }
+
+    /// One ragged step of a rank that does not sample; waits for it.
+    pub fn follow(&mut self, batch: &BatchInput) -> Result<()> {
+        let shape = self.run_layers(batch, &[])?;
+        let (samples, rows_max) = (batch.sample_rows.len(), self.logit_rows_max());
+        if let Some(shape) = shape.filter(|_| samples > rows_max) {
+            for first in (0..samples).step_by(rows_max) {
+                self.head(shape, first, rows_max.min(samples - first))?;
+            }
+        }
+        Ok(self.model.device.synchronize()?)
     }
 
     /// Begins a step of one token a row behind the one that was chosen last and is not collected: `sources` says of each row
@@ -293,6 +283,7 @@ impl CudaRunner {
 
     /// Issues the step of a batch that is laid out as `shape`, and has at most its sizes: steps of decoding as graphs.
     pub(super) fn begin(&mut self, batch: &BatchInput, sources: &[u32], shape: Shape) -> Result<()> {
+        let _entered = self.ranks.as_ref().map(Ranks::enter).transpose()?;
         self.arrays.send(batch, sources, shape)?;
         if !sources.is_empty() {
             let input = self.arrays.input(shape);
@@ -302,7 +293,8 @@ impl CudaRunner {
             return self.step(shape);
         }
         let mut graphs = std::mem::take(&mut self.graphs);
-        let run = graphs.run(shape.rows, &self.model.device, || self.step(shape));
+        let all_could = |could| self.ranks.as_ref().map_or(Ok(could), |ranks| ranks.all_could(could));
+        let run = graphs.run(shape.rows, &self.model.device, || self.step(shape), all_could);
         self.graphs = graphs;
         run
     }
@@ -336,6 +328,16 @@ impl CudaRunner {
         Ok(())
     }
 
+    /// F32 of this rank becomes the sum over all ranks.
+    pub(super) fn sum_up(&self, x: Slice) -> Result<()> {
+        self.ranks.as_ref().map_or(Ok(()), |ranks| ranks.sum_up(x))
+    }
+
+    /// What ends the others' waiting for this rank, where there are others.
+    pub fn breaker(&self) -> Option<Breaker> {
+        self.ranks.as_ref().map(Ranks::breaker)
+    }
+
     pub(super) fn expert_scratch(&self) -> &ExpertScratch {
         &self.scratch.experts
     }
@@ -355,118 +357,24 @@ impl CudaRunner {
     fn head(&self, shape: Shape, first: usize, rows: usize) -> Result<()> {
         let (model, scratch) = (&self.model, &self.scratch);
         let (spec, device) = (&model.spec, &model.device);
+        if !model.cut.has_head() {
+            return Ok(());
+        }
         let hidden = self.sampled_states(shape).range(first * spec.hidden, rows * spec.hidden);
         let normed = scratch.normed.range(0, rows * spec.hidden);
         model.parts.final_norm.apply(device, hidden, normed, rows)?;
         let logits = scratch.logits.range(0, rows * spec.vocab);
-        model.parts.head.multiply(self.room(), normed, logits, rows, false)?;
+        match &self.ranks {
+            Some(ranks) if model.cut.splits_head() => {
+                let own = ranks.own_logits(&scratch.gathered, rows, spec.vocab);
+                model.parts.head.multiply(self.room(), normed, own, rows, false)?;
+                ranks.gather(device, &scratch.gathered, logits, (rows, spec.vocab))?;
+            }
+            _ => model.parts.head.multiply(self.room(), normed, logits, rows, false)?,
+        }
         if spec.scales.logits != 1.0 || spec.scales.logit_cap.is_some() {
             scale_and_cap(device, logits, rows * spec.vocab, spec.scales.logits, spec.scales.logit_cap)?;
         }
         Ok(())
     }
-}
-
-/// Elements of each buffer.
-struct Lens {
-    tokens: usize,
-    hidden: usize,
-    qkv: usize,
-    query: usize,
-    wide: usize,
-    ffn: usize,
-    own: usize,
-    partial: usize,
-    logits: usize,
-    workspace: usize,
-    part: usize,
-    experts: experts::Lens,
-    latent: latent::Lens,
-}
-
-impl Lens {
-    fn of(model: &CudaModel, sizes: CudaSizes) -> Self {
-        let (spec, multiprocessors) = (&model.spec, model.device.info().multiprocessors as usize);
-        let tokens = sizes.max_num_batched_tokens.max(sizes.max_num_seqs) as usize;
-        let mixers = model.parts.layers.iter().map(|layer| &layer.mixer);
-        let qkv = mixers.clone().map(GpuMixer::projected).max().unwrap_or(0);
-        let (mut query, mut ffn, mut partial) = (mixers.map(GpuMixer::width).max().unwrap_or(0), 0, 0);
-        for layer in 0..spec.layers {
-            let KvHeads { kv_heads, head_dim } = spec.kv_heads_of(layer);
-            query = query.max(spec.heads * head_dim);
-            ffn = ffn.max(spec.ffn_of(layer));
-            for rows in 1..=sizes.max_num_seqs as usize {
-                let splits = splits_for(rows, kv_heads, multiprocessors);
-                partial = partial.max(workspace_len(rows, spec.heads, head_dim, splits));
-            }
-        }
-        ffn = ffn.max(spec.uneven.own_input);
-        let own = model.parts.own_inputs.as_ref().map_or(0, GpuOwnInputs::width);
-        let wide = if spec.gated { 2 * ffn } else { ffn };
-        let logits = logit_rows(sizes) * spec.vocab;
-        let of_layers = model.parts.matrices().map(|matrix| matrix.workspace_bytes(tokens, model.ty));
-        let of_head = model.parts.head.workspace_bytes(logit_rows(sizes), model.ty);
-        let workspace = of_layers.chain([of_head]).max().unwrap_or(0);
-        let part = model.parts.matrices().map(Matrix::widest_part).max().unwrap_or(0);
-        let experts = experts::Lens::of(model.parts.experts(), tokens);
-        let latent = latent::Lens::of(model, sizes, tokens);
-        Self {
-            tokens,
-            hidden: spec.hidden,
-            qkv,
-            query,
-            wide,
-            ffn,
-            own,
-            partial,
-            logits,
-            workspace,
-            part,
-            experts,
-            latent,
-        }
-    }
-
-    fn f32s(&self) -> usize {
-        self.tokens * (3 * self.hidden + self.own) + self.partial + self.logits
-    }
-
-    fn values(&self) -> usize {
-        self.tokens * (self.hidden + self.qkv + 2 * self.query + self.wide + self.ffn + self.own + self.part)
-    }
-}
-
-impl Scratch {
-    fn new(model: &CudaModel, sizes: CudaSizes) -> Result<Self> {
-        let (device, ty) = (&model.device, model.ty);
-        let lens = Lens::of(model, sizes);
-        let Lens { tokens, hidden, qkv, query, wide, ffn, own, partial, logits, workspace, part, experts, latent } =
-            lens;
-        let floats = |len| device.alloc(len, ElementType::F32);
-        let values = |len| device.alloc(len, ty);
-        Ok(Self {
-            hidden: floats(tokens * hidden)?,
-            sampled: floats(tokens * hidden)?,
-            normed: values(tokens * hidden)?,
-            qkv: values(tokens * qkv)?,
-            query: values(tokens * query)?,
-            seen: values(tokens * query)?,
-            wide: values(tokens * wide)?,
-            gated: values(tokens * ffn)?,
-            block: floats(tokens * hidden)?,
-            own: floats(tokens * own)?,
-            projected: values(tokens * own)?,
-            partial: device.zeros(partial, ElementType::F32)?,
-            logits: floats(logits)?,
-            workspace: device.alloc(workspace, ElementType::U8)?,
-            part: values(tokens * part)?,
-            experts: ExpertScratch::new(device, experts, ty)?,
-            latent: LatentScratch::new(device, latent, ty)?,
-        })
-    }
-}
-
-/// Every row of a step of decoding has its logits; prompts whose tokens are scored go through in pieces.
-fn logit_rows(sizes: CudaSizes) -> usize {
-    sizes.max_num_seqs.max(16) as usize
 }

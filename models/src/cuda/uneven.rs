@@ -6,7 +6,7 @@ use sconce_cuda::ops::own_input::{OwnGate, join_inputs};
 use sconce_cuda::ops::rows::{convert, scale_and_cap};
 use sconce_cuda::{Buffer, Slice};
 
-use super::forward::State;
+use super::forward::{State, Sum};
 use super::parts::{GpuJoin, GpuLayer, GpuLinear, Maker};
 use super::place::Matrix;
 use super::runner::CudaRunner;
@@ -99,7 +99,7 @@ impl CudaRunner {
             let all = scratch.own.range(0, step.shape.tokens * stride);
             let chosen = (rows != step.shape.tokens).then_some(step.sample_rows);
             OwnGate { gate, all, chosen, y, rows, width, start, stride }.on(device)?;
-            self.add(&own.projection, y, own.join.as_ref(), state)?;
+            self.add(&own.projection, y, own.join.as_ref(), (state, Sum::Whole))?;
         }
         if layer.scale != 1.0 {
             scale_and_cap(device, hidden, hidden.len(), layer.scale, None)?;
