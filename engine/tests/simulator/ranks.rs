@@ -332,6 +332,7 @@ fn a_step_that_was_not_collected_is_forgotten() {
     let mut wanted = SampleRequests::default();
     wanted.rows.push(sconce_models::SampleRequest::new(sconce_models::Want::Token));
     let (mut samples, mut logits) = (Vec::new(), Logits::default());
+    assert_eq!(executor.choose(&wanted), Ok(true));
     executor.collect(&wanted, &mut samples, &mut logits).expect("the last one is there");
     assert!(matches!(samples[..], [Sample::Token { .. }]), "{samples:?}");
     executor.issue(&batch).expect("it is begun");
