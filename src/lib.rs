@@ -64,7 +64,8 @@
 //!
 //! # Invariants
 //!
-//! 1. One OS thread owns all mutable inference state of a replica. Nothing of it is shared, so nothing of it is locked.
+//! 1. One OS thread owns all mutable inference state of a replica. Nothing of it is shared, so nothing of it is locked. A model
+//!    shared out among GPUs has a thread a rank: the engine's is the first, and the others own their GPU's part and get each batch.
 //! 2. `schedule` and `commit` are pure: same inputs and seed, same outputs. A bug that the simulator finds replays from
 //!    its seed.
 //! 3. There are no prefill and decode phases, only "how many tokens of each sequence this step", under one token

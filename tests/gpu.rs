@@ -1,6 +1,10 @@
-//! Models on GPUs through the whole server, on the stand-in: several replicas, and models that take turns.
+//! Models on GPUs through the whole server, on the stand-in: several replicas, models on several cards, and models that take
+//! turns.
 //!
-//! Each test takes stand-ins of its own, as a process has four and their memory is counted.
+//! A process has four stand-ins, whose memory is counted: tests run one at a time.
+
+#[path = "gpu/ranks.rs"]
+mod ranks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +22,7 @@ use sconce::pool::Shared;
 use sconce::pool::lifecycle::{ModelStatus, State};
 use sconce_cuda::Device;
 use serde_json::{Value, json};
+use tokio::sync::{Mutex, MutexGuard};
 use tower::ServiceExt;
 
 fn model(device: u32, replicas: u32) -> ModelConfig {
@@ -38,6 +43,11 @@ fn model(device: u32, replicas: u32) -> ModelConfig {
         lora: Default::default(),
         loading: Default::default(),
     }
+}
+
+async fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static CARDS: Mutex<()> = Mutex::const_new(());
+    CARDS.lock().await
 }
 
 struct Server {
@@ -118,6 +128,7 @@ fn free(device: u32) -> u64 {
 
 #[tokio::test]
 async fn replicas_have_their_own_cards_and_answer_alike() {
+    let _cards = one_at_a_time().await;
     let before = [free(0), free(1)];
     let server = Server::start(&[model(0, 2)]).await;
     let taken = [before[0] - free(0), before[1] - free(1)];
@@ -182,6 +193,7 @@ fn question(model: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn models_that_do_not_fit_together_take_turns_asleep() {
+    let _cards = one_at_a_time().await;
     occupy(2);
     let before = free(2);
     let server = Server::with_sleep_memory(&[large("a", 2), large("b", 2)], Some(1 << 30)).await;
@@ -241,6 +253,7 @@ async fn operators_words(server: &Server, before: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_host_memory_for_it_no_model_sleeps() {
+    let _cards = one_at_a_time().await;
     occupy(3);
     let sim = ModelConfig { reference: "sim".to_owned(), device: DeviceChoice::Cpu, ..large("sim", 3) };
     let server = Server::with_sleep_memory(&[large("a", 3), large("b", 3), sim], Some(0)).await;

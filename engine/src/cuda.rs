@@ -51,6 +51,10 @@ struct CudaRank {
 }
 
 impl Rank for CudaRank {
+    fn warm_up(&mut self) -> Result<(), String> {
+        self.runner.warm_up(|_, _| {}).map_err(|error| error.to_string())
+    }
+
     fn follow(&mut self, batch: &BatchInput) -> Result<(), String> {
         self.runner.follow(batch).map_err(|error| error.to_string())
     }
@@ -92,6 +96,14 @@ impl Executor for CudaExecutor {
 
     fn device(&mut self) -> Option<&mut dyn DeviceExecutor> {
         Some(self)
+    }
+
+    fn warm_up(&mut self, report: &mut dyn FnMut(usize, usize)) -> Result<(), String> {
+        let done = self.runner.warm_up(report);
+        if self.runner.has_warning() {
+            self.warn();
+        }
+        done.map_err(|error| error.to_string())
     }
 
     fn workers(&self) -> Workers {

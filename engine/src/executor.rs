@@ -34,6 +34,11 @@ pub trait Executor: Send {
         Workers::NONE
     }
 
+    /// Has it do what its first steps would wait for, before anybody does; says how much of it is done, of how much.
+    fn warm_up(&mut self, _report: &mut dyn FnMut(usize, usize)) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Puts an adapter at hand for batches that name it, or takes it away again. Called between steps.
     fn set_adapter(&mut self, _id: AdapterId, _adapter: Option<Arc<Adapter>>) -> Result<(), String> {
         Err("this model takes no adapters".to_owned())

@@ -19,6 +19,11 @@ use super::scheduler::Capabilities;
 
 /// A rank that does not sample. Made anywhere, used by one thread.
 pub trait Rank: Send {
+    /// As [`Executor::warm_up`], beside the first rank's.
+    fn warm_up(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Its part of the step of `batch`; returns when that is over, and with an error when the link was broken meanwhile.
     fn follow(&mut self, batch: &BatchInput) -> Result<(), String>;
 
@@ -60,6 +65,7 @@ struct Other {
 }
 
 enum Order {
+    WarmUp,
     Step(Arc<BatchInput>),
     Sleep,
     Wake,
@@ -183,11 +189,13 @@ fn serve(
 ) {
     let named = |why: String| format!("rank {number}: {why}");
     while let Ok(order) = inbox.recv() {
+        let mut step = |run: &dyn Fn(&mut dyn Rank) -> Result<(), String>| {
+            let done = fenced(|| run(&mut *rank)).map_err(named).inspect_err(|why| link.break_off(why));
+            done.map(|()| 0).map_err(WakeError::Failed)
+        };
         let answer = match order {
-            Order::Step(batch) => {
-                let done = fenced(|| rank.follow(&batch)).map_err(named).inspect_err(|why| link.break_off(why));
-                done.map(|()| 0).map_err(WakeError::Failed)
-            }
+            Order::WarmUp => step(&|rank| rank.warm_up()),
+            Order::Step(batch) => step(&|rank| rank.follow(&batch)),
             Order::Sleep => fenced(|| rank.sleep()).map_err(named).map_err(WakeError::Failed),
             Order::Wake => {
                 let mut woken = Err(WakeError::Failed(String::new()));
@@ -237,6 +245,12 @@ impl Executor for RankedExecutor {
 
     fn workers(&self) -> Workers {
         self.first.workers()
+    }
+
+    fn warm_up(&mut self, report: &mut dyn FnMut(usize, usize)) -> Result<(), String> {
+        self.order_all(|| Order::WarmUp);
+        let done = self.run_first(|first| first.warm_up(report));
+        self.finish(done)
     }
 
     fn broken(&self) -> Option<String> {

@@ -139,18 +139,17 @@ impl Bench {
         Ok(Self { has_times: true, ..Self::with(name, source, precision, (Box::new(executor), spec, blocks_each)) })
     }
 
-    /// The same on a GPU.
+    /// The same on a GPU, or shared out among several.
     #[cfg(feature = "gpu")]
     pub fn load_on(
-        device: &sconce_cuda::Device,
+        devices: &[sconce_cuda::Device],
         name: &str,
         source: &Source,
         precision: Precision,
         cases: &[Case],
     ) -> Result<Self> {
-        let options = LoadOptions { precision, ..LoadOptions::default() };
         let mut each = 1;
-        let (executor, spec) = super::gpu::executor(device, source, options, |spec| {
+        let (executor, spec) = super::gpu::executor(devices, source, precision, |spec| {
             let (sequences, blocks_each) = room(name, spec, cases)?;
             each = blocks_each;
             let tokens = cases.iter().map(|case| case.sequences * case.prompt).max().unwrap_or(1);

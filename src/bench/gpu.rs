@@ -1,12 +1,12 @@
 //! The engine's figures on a GPU: its executor for a list of cases, and what the card can do at best.
 
-use sconce_cuda::Device;
 use sconce_cuda::ops::rates;
-use sconce_models::cuda::{CudaModel, CudaSizes};
-use sconce_models::{LoadOptions, Source, Spec};
+use sconce_cuda::{Communicator, Device};
+use sconce_models::cuda::{CudaModel, CudaSizes, Share};
+use sconce_models::{LoadOptions, Precision, Source, Spec};
 
 use crate::device::rates::Hardware;
-use crate::engine::{CudaExecutor, Executor};
+use crate::engine::{CudaExecutor, Executor, cuda_ranks};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Tokens of a step: as the server has them on a card with much memory.
@@ -23,16 +23,21 @@ pub struct Room {
     pub step_tokens: usize,
 }
 
-/// A model on `device` with room for the cases.
+/// A model on one of `devices`, or shared out among all of them, with room for the cases.
 pub fn executor(
-    device: &Device,
+    devices: &[Device],
     source: &Source,
-    options: LoadOptions,
+    precision: Precision,
     room: impl FnOnce(&Spec) -> Result<Room>,
 ) -> Result<(Box<dyn Executor>, Spec)> {
     let invalid = |why: &dyn std::fmt::Display| Error::new(ErrorKind::InvalidRequest, why.to_string());
-    let model = CudaModel::load(source, device, options).map_err(|why| invalid(&why))?;
-    let spec = model.spec().clone();
+    let ranks = devices.len();
+    let load = |(rank, device): (usize, &Device)| {
+        let options = LoadOptions { precision, ..LoadOptions::default() };
+        CudaModel::load_share(source, device, options, Share { rank, ranks }).map_err(|why| invalid(&why))
+    };
+    let mut models = devices.iter().enumerate().map(load).collect::<Result<Vec<_>>>()?;
+    let spec = models[0].spec().clone();
     let Room { sequences, tokens_each, blocks, block_tokens, step_tokens } = room(&spec)?;
     let sizes = CudaSizes {
         max_num_seqs: sequences as u32,
@@ -42,7 +47,13 @@ pub fn executor(
         block_size: block_tokens as u32,
         kv_dtype: None,
     };
-    let executor = CudaExecutor::new(model, sizes).map_err(|why| invalid(&why))?;
+    if ranks > 1 {
+        let ends = Communicator::connect(devices).map_err(|why| invalid(&why))?;
+        let shares = models.into_iter().zip(ends).collect();
+        let executor = cuda_ranks("bench", shares, sizes).map_err(|why| invalid(&why))?;
+        return Ok((Box::new(executor), spec));
+    }
+    let executor = CudaExecutor::new(models.remove(0), sizes).map_err(|why| invalid(&why))?;
     Ok((Box::new(executor), spec))
 }
 

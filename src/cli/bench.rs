@@ -46,6 +46,9 @@ struct EngineArgs {
     /// Where to run: cpu, cuda, cuda:N or pjrt:/path/to/plugin.so (experimental, no limit beside it)
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
+    /// GPUs that compute the model together, from that of --device on. The limit beside the figures is that of one GPU
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    tensor_parallel_size: u32,
     /// CPU threads [default: every core this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -122,6 +125,10 @@ fn measure_engine(args: &EngineArgs) -> Result<()> {
     set_threads(args.threads);
     let source = local(&args.model)?;
     let precision = if args.high_precision { Precision::High } else { Precision::Fast };
+    if args.tensor_parallel_size > 1 && !matches!(args.device, DeviceChoice::Cuda(_)) {
+        let why = "--tensor-parallel-size shares a model out among GPUs: give --device cuda or cuda:N, too";
+        return Err(Error::invalid("--tensor-parallel-size", why));
+    }
     let (limits, mut bench) = match &args.device {
         DeviceChoice::Auto | DeviceChoice::Cpu => {
             let limits = if args.no_limit { None } else { Some(hardware::measure()?) };
@@ -129,7 +136,7 @@ fn measure_engine(args: &EngineArgs) -> Result<()> {
         }
         DeviceChoice::Cuda(_) => {
             let limits = if args.no_limit { None } else { Some(on_gpu::measure(&args.device)?) };
-            (limits, on_gpu::load(&args.device, &args.model, (&source, precision), &args.cases)?)
+            (limits, on_gpu::load(args, (&source, precision))?)
         }
         DeviceChoice::Pjrt(path) => {
             check_device(&args.device)?;
@@ -160,7 +167,7 @@ fn measure_engine(args: &EngineArgs) -> Result<()> {
 
 #[cfg(feature = "gpu")]
 mod on_gpu {
-    use super::{Bench, Case, DeviceChoice, Precision, Result, Source};
+    use super::{Bench, DeviceChoice, EngineArgs, Precision, Result, Source};
     use crate::bench::gpu;
     use crate::device::rates::Hardware;
 
@@ -168,8 +175,9 @@ mod on_gpu {
         gpu::measure(&crate::launch::gpu::named(device)?)
     }
 
-    pub fn load(device: &DeviceChoice, name: &str, what: (&Source, Precision), cases: &[Case]) -> Result<Bench> {
-        Bench::load_on(&crate::launch::gpu::named(device)?, name, what.0, what.1, cases)
+    pub fn load(args: &EngineArgs, (source, precision): (&Source, Precision)) -> Result<Bench> {
+        let devices = crate::launch::gpu::several(&args.device, args.tensor_parallel_size)?;
+        Bench::load_on(&devices, &args.model, source, precision, &args.cases)
     }
 }
 
@@ -177,7 +185,7 @@ mod on_gpu {
 #[cfg(not(feature = "gpu"))]
 mod on_gpu {
     use super::check_device;
-    use super::{Bench, Case, DeviceChoice, Precision, Result, Source};
+    use super::{Bench, DeviceChoice, EngineArgs, Precision, Result, Source};
     use crate::device::rates::Hardware;
 
     pub fn measure(device: &DeviceChoice) -> Result<Hardware> {
@@ -185,9 +193,9 @@ mod on_gpu {
         super::hardware::measure()
     }
 
-    pub fn load(device: &DeviceChoice, name: &str, what: (&Source, Precision), cases: &[Case]) -> Result<Bench> {
-        check_device(device)?;
-        Bench::load(name, what.0, what.1, cases)
+    pub fn load(args: &EngineArgs, (source, precision): (&Source, Precision)) -> Result<Bench> {
+        check_device(&args.device)?;
+        Bench::load(&args.model, source, precision, &args.cases)
     }
 }
 

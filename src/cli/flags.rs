@@ -29,6 +29,10 @@ pub struct ModelFlags {
     /// [default: 1]
     #[arg(long, value_name = "N")]
     pub data_parallel_size: Option<u32>,
+    /// GPUs that compute the model together, each with a share of the weights and of the KV cache, from that of --device on.
+    /// With several replicas, each has so many: the first has the first ones [default: 1]
+    #[arg(long, value_name = "N")]
+    pub tensor_parallel_size: Option<u32>,
     /// What the model does: generate text, embed (vectors of texts), score (rerank pairs of texts), or auto: what its
     /// files say [default: auto]
     #[arg(long, value_name = "TASK")]
@@ -185,6 +189,10 @@ impl ModelFlags {
                 .data_parallel_size
                 .or(section.data_parallel_size)
                 .unwrap_or(defaults.data_parallel_size),
+            tensor_parallel_size: self
+                .tensor_parallel_size
+                .or(section.tensor_parallel_size)
+                .unwrap_or(defaults.tensor_parallel_size),
             quantize: quantize.map(|format| quantized(format, quantize_cache)).transpose()?,
             packed: PackedPlace::from_flags(
                 packed_place.map(String::as_str),

@@ -105,6 +105,7 @@ pub struct ModelSection {
     pub served_model_names: Vec<String>,
     pub device: Option<String>,
     pub data_parallel_size: Option<u32>,
+    pub tensor_parallel_size: Option<u32>,
     /// `auto`, `generate`, `embed` or `score`.
     pub task: Option<String>,
     pub max_model_len: Option<u32>,

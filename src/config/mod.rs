@@ -172,6 +172,8 @@ pub struct ModelLimits {
     pub speculation: Speculation,
     /// Engines with all weights each, on as many devices.
     pub data_parallel_size: u32,
+    /// Devices that have a share of the weights each, of every one of these engines.
+    pub tensor_parallel_size: u32,
     /// Quantise the weights at load.
     pub quantize: Option<Quantize>,
     /// Keep what is packed for the CPU, and use what was kept.
@@ -188,6 +190,7 @@ pub const SEQUENCES_MAX: u32 = 100_000;
 pub const BLOCK_SIZE_DEFAULT: u32 = 16;
 /// More than one machine has of any device.
 pub const DATA_PARALLEL_MAX: u32 = 64;
+pub const TENSOR_PARALLEL_MAX: u32 = 64;
 pub const SHUTDOWN_TIMEOUT_DEFAULT_S: u64 = 30;
 /// As long as OpenAI keeps responses.
 pub const RESPONSES_AGE_DAYS_DEFAULT: u32 = 30;
@@ -216,6 +219,7 @@ impl Default for ModelLimits {
             itl_target: ItlTarget::default(),
             speculation: Speculation::default(),
             data_parallel_size: 1,
+            tensor_parallel_size: 1,
             quantize: None,
             packed: None,
         }
@@ -346,6 +350,7 @@ pub fn check_limits(limits: &ModelLimits) -> Result<()> {
         ("--max-model-len", limits.max_model_len.unwrap_or(1)),
         ("--max-num-batched-tokens", limits.max_num_batched_tokens.unwrap_or(1)),
         ("--data-parallel-size", limits.data_parallel_size),
+        ("--tensor-parallel-size", limits.tensor_parallel_size),
     ];
     if let Some((flag, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
         return Err(Error::invalid(*flag, format!("{flag} must be at least 1")));
@@ -355,10 +360,12 @@ pub fn check_limits(limits: &ModelLimits) -> Result<()> {
     if let Some((flag, value)) = bounded.iter().find(|(_, value)| *value > SEQUENCES_MAX) {
         return Err(Error::invalid(*flag, format!("{flag} {value} is over the limit of {SEQUENCES_MAX}")));
     }
-    if limits.data_parallel_size > DATA_PARALLEL_MAX {
-        let message =
-            format!("--data-parallel-size {} is over the limit of {DATA_PARALLEL_MAX}", limits.data_parallel_size);
-        return Err(Error::invalid("--data-parallel-size", message));
+    let devices = [
+        ("--data-parallel-size", limits.data_parallel_size, DATA_PARALLEL_MAX),
+        ("--tensor-parallel-size", limits.tensor_parallel_size, TENSOR_PARALLEL_MAX),
+    ];
+    if let Some((flag, value, max)) = devices.iter().find(|(_, value, max)| value > max) {
+        return Err(Error::invalid(*flag, format!("{flag} {value} is over the limit of {max}")));
     }
     if !(1..=256).contains(&limits.block_size) || !limits.block_size.is_power_of_two() {
         return Err(Error::invalid(
@@ -445,6 +452,8 @@ mod tests {
             (ModelLimits { max_queue: 4_000_000_000, ..ModelLimits::default() }, "--max-queue"),
             (ModelLimits { data_parallel_size: 0, ..ModelLimits::default() }, "--data-parallel-size"),
             (ModelLimits { data_parallel_size: 1000, ..ModelLimits::default() }, "--data-parallel-size"),
+            (ModelLimits { tensor_parallel_size: 0, ..ModelLimits::default() }, "--tensor-parallel-size"),
+            (ModelLimits { tensor_parallel_size: 65, ..ModelLimits::default() }, "--tensor-parallel-size"),
             (ModelLimits { block_size: 12, ..ModelLimits::default() }, "--block-size"),
             (ModelLimits { memory_share_permille: 0, ..ModelLimits::default() }, "--gpu-memory-utilization"),
         ];

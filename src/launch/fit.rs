@@ -2,6 +2,7 @@
 
 use sconce_models::{KvDtype, Purpose, Source, Spec};
 
+use super::cards::Cards;
 use super::draft::source_of;
 use super::{check_devices, embed};
 use crate::bench::hardware;
@@ -89,17 +90,22 @@ pub fn forecast(
     let Some(source) = source else { return Ok(sim()) };
     let spec = read_spec(config, &source)?;
     let card_bytes = card_bytes(config, &spec, &source)?;
-    let spec = if card_bytes.is_some() { on_card(spec) } else { spec };
+    // What is shared out is plain.
+    let is_whole = config.limits.tensor_parallel_size == 1;
+    let spec = if card_bytes.is_some() && is_whole { on_card(spec) } else { spec };
     let unusable = |why: sconce_models::Error| Error::new(ErrorKind::InvalidRequest, format!("the draft model: {why}"));
     let draft = draft.and_then(|draft| source_of(&draft.files));
     let draft = draft.map(|draft| sconce_models::read_spec(&draft).map_err(unusable)).transpose()?;
     let specs: Vec<&Spec> = std::iter::once(&spec).chain(&draft).collect();
     let kv = kv_dtype(config.limits.kv_cache_dtype);
-    let (size, mut wishes) = (size(&specs, kv), wishes(&config.limits));
+    let (size, mut wishes) = (self::size(&specs, kv), wishes(&config.limits));
     let mut room = room;
     if let Some(bytes) = card_bytes {
         (room.available_bytes, room.hardware, wishes.kv_bytes_chosen_max) = (Some(bytes), None, None);
     }
+    let cards = Cards::of(&config.limits);
+    // Of each card.
+    let size = if card_bytes.is_some() { of_rank(size, &spec, cards) } else { size };
     #[cfg(feature = "pjrt")]
     let size = if matches!(config.device, crate::config::DeviceChoice::Pjrt(_)) {
         sconce_models::plain::check_spec(&spec, &source).map_err(|why| super::model::unusable(&why))?;
@@ -112,7 +118,7 @@ pub fn forecast(
     };
     let demand = demand(&spec, kv);
     let share = Share::of_cpu(&spec.weight_format);
-    let outcome = fit::plan(&size, &wishes, room.available_bytes).map(needs).map_err(|why| {
+    let outcome = fit::plan(&size, &wishes, room.available_bytes).map(|plan| needs(plan, cards)).map_err(|why| {
         let options = Options { devices: room.devices.to_vec(), ..options(&spec, &source, kv, &config.limits) };
         let advice = advice(&size, &wishes, room.available_bytes, &options);
         Refusal { why, advice: advice.iter().map(fit::advice::Advice::sentence).collect() }
@@ -148,8 +154,11 @@ fn on_card(spec: Spec) -> Spec {
     spec
 }
 
-fn needs(plan: Plan) -> Needs {
-    let Plan { memory_bytes, least_bytes, max_model_len, reasons, .. } = plan;
+fn needs(plan: Plan, Cards { ranks, .. }: Cards) -> Needs {
+    let Plan { memory_bytes, least_bytes, max_model_len, mut reasons, .. } = plan;
+    if ranks > 1 {
+        reasons.push(format!("shared out among {ranks} GPUs: memory is what each of them needs"));
+    }
     Needs { memory_bytes, least_bytes, max_model_len, choices: reasons }
 }
 
@@ -198,7 +207,7 @@ pub fn of_catalogue(entry: &Entry, room: Room<'_>) -> (Forecast, bool) {
     }
     let wishes = wishes(&ModelLimits::default());
     let share = Share::of_cpu(format);
-    let outcome = fit::plan(&size, &wishes, room.available_bytes).map(needs);
+    let outcome = fit::plan(&size, &wishes, room.available_bytes).map(|plan| needs(plan, Cards::ONE));
     let forecast = Forecast {
         what: format!("{} ({})", entry.architecture, human_bytes(weight_bytes)),
         outcome: outcome.map_err(|why| Refusal { why, advice: Vec::new() }),
@@ -259,6 +268,21 @@ pub(super) fn size(specs: &[&Spec], kv: KvDtype) -> ModelSize {
         step_bytes_per_token: specs.iter().map(|spec| step_bytes_per_token(spec)).max().unwrap_or(0),
         // In f32, as the head's matmul leaves them and as the sampler reads them.
         logits_row_bytes: 2 * 4 * specs.iter().map(|spec| spec.vocab as u64).sum::<u64>(),
+    }
+}
+
+/// What one of several ranks has of that: about, as the embedding is with each and what does not come out even differs.
+pub(super) fn of_rank(size: ModelSize, spec: &Spec, Cards { ranks, .. }: Cards) -> ModelSize {
+    let ranks = u64::from(ranks);
+    let share = |bytes: u64, part: u128, of: u128| (u128::from(bytes) * part / of.max(1)) as u64;
+    let table = (spec.vocab * spec.hidden) as u128;
+    let whole = if ranks > 1 { share(size.weight_bytes, table, spec.parameters.into()) } else { 0 };
+    let kv_heads = spec.kv_heads as u64;
+    let own_kv_heads = (kv_heads / ranks).max(1);
+    ModelSize {
+        weight_bytes: whole + (size.weight_bytes - whole.min(size.weight_bytes)).div_ceil(ranks),
+        kv_bytes_per_token: share(size.kv_bytes_per_token, own_kv_heads.into(), kv_heads.into()),
+        ..size
     }
 }
 

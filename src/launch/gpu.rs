@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use sconce_cuda::Device;
-use sconce_models::cuda::{CudaModel, CudaRunner, CudaSizes};
+use sconce_cuda::{Communicator, Device};
+use sconce_models::cuda::{CudaModel, CudaRunner, CudaSizes, Share};
 use sconce_models::{KvDtype, LoadOptions, OnProgress, Purpose, Source, Spec};
 
+use super::cards::Cards;
 use super::draft::source_of;
 use super::model::{
     Files, Job, LoadReport, LoadingBar, Running, describe, engine_config, loaded, precision, replica_name, replicas,
@@ -17,7 +18,7 @@ use super::{adapters, embed, fit, text};
 use crate::config::speculation::Speculation;
 use crate::config::{DeviceChoice, KvCacheDtype, ModelConfig, ModelLimits};
 use crate::device::fit::{ModelSize, Plan, human_bytes, plan as plan_memory};
-use crate::engine::{CudaExecutor, EngineHandle, Executor};
+use crate::engine::{CudaExecutor, EngineHandle, Executor, cuda_ranks};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::Progress;
 use crate::pool::lifecycle::NO_DEVICE_MEMORY;
@@ -28,14 +29,16 @@ use crate::pool::{ModelCard, Task};
 const BATCHED_TOKENS_LARGE: u32 = 8192;
 const BATCHED_TOKENS: u32 = 2048;
 const LARGE_MEMORY_BYTES: u64 = 70 << 30;
-/// For the library's workspace, for graphs, and for what the driver keeps for itself.
+/// For the library's workspace, for graphs, and for what the driver keeps for itself, where it was not measured.
 const RESERVE_BYTES: u64 = 640 << 20;
+/// Beside what was measured.
+const MARGIN_BYTES: u64 = 128 << 20;
 
 /// What --models-memory counts is the machine's own memory: on a GPU a model takes none of it that lasts.
 pub(super) const MEMORY: Memory = Memory { weights_bytes: 0, kv_bytes: 0, step_bytes: 0 };
 
-/// The GPUs that `choice` means for so many replicas, by their numbers; none is another device. Opens none.
-pub(super) fn ordinals(choice: &DeviceChoice, replicas: u32) -> Result<Range<u32>> {
+/// The GPUs that `choice` means for so many cards, by their numbers; none is another device. Opens none.
+pub(super) fn ordinals(choice: &DeviceChoice, cards: Cards) -> Result<Range<u32>> {
     let first = match *choice {
         DeviceChoice::Cpu | DeviceChoice::Pjrt(_) => return Ok(0..0),
         // The stand-in is for who names it.
@@ -54,25 +57,27 @@ pub(super) fn ordinals(choice: &DeviceChoice, replicas: u32) -> Result<Range<u32
     if *choice == DeviceChoice::Auto && count == 0 {
         return Ok(0..0);
     }
-    let end = first.saturating_add(replicas);
-    if replicas > 1 && end > count {
+    let end = first.saturating_add(cards.count());
+    if cards != Cards::ONE && end > count {
         let message = format!(
-            "--data-parallel-size {replicas} from cuda:{first} on takes GPUs up to cuda:{}, and there are {count}, from \
-             cuda:0 on; ask for fewer replicas, or begin at another --device",
+            "{cards} from cuda:{first} on takes GPUs up to cuda:{}, and there are {count}, from cuda:0 on; ask for fewer, \
+             or begin at another --device",
             end - 1
         );
-        return Err(Error::new(ErrorKind::Unavailable, message).with_param("--data-parallel-size"));
+        return Err(Error::new(ErrorKind::Unavailable, message).with_param(cards.flag()));
     }
     Ok(first..end)
 }
 
 /// The same, opened. Who names a GPU gets it or an error, and who wants several gets all of them.
-pub(super) fn devices(choice: &DeviceChoice, replicas: u32) -> Result<Vec<Device>> {
+pub(super) fn devices(choice: &DeviceChoice, cards: Cards) -> Result<Vec<Device>> {
     let mut devices = Vec::new();
-    for ordinal in ordinals(choice, replicas)? {
+    for ordinal in ordinals(choice, cards)? {
         match open(ordinal) {
             Ok(device) => devices.push(device),
-            Err(why) if *choice == DeviceChoice::Auto && replicas == 1 => tracing::info!("running on the CPU: {why}"),
+            Err(why) if *choice == DeviceChoice::Auto && cards == Cards::ONE => {
+                tracing::info!("running on the CPU: {why}")
+            }
             Err(why) => return Err(impossible(ordinal, &why)),
         }
     }
@@ -87,7 +92,12 @@ fn impossible(ordinal: u32, why: &sconce_cuda::Error) -> Error {
 /// The GPU that `choice` names.
 pub fn named(choice: &DeviceChoice) -> Result<Device> {
     let none = || Error::new(ErrorKind::Unavailable, "there is no GPU that this program can use");
-    devices(choice, 1)?.pop().ok_or_else(none)
+    devices(choice, Cards::ONE)?.pop().ok_or_else(none)
+}
+
+/// So many GPUs from the one that `choice` names, for one model.
+pub fn several(choice: &DeviceChoice, ranks: u32) -> Result<Vec<Device>> {
+    devices(choice, Cards { ranks, ..Cards::ONE })
 }
 
 #[cfg(feature = "cuda")]
@@ -115,7 +125,7 @@ fn count() -> sconce_cuda::Result<u32> {
 
 /// As [`devices`]; without a wish for a certain one, models that it has no kernels for go to the CPU.
 pub(super) fn devices_for(config: &ModelConfig, spec: &Spec, source: &Source) -> Result<Vec<Device>> {
-    let devices = devices(&config.device, config.limits.data_parallel_size)?;
+    let devices = devices(&config.device, Cards::of(&config.limits))?;
     match sconce_models::cuda::check(spec, source) {
         Err(why) if config.device == DeviceChoice::Auto && !devices.is_empty() => {
             tracing::info!("running on the CPU: {why}");
@@ -128,11 +138,11 @@ pub(super) fn devices_for(config: &ModelConfig, spec: &Spec, source: &Source) ->
 
 /// Whether a model will be on GPUs, as far as can be said without opening any.
 pub(super) fn takes(config: &ModelConfig, spec: &Spec, source: &Source) -> Result<bool> {
-    let is_wanted = !ordinals(&config.device, config.limits.data_parallel_size)?.is_empty();
+    let is_wanted = !ordinals(&config.device, Cards::of(&config.limits))?.is_empty();
     Ok(is_wanted && sconce_models::cuda::check(spec, source).is_ok())
 }
 
-/// Loads weights onto each of `devices`, measures what is left, and starts an engine on each.
+/// Loads weights onto each of `devices`, measures what is left, and starts an engine on each, or on as many as share it.
 pub(super) fn load(
     job: &Job<'_>,
     (source, spec, devices): (Source, Spec, &[Device]),
@@ -141,20 +151,30 @@ pub(super) fn load(
 ) -> Result<(Loaded, Memory, LoadReport)> {
     let config = job.config;
     refuse(config)?;
+    check_ranks(config, &source)?;
+    let cards = Cards::of(&config.limits);
     let parts = text::read(&source, spec.vocab, config.chat_template.as_deref())?;
+    let groups = connected(devices, cards)?;
     let free_before = memory_free(&devices[0])?;
-    let models = load_all(config, &source, devices, LoadingBar::new(progress, card.id.clone()))?;
+    let shown = LoadingBar::new(Arc::clone(&progress), card.id.clone());
+    let models = load_all(config, &source, devices, shown)?;
     let weights_bytes = free_before.saturating_sub(memory_free(&devices[0])?);
+    let (models, reserve_bytes) = measure(models, cards, &config.limits)?;
     // One plan for all, from the card that has least left: replicas are alike.
     let free = devices.iter().map(memory_free).collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or(0);
-    let plan = plan(&models[0], &config.limits, free)?;
+    let plan = plan(&models[0], &config.limits, free, reserve_bytes)?;
     let sizes = sizes(&plan, &config.limits);
     let placed = models[0].spec().clone();
-    let mut engines = Vec::with_capacity(models.len());
-    for (replica, model) in (0..).zip(models) {
+    let mut engines = Vec::with_capacity(groups.len());
+    let mut models = models.into_iter();
+    for (replica, group) in (0..).zip(groups) {
         let name = replica_name(&card.id, replica);
+        let own: Vec<CudaModel> = models.by_ref().take(cards.ranks as usize).collect();
+        let (threads, mut shown) = (name.clone(), WarmUp::new(Arc::clone(&progress), name.clone()));
         let engine = EngineHandle::start(&name, engine_config(&plan, &config.limits), move || {
-            Ok(Box::new(CudaExecutor::new(model, sizes)?) as Box<dyn Executor>)
+            let mut executor = executor(&threads, own, group, sizes)?;
+            executor.warm_up(&mut |done, total| shown.update(done, total))?;
+            Ok(executor)
         });
         engines.push(engine.map_err(|why| Error::new(ErrorKind::Unavailable, why))?);
     }
@@ -163,7 +183,7 @@ pub(super) fn load(
     let report = LoadReport {
         id: card.id.clone(),
         what: describe(&placed),
-        device: line(devices),
+        device: line(devices, cards),
         choices: plan.reasons.iter().cloned().chain(placed.notes.clone()).collect(),
         predicted: Some(format!("{expected} of GPU memory{each}")),
         load_time: Duration::ZERO,
@@ -177,6 +197,59 @@ pub(super) fn load(
     Ok((Loaded { asleep_bytes, ..loaded }, MEMORY, report))
 }
 
+/// What steps take beyond what is allocated for them, seen on the first GPU before the cache takes the rest of it.
+fn measure(mut models: Vec<CudaModel>, cards: Cards, limits: &ModelLimits) -> Result<(Vec<CudaModel>, u64)> {
+    if cards.ranks > 1 {
+        return Ok((models, RESERVE_BYTES));
+    }
+    let first = models.remove(0);
+    let sizes = wanted_sizes(&first, limits, batched_tokens(&first, limits));
+    let (first, beyond_bytes) = CudaRunner::measure(first, sizes)
+        .map_err(|why| Error::new(ErrorKind::Unavailable, format!("the GPU fails at its first steps: {why}")))?;
+    models.insert(0, first);
+    Ok((models, beyond_bytes.map_or(RESERVE_BYTES, |bytes| bytes + MARGIN_BYTES)))
+}
+
+/// The ends of each replica's ranks; none where a replica is whole.
+fn connected(devices: &[Device], cards: Cards) -> Result<Vec<Vec<Communicator>>> {
+    let connect = |group: &[Device]| match group {
+        [_] => Ok(Vec::new()),
+        several => Communicator::connect(several),
+    };
+    let groups: sconce_cuda::Result<_> = devices.chunks(cards.ranks as usize).map(connect).collect();
+    groups.map_err(|why| {
+        let message = format!("{cards} is not possible: {why}");
+        Error::new(ErrorKind::Unavailable, message).with_param("--tensor-parallel-size")
+    })
+}
+
+/// Of a whole model, or of all its ranks.
+fn executor(
+    name: &str,
+    mut models: Vec<CudaModel>,
+    ends: Vec<Communicator>,
+    sizes: CudaSizes,
+) -> std::result::Result<Box<dyn Executor>, String> {
+    match models.pop() {
+        Some(whole) if ends.is_empty() => Ok(Box::new(CudaExecutor::new(whole, sizes)?)),
+        last => {
+            models.extend(last);
+            Ok(Box::new(cuda_ranks(name, models.into_iter().zip(ends).collect(), sizes)?))
+        }
+    }
+}
+
+/// Whether the model can be shared out as is wanted. Reads headers.
+fn check_ranks(config: &ModelConfig, source: &Source) -> Result<()> {
+    let ranks = config.limits.tensor_parallel_size as usize;
+    if ranks == 1 {
+        return Ok(());
+    }
+    let format = config.limits.quantize.as_ref().map(|quantize| quantize.format);
+    let checked = sconce_models::cuda::check_share(source, format, ranks);
+    checked.map_err(|why| unusable(&why).with_param("--tensor-parallel-size"))
+}
+
 /// Whether a model seems to fit beside what is on its GPUs: where weights and the smallest cache do not, nothing of it need
 /// be read.
 pub(super) fn seems_to_fit(config: &ModelConfig, files: &Files) -> Result<bool> {
@@ -186,16 +259,18 @@ pub(super) fn seems_to_fit(config: &ModelConfig, files: &Files) -> Result<bool> 
     }
     let spec = fit::read_spec(config, &source)?;
     let Some(available) = available_on(config, &spec, &source)? else { return Ok(true) };
-    let spec = sconce_models::cuda::on_gpu(spec);
+    let spec = if config.limits.tensor_parallel_size == 1 { sconce_models::cuda::on_gpu(spec) } else { spec };
     let size = fit::size(&[&spec], fit::kv_dtype(config.limits.kv_cache_dtype));
+    let size = fit::of_rank(size, &spec, Cards::of(&config.limits));
     let wishes = crate::device::fit::Wishes { kv_bytes_chosen_max: None, ..fit::wishes(&config.limits) };
     Ok(plan_memory(&size, &wishes, Some(available)).is_ok())
 }
 
-/// The weights on each device, in their order: all at once, so that many take about as long as one.
+/// The weights on each device, or its share of them, in their order: all at once, so that many take about as long as one.
 fn load_all(config: &ModelConfig, source: &Source, devices: &[Device], shown: LoadingBar) -> Result<Vec<CudaModel>> {
     let quantises = config.limits.quantize.is_some();
-    let load = |device: &Device, progress: Option<OnProgress>| {
+    let ranks = config.limits.tensor_parallel_size as usize;
+    let load = |(number, device): (usize, &Device), progress: Option<OnProgress>| {
         let options = LoadOptions {
             precision: precision(&config.limits),
             max_model_len: config.limits.max_model_len,
@@ -203,15 +278,16 @@ fn load_all(config: &ModelConfig, source: &Source, devices: &[Device], shown: Lo
             progress,
             ..Default::default()
         };
-        CudaModel::load(source, device, options).map_err(|why| match why.lacks_device_memory() {
+        let share = Share { rank: number % ranks, ranks };
+        CudaModel::load_share(source, device, options, share).map_err(|why| match why.lacks_device_memory() {
             true => lacks_memory(format!("the weights do not fit on the GPU: {why}")),
             false => unusable(&why),
         })
     };
-    let load_first = || load(&devices[0], Some(Box::new(move |done, total| shown.update(done, total))));
+    let load_first = || load((0, &devices[0]), Some(Box::new(move |done, total| shown.update(done, total))));
     std::thread::scope(|scope| {
         let spawn_others = || {
-            let others = devices[1..].iter();
+            let others = devices.iter().enumerate().skip(1);
             others.map(|device| scope.spawn(move || load(device, None))).collect::<Vec<_>>()
         };
         // What is quantised is written to a cache once, by the first; the others find it there.
@@ -233,6 +309,28 @@ fn memory_free(device: &Device) -> Result<u64> {
     device.memory_free().map_err(|why| Error::new(ErrorKind::Unavailable, format!("the GPU: {why}")))
 }
 
+/// Says how far the first steps are, where they take long enough to be asked about.
+struct WarmUp {
+    progress: Arc<dyn Progress>,
+    name: String,
+    said: Instant,
+}
+
+impl WarmUp {
+    const SAID_AFTER: Duration = Duration::from_secs(2);
+
+    fn new(progress: Arc<dyn Progress>, name: String) -> Self {
+        Self { progress, name, said: Instant::now() }
+    }
+
+    fn update(&mut self, done: usize, total: usize) {
+        if done < total && self.said.elapsed() > Self::SAID_AFTER {
+            self.said = Instant::now();
+            self.progress.note(&format!("{}: recording the GPU's steps, {done} of {total} done", self.name));
+        }
+    }
+}
+
 /// What the engine cannot do on a GPU yet.
 fn refuse(config: &ModelConfig) -> Result<()> {
     adapters::refuse(&config.lora, "a model on a GPU")?;
@@ -243,29 +341,36 @@ fn refuse(config: &ModelConfig) -> Result<()> {
     Ok(())
 }
 
+/// A step's token budget.
+fn batched_tokens(model: &CudaModel, limits: &ModelLimits) -> u32 {
+    let is_large = model.device().info().memory_bytes >= LARGE_MEMORY_BYTES;
+    let usual = if is_large { BATCHED_TOKENS_LARGE } else { BATCHED_TOKENS };
+    limits.max_num_batched_tokens.unwrap_or(usual).max(1)
+}
+
+/// What is asked for, without a cache.
+fn wanted_sizes(model: &CudaModel, limits: &ModelLimits, max_num_batched_tokens: u32) -> CudaSizes {
+    CudaSizes {
+        max_num_seqs: limits.max_num_seqs,
+        max_num_batched_tokens,
+        max_model_len: limits.max_model_len.unwrap_or(model.spec().context_max),
+        blocks: 0,
+        block_size: limits.block_size,
+        kv_dtype: kv_dtype(limits.kv_cache_dtype),
+    }
+}
+
 /// Plans for a device whose memory already holds the weights.
-fn plan(model: &CudaModel, limits: &ModelLimits, free: u64) -> Result<Plan> {
+fn plan(model: &CudaModel, limits: &ModelLimits, free: u64, reserve_bytes: u64) -> Result<Plan> {
     let (spec, info) = (model.spec(), model.device().info());
-    let batched = if info.memory_bytes >= LARGE_MEMORY_BYTES { BATCHED_TOKENS_LARGE } else { BATCHED_TOKENS };
-    let batched = limits.max_num_batched_tokens.unwrap_or(batched).max(1);
-    let of_tokens = |max_num_batched_tokens| {
-        let max_model_len = limits.max_model_len.unwrap_or(spec.context_max);
-        let sizes = CudaSizes {
-            max_num_seqs: limits.max_num_seqs,
-            max_num_batched_tokens,
-            max_model_len,
-            blocks: 0,
-            block_size: limits.block_size,
-            kv_dtype: kv_dtype(limits.kv_cache_dtype),
-        };
-        CudaRunner::scratch_bytes(model, sizes)
-    };
+    let batched = batched_tokens(model, limits);
+    let of_tokens = |tokens| CudaRunner::scratch_bytes(model, wanted_sizes(model, limits, tokens));
     // A step's bytes grow with its tokens from a fixed part on, which is counted like weights that are still to come.
     let least = limits.max_num_seqs;
     let step_bytes_per_token = (of_tokens(least + 1024) - of_tokens(least)) / 1024;
     let fixed = of_tokens(least).saturating_sub(step_bytes_per_token * u64::from(least));
     let size = ModelSize {
-        weight_bytes: fixed + RESERVE_BYTES,
+        weight_bytes: fixed + reserve_bytes,
         kv_bytes_per_token: CudaRunner::kv_bytes_per_token(model, kv_dtype(limits.kv_cache_dtype)),
         state_bytes: 0,
         context_max: spec.context_max,
@@ -289,7 +394,11 @@ fn lacks_memory(why: String) -> Error {
 /// What `sconce doctor` plans with, on the card that has least: `None` where the model would start on the CPU.
 pub(super) fn available_on(config: &ModelConfig, spec: &Spec, source: &Source) -> Result<Option<u64>> {
     let mut least: Option<u64> = None;
-    for device in devices_for(config, spec, source)? {
+    let devices = devices_for(config, spec, source)?;
+    if !devices.is_empty() {
+        check_ranks(config, source)?;
+    }
+    for device in devices {
         let free = memory_free(&device)?.saturating_sub(RESERVE_BYTES);
         let available = available(device.info().memory_bytes, free, config.limits.memory_share_permille);
         least = Some(least.map_or(available, |least| least.min(available)));
@@ -320,12 +429,17 @@ fn kv_dtype(wanted: KvCacheDtype) -> Option<KvDtype> {
     (wanted != KvCacheDtype::Auto).then(|| fit::kv_dtype(wanted))
 }
 
-fn line(devices: &[Device]) -> String {
+fn line(devices: &[Device], cards: Cards) -> String {
     let info = devices[0].info();
     let (major, minor) = info.compute_capability;
     let times = if devices.len() > 1 { format!("{} x ", devices.len()) } else { String::new() };
     let memory = human_bytes(info.memory_bytes);
-    format!("{times}{}, {memory} of memory, compute capability {major}.{minor}", info.name)
+    let shared = match cards {
+        Cards { ranks: 1, .. } => String::new(),
+        Cards { replicas: 1, .. } => ", with a share of the model each".to_owned(),
+        Cards { replicas, ranks } => format!(", {replicas} replicas shared out among {ranks} each"),
+    };
+    format!("{times}{}, {memory} of memory, compute capability {major}.{minor}{shared}", info.name)
 }
 
 #[cfg(test)]

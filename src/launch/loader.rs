@@ -6,6 +6,8 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::apart::apart;
+#[cfg(feature = "gpu")]
+use super::cards::Cards;
 use super::model::{self, Files};
 use super::{Planned, load_one};
 use crate::error::Result;
@@ -66,7 +68,7 @@ impl Loader for ModelLoader {
     fn gpus(&self) -> std::ops::Range<u32> {
         let config = &self.planned.config;
         // Whoever names GPUs that there are not was told at the start.
-        super::gpu::ordinals(&config.device, config.limits.data_parallel_size).unwrap_or(0..0)
+        super::gpu::ordinals(&config.device, Cards::of(&config.limits)).unwrap_or(0..0)
     }
 
     #[cfg(feature = "gpu")]

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod apart;
+mod cards;
 mod draft;
 mod embed;
 pub mod fit;
@@ -36,6 +37,7 @@ use crate::pool::local::{Held, LocalMember, Memory};
 use crate::pool::{Model, ModelCard, Pool, Shared, Task};
 use crate::telemetry::Metrics;
 use apart::apart;
+use cards::Cards;
 use workers::Workers;
 
 pub use model::LoadReport;
@@ -283,16 +285,19 @@ fn unix_time_s() -> u64 {
 
 /// As [`check_device`], for all replicas of a model. The simulated one takes no device.
 fn check_devices(config: &ModelConfig, is_simulated: bool) -> Result<()> {
-    let replicas = config.limits.data_parallel_size;
-    if replicas == 1 || is_simulated {
+    let cards = Cards::of(&config.limits);
+    if is_simulated {
+        cards.check_whole("the simulated model")?;
+    }
+    if cards == Cards::ONE || is_simulated {
         return check_device(&config.device);
     }
     #[cfg(feature = "gpu")]
-    if !gpu::ordinals(&config.device, replicas)?.is_empty() {
+    if !gpu::ordinals(&config.device, cards)?.is_empty() {
         return Ok(());
     }
     check_device(&config.device)?;
-    Err(model::one_replica_only("a model on the CPU or through a pjrt plugin"))
+    cards.check_one("a model on the CPU or through a pjrt plugin")
 }
 
 /// Never falls back in silence: who names a GPU or a plugin gets it or an error.
@@ -300,7 +305,7 @@ pub fn check_device(device: &DeviceChoice) -> Result<()> {
     match device {
         DeviceChoice::Auto | DeviceChoice::Cpu => Ok(()),
         #[cfg(feature = "gpu")]
-        DeviceChoice::Cuda(_) => gpu::devices(device, 1).map(|_| ()),
+        DeviceChoice::Cuda(_) => gpu::devices(device, Cards::ONE).map(|_| ()),
         #[cfg(not(feature = "gpu"))]
         DeviceChoice::Cuda(index) => Err(Error::new(
             ErrorKind::Unavailable,

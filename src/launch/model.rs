@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use sconce_models::{LoadOptions, Precision, Purpose, Source, Spec};
 
+use super::cards::Cards;
 use super::draft::{Draft, source_of};
 use super::{adapters, embed, fit, packed, synthetic, text};
 use crate::config::speculation::Speculation;
@@ -107,17 +108,10 @@ pub(super) fn check_purpose(config: &ModelConfig, source: Option<&Source>, purpo
         let why = "--device pjrt:PATH runs models that have weights and generate text; use --device cpu for others";
         return Err(Error::invalid("--device", why));
     }
-    if config.limits.data_parallel_size > 1 && purpose != Purpose::Generate {
-        return Err(one_replica_only("a model that makes vectors or scores"));
+    if purpose != Purpose::Generate {
+        Cards::of(&config.limits).check_one("a model that makes vectors or scores")?;
     }
     Ok(())
-}
-
-pub(super) fn one_replica_only(what: &str) -> Error {
-    let message = format!(
-        "--data-parallel-size: {what} has one replica; leave it out, or put replicas on GPUs of their own with --device cuda"
-    );
-    Error::invalid("--data-parallel-size", message)
 }
 
 /// What [`load`] would take if the machine had nothing else to do.
@@ -164,9 +158,7 @@ fn load_weights(
             return super::gpu::load(job, (source, spec, &devices), card, progress);
         }
     }
-    if config.limits.data_parallel_size > 1 {
-        return Err(one_replica_only("a model on the CPU"));
-    }
+    Cards::of(&config.limits).check_one("a model on the CPU")?;
     load_on_cpu(job, (source, spec), card, progress)
 }
 

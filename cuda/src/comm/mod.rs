@@ -43,7 +43,7 @@ pub struct Communicator {
 #[derive(Clone)]
 pub struct Breaker(Arc<Group>);
 
-/// While it lives, the communicator is not taken apart (or only after some seconds, lest a call that hangs holds up all).
+/// While it lives, the communicator is not aborted (or only after some seconds, lest a call that hangs holds up all).
 pub struct Entered {
     group: Arc<Group>,
     rank: usize,
@@ -195,7 +195,7 @@ impl Group {
 fn connect(devices: &[Device]) -> Result<BackEnd> {
     let ordinals: Vec<i32> = devices.iter().filter_map(Device::ordinal).collect();
     if ordinals.len() == devices.len() {
-        return Ok(BackEnd::Nccl(devices[0].on_stream(|_| nccl::Comms::connect(&ordinals))?));
+        return Ok(BackEnd::Nccl(devices[0].on_stream(|_| nccl::Comms::connect(devices, &ordinals))?));
     }
     #[cfg(feature = "host")]
     if ordinals.is_empty() {

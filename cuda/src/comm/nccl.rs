@@ -1,20 +1,25 @@
 //! NCCL, opened at run time.
 //!
-//! A rank's handle is used by its own thread, and taken apart by whoever finds that something failed. That may be while the
+//! A rank's handle is used by its own thread, and aborted when something failed, for all ranks at once. That may be while the
 //! rank's thread is inside of a call: calls are counted, and the handle is aborted when none is under way, or after
-//! [`PATIENCE`] all the same, because a call may be what waits for a rank that does not come (NCCL allows an abort then).
+//! [`PATIENCE`] all the same, because a call may be what waits for a rank that does not come (NCCL allows an abort then). An
+//! abort ends what is under way on the GPU at once, but returns only when no graph is left that has work of the communicator,
+//! and graphs go with their ranks: so each handle is aborted in a thread of its own, for which nobody waits, and which keeps
+//! the device open until then.
 //!
-//! Nothing here has run: no machine with several GPUs was at hand.
+//! Nothing here has run with NCCL: no machine with several GPUs was at hand. A test compiles a library in its place that has
+//! the same functions and checks what it is handed.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::null_mut;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use libloading::Library;
 
 use super::Collective;
+use crate::device::Device;
 use crate::error::{Error, Result, driver};
 use crate::memory::Slice;
 
@@ -46,10 +51,12 @@ struct Nccl {
 /// The handles of all ranks.
 pub(super) struct Comms {
     nccl: &'static Nccl,
-    members: Vec<Member>,
+    members: Vec<Arc<Member>>,
 }
 
 struct Member {
+    /// Open as long as the handle may be in use.
+    _device: Device,
     /// Null once it was aborted.
     handle: AtomicPtr<c_void>,
     /// Calls that are under way.
@@ -57,9 +64,10 @@ struct Member {
 }
 
 impl Nccl {
-    fn open() -> std::result::Result<Self, String> {
+    /// By the first of these names, or paths, that is there.
+    fn open(names: &[&str]) -> std::result::Result<Self, String> {
         // SAFETY: opening it runs its initialisers, which are those of a well-known library.
-        let library = NAMES.iter().find_map(|name| unsafe { Library::new(name) }.ok());
+        let library = names.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
         let library = library.ok_or(
             "libnccl.so.2 was not found, which GPUs need to compute one model together: install NCCL (libnccl2, or the \
              Python package nvidia-nccl) and add its folder to LD_LIBRARY_PATH, or use --tensor-parallel-size 1",
@@ -84,7 +92,7 @@ impl Nccl {
 
     fn get() -> Result<&'static Self> {
         static NCCL: OnceLock<std::result::Result<Nccl, String>> = OnceLock::new();
-        NCCL.get_or_init(Self::open).as_ref().map_err(|why| Error::NoDevice(why.clone()))
+        NCCL.get_or_init(|| Self::open(&NAMES)).as_ref().map_err(|why| Error::NoDevice(why.clone()))
     }
 
     fn text(&self, code: c_int) -> String {
@@ -100,15 +108,20 @@ impl Nccl {
 
 impl Comms {
     /// One of each of these GPUs. One call makes those of all ranks, so that none waits for another that fails.
-    pub fn connect(ordinals: &[i32]) -> Result<Self> {
-        let nccl = Nccl::get()?;
+    pub fn connect(devices: &[Device], ordinals: &[i32]) -> Result<Self> {
+        Self::by(Nccl::get()?, devices, ordinals)
+    }
+
+    fn by(nccl: &'static Nccl, devices: &[Device], ordinals: &[i32]) -> Result<Self> {
         let mut handles: Vec<Handle> = vec![null_mut(); ordinals.len()];
         let ranks = c_int::try_from(ordinals.len()).map_err(|_| driver("NCCL", "too many ranks"))?;
         // SAFETY: both arrays have so many elements.
         let code = unsafe { (nccl.init_all)(handles.as_mut_ptr(), ranks, ordinals.as_ptr()) };
         nccl.check("connecting the GPUs", code)?;
-        let member = |handle| Member { handle: AtomicPtr::new(handle), calls: AtomicUsize::new(0) };
-        Ok(Self { nccl, members: handles.into_iter().map(member).collect() })
+        let member = |(handle, device): (Handle, &Device)| {
+            Arc::new(Member { _device: device.clone(), handle: AtomicPtr::new(handle), calls: AtomicUsize::new(0) })
+        };
+        Ok(Self { nccl, members: handles.into_iter().zip(devices).map(member).collect() })
     }
 
     /// Begins a call of a rank; false, and none has begun, once its handle is gone.
@@ -158,19 +171,23 @@ impl Comms {
         self.nccl.check(name, code)
     }
 
-    /// Ends what is under way on all ranks, and takes their handles apart.
+    /// Ends what is under way on all ranks, soon, and takes their handles apart when they are not needed any more.
     pub fn abort(&self) {
-        let until = Instant::now() + PATIENCE;
         for member in &self.members {
-            let handle = member.handle.swap(null_mut(), Ordering::SeqCst);
-            if handle.is_null() {
+            let handle = AtomicPtr::new(member.handle.swap(null_mut(), Ordering::SeqCst));
+            if handle.load(Ordering::SeqCst).is_null() {
                 continue;
             }
-            while member.calls.load(Ordering::SeqCst) > 0 && Instant::now() < until {
-                std::thread::sleep(LOOK);
-            }
-            // SAFETY: nobody finds the handle any more; who is still inside of a call waits for what the abort ends.
-            let _ = unsafe { (self.nccl.abort)(handle) };
+            let (nccl, member) = (self.nccl, Arc::clone(member));
+            // Without a thread the handle is left as it is: better than to wait for ever.
+            let _ = std::thread::Builder::new().name("nccl-abort".to_owned()).spawn(move || {
+                let until = Instant::now() + PATIENCE;
+                while member.calls.load(Ordering::SeqCst) > 0 && Instant::now() < until {
+                    std::thread::sleep(LOOK);
+                }
+                // SAFETY: nobody finds the handle any more; who is still inside of a call waits for what the abort ends.
+                let _ = unsafe { (nccl.abort)(handle.into_inner()) };
+            });
         }
     }
 }
@@ -180,3 +197,6 @@ impl Drop for Comms {
         self.abort();
     }
 }
+
+#[cfg(all(test, feature = "host"))]
+mod tests;

@@ -36,7 +36,11 @@ impl CudaRunner {
             // The second time it is recorded.
             for _ in 0..2 {
                 self.run_padding(shape)?;
-                self.sample_padding(padded)?;
+                if self.model.share().rank == 0 {
+                    self.sample_padding(padded)?;
+                } else {
+                    self.device().synchronize()?;
+                }
             }
             report(2 + done, total);
         }
