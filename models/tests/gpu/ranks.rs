@@ -116,6 +116,18 @@ fn families_on_four_devices() {
     assert!(checked > 8 || device_sets(4).is_empty(), "only {checked} fixtures were checked");
 }
 
+/// One rank of one computes what a model that is not shared out does, to the bit.
+#[test]
+fn one_rank_is_the_whole() {
+    for devices in device_sets(1) {
+        for name in ["llama3", "cohere", "gemma2_q8_0", "gpt_oss_bf16", "qwen2_moe"] {
+            let mut one = group(name, &devices, Precision::Fast).unwrap();
+            let mut whole = runner(name, &devices[0], Precision::Fast).unwrap();
+            assert_eq!(bits(&steps(name, &mut one)), bits(&steps(name, &mut whole)), "{name}");
+        }
+    }
+}
+
 /// What is not shared out says why, and which sizes would do.
 #[test]
 fn models_that_cannot_be_shared_out_say_so() {
