@@ -41,7 +41,7 @@ fn break_off(rank: &CudaRunner, error: &Error) {
 fn device_sets(ranks: usize) -> Vec<Vec<Device>> {
     let mut sets = Vec::new();
     #[cfg(feature = "cuda-host")]
-    sets.push((0..ranks).map(|_| Device::host()).collect());
+    sets.extend([(0..ranks).map(|_| Device::host()).collect()]);
     #[cfg(feature = "cuda")]
     match Device::count() {
         Ok(count) if count as usize >= ranks => {
@@ -207,7 +207,7 @@ fn a_rank_that_fails_holds_up_nobody() {
         let mut group = group("llama3", &devices, Precision::High).unwrap();
         steps("llama3", &mut group);
         let prompt = goldens("llama3").remove(0).prompt;
-        let good = batch(&[prompt.clone()], &[Part { sequence: 0, start: 0, count: prompt.len() }], false);
+        let good = batch(std::slice::from_ref(&prompt), &[Part { sequence: 0, start: 0, count: prompt.len() }], false);
         let bad = BatchInput { context_lens: vec![CONTEXT + 1], ..good.clone() };
         let mut logits = Logits::default();
         let errors: Vec<String> = std::thread::scope(|scope| {
