@@ -116,11 +116,15 @@ impl RankedExecutor {
 
     /// Waits for the answers of all other ranks to what they were told last. Bytes of those that went to sleep.
     fn settle(&mut self) -> Result<u64, WakeError> {
-        self.others.iter_mut().fold(Ok(0), |bytes, other| match (bytes, other.answer()) {
-            (Ok(bytes), Ok(more)) => Ok(bytes + more),
-            (Err(WakeError::Memory(_)), Err(error @ WakeError::Failed(_))) | (Ok(_), Err(error)) => Err(error),
-            (Err(error), _) => Err(error),
-        })
+        let mut all = Ok(0);
+        for other in &mut self.others {
+            all = match (all, other.answer()) {
+                (Ok(bytes), Ok(more)) => Ok(bytes + more),
+                (Err(WakeError::Memory(_)), Err(error @ WakeError::Failed(_))) | (Ok(_), Err(error)) => Err(error),
+                (Err(error), _) => Err(error),
+            };
+        }
+        all
     }
 
     /// The step is over when all ranks' parts are.

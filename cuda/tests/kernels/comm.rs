@@ -15,7 +15,7 @@ const LENS: [usize; 5] = [1, 3, 64, 257, 5003];
 fn groups(ranks: usize) -> Vec<Vec<Device>> {
     let mut groups = Vec::new();
     #[cfg(feature = "host")]
-    groups.push((0..ranks).map(|_| Device::host()).collect());
+    groups.extend([(0..ranks).map(|_| Device::host()).collect()]);
     #[cfg(feature = "driver")]
     match Device::count() {
         Ok(count) if count as usize >= ranks => {

@@ -289,7 +289,9 @@ fn obstacle(spec: &Spec, blocks: &Blocks, ranks: usize) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use sconce_kernels::Weight;
+    use std::sync::Arc;
+
+    use sconce_kernels::{GgmlType, Weight};
 
     use super::{Cut, Share};
     use crate::load::{Source, open};
@@ -331,6 +333,24 @@ mod tests {
         assert_eq!(rows("tiny", 2, LayerPart::GateUp, 256)[1], [range(64, 128), range(192, 256)].concat());
         assert_eq!(rows("tiny", 2, LayerPart::Router, 8)[1], range(0, 8));
         assert_eq!(rows("tiny", 1, LayerPart::Query, 64), [range(0, 64)]);
+    }
+
+    #[test]
+    fn columns_are_cut_out_of_every_row() {
+        let (spec, weights) = open(&Source::Dummy("tiny".to_owned())).expect("a known shape");
+        let whole = Weight::from_f32(2, 64, range(0, 128)).expect("so many values");
+        for (rank, part) in [(0, LayerPart::Output), (1, LayerPart::Output), (1, LayerPart::Down)] {
+            let cut = Cut::new(&spec, &weights, Share { rank, ranks: 2 });
+            let own = cut.weight(Part::Layer(0, part), &whole).expect("it can be cut");
+            let mut row = vec![0.0; 32];
+            own.row_f32(1, &mut row);
+            let first = 64 + 32 * rank as u16;
+            assert_eq!((own.out(), row), (2, range(first, first + 32)));
+        }
+        let blocks = Weight::new(GgmlType::Q4_0, 1, 64, Arc::new(vec![0_u8; 36]), 0).expect("two blocks");
+        assert_eq!(blocks.columns(32, 32).expect("a block").bytes().len(), 18);
+        let error = blocks.columns(16, 32).expect_err("half a block").to_string();
+        assert!(error.contains("no whole Q4_0 blocks of 32"), "{error}");
     }
 
     #[test]

@@ -41,7 +41,7 @@ fn break_off(rank: &CudaRunner, error: &Error) {
 fn device_sets(ranks: usize) -> Vec<Vec<Device>> {
     let mut sets = Vec::new();
     #[cfg(feature = "cuda-host")]
-    sets.push((0..ranks).map(|_| Device::host()).collect());
+    sets.extend([(0..ranks).map(|_| Device::host()).collect()]);
     #[cfg(feature = "cuda")]
     match Device::count() {
         Ok(count) if count as usize >= ranks => {
@@ -114,6 +114,18 @@ fn families_on_two_devices_fourth_share() {
 fn families_on_four_devices() {
     let checked: usize = (0..4).map(|first| check_share_of_fixtures(first, 4)).sum();
     assert!(checked > 8 || device_sets(4).is_empty(), "only {checked} fixtures were checked");
+}
+
+/// One rank of one computes what a model that is not shared out does, to the bit.
+#[test]
+fn one_rank_is_the_whole() {
+    for devices in device_sets(1) {
+        for name in ["llama3", "cohere", "gemma2_q8_0", "gpt_oss_bf16", "qwen2_moe"] {
+            let mut one = group(name, &devices, Precision::Fast).unwrap();
+            let mut whole = runner(name, &devices[0], Precision::Fast).unwrap();
+            assert_eq!(bits(&steps(name, &mut one)), bits(&steps(name, &mut whole)), "{name}");
+        }
+    }
 }
 
 /// What is not shared out says why, and which sizes would do.
@@ -195,7 +207,7 @@ fn a_rank_that_fails_holds_up_nobody() {
         let mut group = group("llama3", &devices, Precision::High).unwrap();
         steps("llama3", &mut group);
         let prompt = goldens("llama3").remove(0).prompt;
-        let good = batch(&[prompt.clone()], &[Part { sequence: 0, start: 0, count: prompt.len() }], false);
+        let good = batch(std::slice::from_ref(&prompt), &[Part { sequence: 0, start: 0, count: prompt.len() }], false);
         let bad = BatchInput { context_lens: vec![CONTEXT + 1], ..good.clone() };
         let mut logits = Logits::default();
         let errors: Vec<String> = std::thread::scope(|scope| {
