@@ -10,8 +10,8 @@ use sconce_models::{KvDtype, LoadOptions, OnProgress, Purpose, Source, Spec};
 
 use super::draft::source_of;
 use super::model::{
-    Files, Job, LoadReport, LoadingBar, Running, describe, engine_config, loaded, precision, replica_name, replicas,
-    unusable,
+    Files, Job, LoadReport, LoadingBar, Running, UNGUESSED, describe, engine_config, loaded, precision, replica_name,
+    replicas, unusable,
 };
 use super::{adapters, embed, fit, text};
 use crate::config::speculation::Speculation;
@@ -150,21 +150,26 @@ pub(super) fn load(
     let plan = plan(&models[0], &config.limits, free)?;
     let sizes = sizes(&plan, &config.limits);
     let placed = models[0].spec().clone();
-    let mut engines = Vec::with_capacity(models.len());
+    let (mut engines, mut unguessed) = (Vec::with_capacity(models.len()), false);
     for (replica, model) in (0..).zip(models) {
         let name = replica_name(&card.id, replica);
-        let engine = EngineHandle::start(&name, engine_config(&plan, &config.limits), move || {
-            Ok(Box::new(CudaExecutor::new(model, sizes)?) as Box<dyn Executor>)
+        let mut settings = engine_config(&plan, &config.limits);
+        unguessed |= spec.state_bytes() > 0 && settings.speculation.take().is_some();
+        let state_slots = plan.state_slots;
+        let engine = EngineHandle::start(&name, settings, move || {
+            Ok(Box::new(CudaExecutor::new(model, sizes)?.with_state_slots(state_slots)?) as Box<dyn Executor>)
         });
         engines.push(engine.map_err(|why| Error::new(ErrorKind::Unavailable, why))?);
     }
     let each = if devices.len() > 1 { " on each GPU" } else { "" };
-    let expected = human_bytes(weights_bytes + plan.kv_bytes + plan.step_bytes);
+    let states_bytes = spec.state_bytes().saturating_mul(plan.state_slots.into());
+    let expected = human_bytes(weights_bytes + plan.kv_bytes + states_bytes + plan.step_bytes);
+    let notes = placed.notes.clone().into_iter().chain(unguessed.then(|| UNGUESSED.to_owned()));
     let report = LoadReport {
         id: card.id.clone(),
         what: describe(&placed),
         device: line(devices),
-        choices: plan.reasons.iter().cloned().chain(placed.notes.clone()).collect(),
+        choices: plan.reasons.iter().cloned().chain(notes).collect(),
         predicted: Some(format!("{expected} of GPU memory{each}")),
         load_time: Duration::ZERO,
         task: Task::Generate,
@@ -267,7 +272,7 @@ fn plan(model: &CudaModel, limits: &ModelLimits, free: u64) -> Result<Plan> {
     let size = ModelSize {
         weight_bytes: fixed + RESERVE_BYTES,
         kv_bytes_per_token: CudaRunner::kv_bytes_per_token(model, kv_dtype(limits.kv_cache_dtype)),
-        state_bytes: 0,
+        state_bytes: spec.state_bytes(),
         context_max: spec.context_max,
         step_bytes_per_token,
         logits_row_bytes: 0,

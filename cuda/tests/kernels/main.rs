@@ -5,6 +5,7 @@ mod attention;
 mod attention_latent;
 mod columns;
 mod convolution;
+mod delta;
 mod device;
 mod experts;
 mod fp8;

@@ -8,6 +8,7 @@ use sconce_kernels::KvDtype;
 
 use super::CudaModel;
 use super::cache::{LayerCache, kv_element};
+use super::delta::{self, DeltaScratch};
 use super::experts::{self, ExpertScratch};
 use super::graphs::Graphs;
 use super::latent::{self, LatentScratch};
@@ -65,6 +66,7 @@ pub(super) struct Scratch {
     pub part: Buffer,
     pub experts: ExpertScratch,
     pub latent: LatentScratch,
+    pub delta: DeltaScratch,
 }
 
 /// A model that can step.
@@ -81,6 +83,8 @@ pub struct CudaRunner {
     weights: Mark,
     /// While the model sleeps.
     aside: Option<SetAside>,
+    /// 0 of a model that keeps no states.
+    state_slots: u32,
 }
 
 /// Where the logits of the step are that [`CudaRunner::issue`] began.
@@ -107,8 +111,31 @@ impl CudaRunner {
         let arrays = StepArrays::new(device, tokens.max(rows), rows, rows * tables_of_a_row)?;
         let scratch = Scratch::new(&model, sizes)?;
         let sampling = Sampling::new(device, logit_rows(sizes), spec.vocab)?;
+        let state_slots = u32::from(spec.uneven.delta.is_some());
         let (graphs, issued) = (Graphs::new(rows), Issued::Nothing);
-        Ok(Self { model, sizes, cache, scratch, arrays, graphs, sampling, issued, weights, aside: None })
+        Ok(Self { model, sizes, cache, scratch, arrays, graphs, sampling, issued, weights, aside: None, state_slots })
+    }
+
+    /// With slots for so many states instead of one, if the model keeps a state a sequence.
+    pub fn with_state_slots(mut self, slots: u32) -> Result<Self> {
+        if self.state_slots == 0 {
+            return Ok(self);
+        }
+        if slots == 0 {
+            return Err(Error::Batch("a model that keeps a state a sequence has no slot for one".to_owned()));
+        }
+        for (layer, cache) in self.cache.iter_mut().enumerate() {
+            if let Some(sizes) = self.model.spec.delta_of(layer) {
+                *cache = LayerCache::States(LayerCache::states(&self.model.device, &sizes, slots)?);
+            }
+        }
+        self.state_slots = slots;
+        Ok(self)
+    }
+
+    /// Sequences whose states there is room for; 0 of a model that keeps none.
+    pub fn state_slots(&self) -> u32 {
+        self.state_slots
     }
 
     /// Gives all device memory of the model back: weights wait in host memory, what the cache held is lost. Returns the bytes
@@ -141,7 +168,7 @@ impl CudaRunner {
         let lens = Lens::of(model, sizes);
         let tables = sizes.max_num_seqs as usize * sizes.max_model_len.div_ceil(sizes.block_size) as usize;
         let words = lens.f32s() + tables + 4 * lens.tokens + Sampling::words(logit_rows(sizes), model.spec.vocab);
-        let own = lens.experts.bytes(model.ty) + lens.latent.bytes(model.ty);
+        let own = lens.experts.bytes(model.ty) + lens.latent.bytes(model.ty) + lens.delta.bytes();
         (4 * words + model.ty.bytes() * lens.values() + lens.workspace + own) as u64
     }
 
@@ -231,10 +258,11 @@ impl CudaRunner {
             layers: self.cache.len(),
             blocks: self.sizes.blocks,
             block_size: self.sizes.block_size,
-            state_slots: 0,
+            state_slots: self.state_slots,
         };
         check_batch(batch, &self.model.spec, cache)?;
         self.check_room(batch)?;
+        self.copy_states(batch)?;
         if batch.tokens.is_empty() {
             return Ok(None);
         }
@@ -332,6 +360,7 @@ struct Lens {
     part: usize,
     experts: experts::Lens,
     latent: latent::Lens,
+    delta: delta::Lens,
 }
 
 impl Lens {
@@ -352,7 +381,8 @@ impl Lens {
         }
         ffn = ffn.max(spec.uneven.own_input);
         let own = model.parts.own_inputs.as_ref().map_or(0, GpuOwnInputs::width);
-        let wide = if spec.gated { 2 * ffn } else { ffn };
+        let gates = model.parts.layers.iter().filter_map(|layer| layer.mixer.gate_width()).max().unwrap_or(0);
+        let wide = gates.max(if spec.gated { 2 * ffn } else { ffn });
         let logits = logit_rows(sizes) * spec.vocab;
         let of_layers = model.parts.matrices().map(|matrix| matrix.workspace_bytes(tokens, model.ty));
         let of_head = model.parts.head.workspace_bytes(logit_rows(sizes), model.ty);
@@ -360,6 +390,7 @@ impl Lens {
         let part = model.parts.matrices().map(Matrix::widest_part).max().unwrap_or(0);
         let experts = experts::Lens::of(model.parts.experts(), tokens);
         let latent = latent::Lens::of(model, sizes, tokens);
+        let delta = delta::Lens::of(model, tokens);
         Self {
             tokens,
             hidden: spec.hidden,
@@ -374,6 +405,7 @@ impl Lens {
             part,
             experts,
             latent,
+            delta,
         }
     }
 
@@ -390,8 +422,22 @@ impl Scratch {
     fn new(model: &CudaModel, sizes: CudaSizes) -> Result<Self> {
         let (device, ty) = (&model.device, model.ty);
         let lens = Lens::of(model, sizes);
-        let Lens { tokens, hidden, qkv, query, wide, ffn, own, partial, logits, workspace, part, experts, latent } =
-            lens;
+        let Lens {
+            tokens,
+            hidden,
+            qkv,
+            query,
+            wide,
+            ffn,
+            own,
+            partial,
+            logits,
+            workspace,
+            part,
+            experts,
+            latent,
+            delta,
+        } = lens;
         let floats = |len| device.alloc(len, ElementType::F32);
         let values = |len| device.alloc(len, ty);
         Ok(Self {
@@ -412,6 +458,7 @@ impl Scratch {
             part: values(tokens * part)?,
             experts: ExpertScratch::new(device, experts, ty)?,
             latent: LatentScratch::new(device, latent, ty)?,
+            delta: DeltaScratch::new(device, delta)?,
         })
     }
 }

@@ -29,6 +29,8 @@ struct Layout {
     context_lens: usize,
     table_starts: usize,
     sample_rows: usize,
+    states: usize,
+    saves: usize,
     tables: usize,
 }
 
@@ -46,15 +48,17 @@ impl Shape {
         let context_lens = row_starts + self.rows + 1;
         let table_starts = context_lens + self.rows;
         let sample_rows = table_starts + self.rows + 1;
-        let tables = sample_rows + self.samples;
-        Layout { positions, slots, row_starts, context_lens, table_starts, sample_rows, tables }
+        let states = sample_rows + self.samples;
+        let saves = states + self.rows;
+        let tables = saves + self.tokens;
+        Layout { positions, slots, row_starts, context_lens, table_starts, sample_rows, states, saves, tables }
     }
 }
 
 impl StepArrays {
     pub fn new(device: &Device, tokens_max: usize, rows_max: usize, tables_max: usize) -> Result<Self> {
         let rows = rows_max.min(tokens_max);
-        let words = 4 * tokens_max + 3 * (rows + 1) + tables_max;
+        let words = 5 * tokens_max + 4 * (rows + 1) + tables_max;
         Ok(Self { pinned: device.pinned(4 * words)?, device: device.alloc(words, ElementType::U32)?, tables_max })
     }
 
@@ -84,6 +88,10 @@ impl StepArrays {
         let starts = std::iter::once(0).chain(batch.block_table_ends.iter().copied());
         put(layout.table_starts, rows + 1, &mut starts.chain(std::iter::repeat(end)));
         put(layout.sample_rows, samples, &mut batch.sample_rows.iter().copied().chain(std::iter::repeat(PADDING)));
+        put(layout.states, rows, &mut batch.states.iter().copied().chain(std::iter::repeat(PADDING)));
+        let mut saves = batch.state_saves.iter().peekable();
+        let saved = |token: u32| saves.next_if(|save| save.token == token).map_or(PADDING, |save| save.slot);
+        put(layout.saves, tokens, &mut (0..tokens as u32).map(saved));
         put(layout.tables, batch.block_tables.len(), &mut batch.block_tables.iter().copied());
         Ok(self.pinned.send(self.device.all(), 4 * words)?)
     }
@@ -98,6 +106,8 @@ impl StepArrays {
             positions: all.range(layout.positions, tokens),
             slots: all.range(layout.slots, tokens),
             sample_rows: all.range(layout.sample_rows, samples),
+            states: all.range(layout.states, rows),
+            state_saves: all.range(layout.saves, tokens),
             rows: Rows {
                 row_starts: all.range(layout.row_starts, rows + 1),
                 context_lens: all.range(layout.context_lens, rows),
@@ -119,5 +129,8 @@ pub(super) struct StepInput<'a> {
     pub positions: Slice<'a>,
     pub slots: Slice<'a>,
     pub sample_rows: Slice<'a>,
+    /// Of rows, for models that keep a state a sequence, and where states behind tokens are also left; `u32::MAX` for none.
+    pub states: Slice<'a>,
+    pub state_saves: Slice<'a>,
     pub rows: Rows<'a>,
 }
