@@ -23,6 +23,12 @@ impl CudaExecutor {
         Ok(Self { runner: CudaRunner::new(model, sizes).map_err(|error| error.to_string())? })
     }
 
+    /// With slots for so many states instead of one, if the model keeps a state a sequence.
+    pub fn with_state_slots(self, slots: u32) -> Result<Self, String> {
+        let runner = self.runner.with_state_slots(slots).map_err(|error| error.to_string())?;
+        Ok(Self { runner })
+    }
+
     #[cold]
     fn warn(&mut self) {
         if let Some(warning) = self.runner.take_warning() {
@@ -87,7 +93,10 @@ fn wake(runner: &mut CudaRunner) -> Result<(), WakeError> {
 
 impl Executor for CudaExecutor {
     fn capabilities(&self) -> Capabilities {
-        Capabilities::any()
+        let (any, state_slots) = (Capabilities::any(), self.runner.state_slots());
+        // A state has no way back from tokens that were guessed wrongly.
+        let max_drafts_per_row = if state_slots > 0 { 0 } else { any.max_drafts_per_row };
+        Capabilities { state_slots, max_drafts_per_row, ..any }
     }
 
     fn vocab(&self) -> usize {

@@ -11,8 +11,8 @@ use sconce_models::{KvDtype, LoadOptions, OnProgress, Purpose, Source, Spec};
 use super::cards::Cards;
 use super::draft::source_of;
 use super::model::{
-    Files, Job, LoadReport, LoadingBar, Running, describe, engine_config, loaded, precision, replica_name, replicas,
-    unusable,
+    Files, Job, LoadReport, LoadingBar, Running, UNGUESSED, describe, engine_config, loaded, precision, replica_name,
+    replicas, unusable,
 };
 use super::{adapters, embed, fit, text};
 use crate::config::speculation::Speculation;
@@ -165,26 +165,31 @@ pub(super) fn load(
     let plan = plan(&models[0], &config.limits, free, reserve_bytes)?;
     let sizes = sizes(&plan, &config.limits);
     let placed = models[0].spec().clone();
-    let mut engines = Vec::with_capacity(groups.len());
+    let (mut engines, mut unguessed) = (Vec::with_capacity(groups.len()), false);
     let mut models = models.into_iter();
     for (replica, group) in (0..).zip(groups) {
         let name = replica_name(&card.id, replica);
         let own: Vec<CudaModel> = models.by_ref().take(cards.ranks as usize).collect();
         let (threads, mut shown) = (name.clone(), WarmUp::new(Arc::clone(&progress), name.clone()));
-        let engine = EngineHandle::start(&name, engine_config(&plan, &config.limits), move || {
-            let mut executor = executor(&threads, own, group, sizes)?;
+        let mut settings = engine_config(&plan, &config.limits);
+        unguessed |= spec.state_bytes() > 0 && settings.speculation.take().is_some();
+        let state_slots = plan.state_slots;
+        let engine = EngineHandle::start(&name, settings, move || {
+            let mut executor = executor(&threads, own, group, (sizes, state_slots))?;
             executor.warm_up(&mut |done, total| shown.update(done, total))?;
             Ok(executor)
         });
         engines.push(engine.map_err(|why| Error::new(ErrorKind::Unavailable, why))?);
     }
     let each = if devices.len() > 1 { " on each GPU" } else { "" };
-    let expected = human_bytes(weights_bytes + plan.kv_bytes + plan.step_bytes);
+    let states_bytes = spec.state_bytes().saturating_mul(plan.state_slots.into());
+    let expected = human_bytes(weights_bytes + plan.kv_bytes + states_bytes + plan.step_bytes);
+    let notes = placed.notes.clone().into_iter().chain(unguessed.then(|| UNGUESSED.to_owned()));
     let report = LoadReport {
         id: card.id.clone(),
         what: describe(&placed),
         device: line(devices, cards),
-        choices: plan.reasons.iter().cloned().chain(placed.notes.clone()).collect(),
+        choices: plan.reasons.iter().cloned().chain(notes).collect(),
         predicted: Some(format!("{expected} of GPU memory{each}")),
         load_time: Duration::ZERO,
         task: Task::Generate,
@@ -228,10 +233,10 @@ fn executor(
     name: &str,
     mut models: Vec<CudaModel>,
     ends: Vec<Communicator>,
-    sizes: CudaSizes,
+    (sizes, state_slots): (CudaSizes, u32),
 ) -> std::result::Result<Box<dyn Executor>, String> {
     match models.pop() {
-        Some(whole) if ends.is_empty() => Ok(Box::new(CudaExecutor::new(whole, sizes)?)),
+        Some(whole) if ends.is_empty() => Ok(Box::new(CudaExecutor::new(whole, sizes)?.with_state_slots(state_slots)?)),
         last => {
             models.extend(last);
             Ok(Box::new(cuda_ranks(name, models.into_iter().zip(ends).collect(), sizes)?))
@@ -372,7 +377,7 @@ fn plan(model: &CudaModel, limits: &ModelLimits, free: u64, reserve_bytes: u64) 
     let size = ModelSize {
         weight_bytes: fixed + reserve_bytes,
         kv_bytes_per_token: CudaRunner::kv_bytes_per_token(model, kv_dtype(limits.kv_cache_dtype)),
-        state_bytes: 0,
+        state_bytes: spec.state_bytes(),
         context_max: spec.context_max,
         step_bytes_per_token,
         logits_row_bytes: 0,

@@ -59,7 +59,8 @@ pub struct Files {
 }
 
 /// Said where speculation is on and the model keeps a state a sequence.
-const UNGUESSED: &str = "no tokens are guessed ahead: a state that has seen a wrong guess cannot take it back";
+pub(super) const UNGUESSED: &str =
+    "no tokens are guessed ahead: a state that has seen a wrong guess cannot take it back";
 
 /// What to load, and how much it may take beside what the machine has.
 pub struct Job<'a> {

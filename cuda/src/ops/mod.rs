@@ -5,6 +5,7 @@ pub mod attention;
 pub mod attention_latent;
 pub mod columns;
 pub mod convolution;
+pub mod delta;
 pub mod embed;
 pub mod experts;
 pub mod follow;

@@ -21,8 +21,10 @@ struct Case {
     has_bias: bool,
 }
 
+/// Blocks of a row, none of which another row has.
 fn table(row: usize, context: usize) -> Vec<u32> {
-    (0..context.div_ceil(BLOCK_SIZE)).map(|at| ((5 * (at + 3 * row) + 2) % BLOCKS) as u32).collect()
+    let before: usize = ROWS[..row].iter().map(|(_, context)| context.div_ceil(BLOCK_SIZE)).sum();
+    (before..before + context.div_ceil(BLOCK_SIZE)).map(|at| ((5 * at + 2) % BLOCKS) as u32).collect()
 }
 
 fn slot(row: usize, context: usize, position: usize) -> usize {

@@ -6,6 +6,7 @@ mod attention_latent;
 mod columns;
 mod comm;
 mod convolution;
+mod delta;
 mod device;
 mod experts;
 mod follow;

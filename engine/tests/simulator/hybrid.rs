@@ -13,7 +13,7 @@ use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::random::Random;
 
-const VOCAB: u32 = 96;
+pub const VOCAB: u32 = 96;
 
 /// Blocks and slots for states.
 type Sizes = (u32, u32);
@@ -41,7 +41,7 @@ fn start(sizes: Sizes, enable_prefix_caching: bool) -> EngineHandle {
     .expect("the engine starts")
 }
 
-fn submit(engine: &EngineHandle, prompt: &[u32], params: &SamplingParams) -> Receiver<Progress> {
+pub fn submit(engine: &EngineHandle, prompt: &[u32], params: &SamplingParams) -> Receiver<Progress> {
     let (progress, receiver) = channel(64);
     let (prompt, params) = (prompt.to_vec(), params.clone());
     engine
@@ -50,7 +50,7 @@ fn submit(engine: &EngineHandle, prompt: &[u32], params: &SamplingParams) -> Rec
     receiver
 }
 
-fn read(mut receiver: Receiver<Progress>) -> Vec<Token> {
+pub fn read(mut receiver: Receiver<Progress>) -> Vec<Token> {
     let mut tokens = Vec::new();
     while let Some(progress) = receiver.blocking_recv() {
         tokens.extend(progress.tokens);
@@ -59,9 +59,14 @@ fn read(mut receiver: Receiver<Progress>) -> Vec<Token> {
     tokens
 }
 
-fn end(engine: EngineHandle) -> EngineStats {
+pub fn end(engine: EngineHandle) -> EngineStats {
     engine.shutdown(Duration::from_secs(60));
     engine.stats()
+}
+
+#[cfg(feature = "cuda-host")]
+pub fn ids(tokens: &[Token]) -> Vec<u32> {
+    tokens.iter().map(|token| token.id).collect()
 }
 
 /// Prompts that are the same, that share a beginning, and that share nothing.

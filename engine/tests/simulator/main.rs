@@ -10,6 +10,8 @@ mod asleep;
 mod compiled;
 #[cfg(feature = "cuda-host")]
 mod device;
+#[cfg(feature = "cuda-host")]
+mod device_hybrid;
 mod faulty;
 mod filtered;
 mod hybrid;

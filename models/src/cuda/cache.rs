@@ -1,9 +1,10 @@
 //! What each layer remembers of the tokens, in blocks.
 
-use sconce_cuda::{Buffer, ElementType};
-use sconce_kernels::KvDtype;
+use sconce_cuda::{Buffer, Device, ElementType};
+use sconce_kernels::{DeltaSizes, KvDtype};
 
 use super::CudaModel;
+use super::delta::sizes_of;
 use super::runner::CudaSizes;
 use crate::error::Result;
 use crate::spec::{CacheKind, KvHeads};
@@ -13,6 +14,8 @@ pub(super) enum LayerCache {
     KeysAndValues { k: Buffer, v: Buffer },
     /// One vector a token: `[blocks, block_size, width]`.
     Vectors(Buffer),
+    /// One state a sequence: F32 `[slots, state]`.
+    States(Buffer),
     /// The layer reads what an earlier one wrote.
     Shared,
 }
@@ -31,10 +34,15 @@ impl LayerCache {
                 }
                 CacheKind::Shared(_) => Self::Shared,
                 CacheKind::Vector(width) => Self::Vectors(device.zeros(slots * width, ty)?),
-                CacheKind::State(_) => unreachable!("refused before weights were read"),
+                CacheKind::State(sizes) => Self::States(Self::states(device, &sizes, 1)?),
             });
         }
         Ok(all)
+    }
+
+    /// States of a layer in so many slots.
+    pub fn states(device: &Device, sizes: &DeltaSizes, slots: u32) -> Result<Buffer> {
+        Ok(device.zeros(sizes_of(sizes).state_len() * slots as usize, ElementType::F32)?)
     }
 }
 

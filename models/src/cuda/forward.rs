@@ -171,7 +171,11 @@ impl CudaRunner {
             causal: true,
         };
         let queries = (scratch.query.range(0, len), scratch.seen.range(0, len));
-        self.attend_cache(&self.cache_of(attention), attention.heads, &params, queries, step)
+        self.attend_cache(&self.cache_of(attention), attention.heads, &params, queries, step)?;
+        match &attention.gate {
+            Some(gate) => self.gate_seen(gate, queries.1, step.shape.tokens),
+            None => Ok(()),
+        }
     }
 
     /// Attention of queries over a layer's cache, into `seen`.

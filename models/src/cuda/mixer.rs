@@ -4,6 +4,7 @@
 use sconce_cuda::Slice;
 
 use super::convolution::GpuConvolution;
+use super::delta::GpuDelta;
 use super::latent::GpuLatent;
 use super::parts::{GpuAttention, GpuJoin, GpuLinear, GpuNorm};
 use super::place::Matrix;
@@ -15,6 +16,7 @@ pub(super) enum GpuMixer {
     Attention(Box<GpuAttention>),
     Latent(Box<GpuLatent>),
     Convolution(Box<GpuConvolution>),
+    Delta(Box<GpuDelta>),
 }
 
 impl GpuMixer {
@@ -24,6 +26,7 @@ impl GpuMixer {
             Self::Attention(attention) => &attention.norm,
             Self::Latent(latent) => &latent.norm,
             Self::Convolution(convolution) => &convolution.norm,
+            Self::Delta(delta) => &delta.norm,
         }
     }
 
@@ -33,6 +36,7 @@ impl GpuMixer {
             Self::Attention(attention) => (&attention.output, attention.join.as_ref()),
             Self::Latent(latent) => (&latent.output, latent.join.as_ref()),
             Self::Convolution(convolution) => (&convolution.output, convolution.join.as_ref()),
+            Self::Delta(delta) => (&delta.output, delta.join.as_ref()),
         }
     }
 
@@ -42,6 +46,7 @@ impl GpuMixer {
             Self::Attention(attention) => attention.heads * attention.head_dim,
             Self::Latent(latent) => latent.width(),
             Self::Convolution(convolution) => convolution.width(),
+            Self::Delta(delta) => delta.width(),
         }
     }
 
@@ -49,15 +54,27 @@ impl GpuMixer {
     pub fn projected(&self) -> usize {
         match self {
             Self::Attention(attention) => attention.qkv.weight.out,
-            Self::Latent(_) => 0,
+            Self::Latent(_) | Self::Delta(_) => 0,
             Self::Convolution(convolution) => convolution.input.weight.out,
+        }
+    }
+
+    /// Elements of a token's gate on what is seen, if there is one.
+    pub fn gate_width(&self) -> Option<usize> {
+        match self {
+            Self::Attention(attention) => attention.gate.as_ref().map(|gate| gate.weight.out),
+            _ => None,
         }
     }
 
     /// Those that are multiplied one by one.
     pub fn matrices(&self) -> Vec<&Matrix> {
         match self {
-            Self::Attention(attention) => vec![&attention.qkv.weight, &attention.output.weight],
+            Self::Attention(attention) => {
+                let gate = attention.gate.iter().map(|gate| &gate.weight);
+                [&attention.qkv.weight, &attention.output.weight].into_iter().chain(gate).collect()
+            }
+            Self::Delta(delta) => delta.matrices().into(),
             Self::Latent(latent) => latent.matrices(),
             Self::Convolution(convolution) => vec![&convolution.input.weight, &convolution.output.weight],
         }
@@ -71,6 +88,8 @@ impl CudaRunner {
             GpuMixer::Attention(attention) => self.write_kv(attention, normed, step),
             GpuMixer::Latent(latent) => self.write_latents(index, latent, normed, step),
             GpuMixer::Convolution(convolution) => self.write_convolved(index, convolution, normed, step),
+            // A state is read as it changes: nothing is left to be seen later.
+            GpuMixer::Delta(delta) => self.advance(index, delta, normed, step),
         }
     }
 
@@ -80,6 +99,7 @@ impl CudaRunner {
             GpuMixer::Attention(attention) => self.attend_kv(attention, step),
             GpuMixer::Latent(latent) => self.attend_latents(index, latent, step),
             GpuMixer::Convolution(convolution) => self.mix_convolved(index, convolution, step),
+            GpuMixer::Delta(_) => Ok(()),
         }
     }
 }

@@ -9,6 +9,7 @@
 
 mod cache;
 mod convolution;
+mod delta;
 mod experts;
 mod forward;
 mod fp8;

@@ -9,6 +9,7 @@ use sconce_cuda::{Buffer, Device};
 use sconce_kernels::{Activation, Prologue, RopeStyle};
 
 use super::convolution::GpuConvolution;
+use super::delta::GpuDelta;
 use super::experts::GpuExperts;
 use super::latent::GpuLatent;
 use super::mixer::GpuMixer;
@@ -64,6 +65,8 @@ pub(super) struct GpuJoin {
 pub(super) struct GpuAttention {
     pub norm: GpuNorm,
     pub qkv: GpuLinear,
+    /// Sigmoid of it is a factor on what is seen. `[heads * head_dim, hidden]`
+    pub gate: Option<GpuLinear>,
     pub output: GpuLinear,
     pub join: Option<GpuJoin>,
     pub head_norms: Option<GpuHeadNorms>,
@@ -159,7 +162,7 @@ impl Parts {
     pub fn latents(&self) -> impl Iterator<Item = &GpuLatent> {
         self.layers.iter().filter_map(|layer| match &layer.mixer {
             GpuMixer::Latent(latent) => Some(&**latent),
-            GpuMixer::Attention(_) | GpuMixer::Convolution(_) => None,
+            GpuMixer::Attention(_) | GpuMixer::Convolution(_) | GpuMixer::Delta(_) => None,
         })
     }
 
@@ -190,7 +193,10 @@ impl Maker<'_> {
             Mixer::Attention(attention) => GpuMixer::Attention(Box::new(self.attention(index, attention)?)),
             Mixer::Latent(latent) => GpuMixer::Latent(Box::new(GpuLatent::new(self, index, latent)?)),
             Mixer::Convolution(convolution) => GpuMixer::Convolution(Box::new(GpuConvolution::new(self, convolution)?)),
-            Mixer::Delta(_) => unreachable!("refused before weights were read"),
+            Mixer::Delta(delta) => {
+                let sizes = self.spec.delta_of(index).expect("the spec says which layers have the delta rule");
+                GpuMixer::Delta(Box::new(GpuDelta::new(self, delta, &sizes)?))
+            }
         };
         let (norm, feed_forward) = match &layer.mlp {
             FeedForward::Dense(mlp) => {
@@ -229,6 +235,7 @@ impl Maker<'_> {
         Ok(GpuAttention {
             norm: self.norm(&attention.norm)?,
             qkv: self.linear(&attention.qkv)?,
+            gate: attention.gate.as_ref().map(|gate| self.linear(gate)).transpose()?,
             output: self.summed(&attention.output, attention.join.is_some())?,
             join: self.join(attention.join.as_ref())?,
             head_norms: head_norms.transpose()?,

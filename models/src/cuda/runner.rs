@@ -47,6 +47,8 @@ pub struct CudaRunner {
     weights: Mark,
     /// While the model sleeps.
     aside: Option<SetAside>,
+    /// 0 of a model that keeps no states.
+    state_slots: u32,
     /// Where others have the rest of the model. Goes last: what was recorded uses it.
     ranks: Option<Ranks>,
 }
@@ -89,8 +91,32 @@ impl CudaRunner {
         let arrays = StepArrays::new(device, tokens.max(rows), rows, rows * tables_of_a_row)?;
         let scratch = Scratch::new(&model, sizes)?;
         let sampling = Sampling::new(device, logit_rows(sizes), spec.vocab)?;
+        let state_slots = u32::from(spec.uneven.delta.is_some());
         let (graphs, issued) = (Graphs::new(rows), Issued::Nothing);
-        Ok(Self { model, sizes, cache, scratch, arrays, graphs, sampling, issued, weights, aside: None, ranks })
+        let aside = None;
+        Ok(Self { model, sizes, cache, scratch, arrays, graphs, sampling, issued, weights, aside, state_slots, ranks })
+    }
+
+    /// With slots for so many states instead of one, if the model keeps a state a sequence.
+    pub fn with_state_slots(mut self, slots: u32) -> Result<Self> {
+        if self.state_slots == 0 {
+            return Ok(self);
+        }
+        if slots == 0 {
+            return Err(Error::Batch("a model that keeps a state a sequence has no slot for one".to_owned()));
+        }
+        for (layer, cache) in self.cache.iter_mut().enumerate() {
+            if let Some(sizes) = self.model.spec.delta_of(layer) {
+                *cache = LayerCache::States(LayerCache::states(&self.model.device, &sizes, slots)?);
+            }
+        }
+        self.state_slots = slots;
+        Ok(self)
+    }
+
+    /// Sequences whose states there is room for; 0 of a model that keeps none.
+    pub fn state_slots(&self) -> u32 {
+        self.state_slots
     }
 
     /// Gives all device memory of the model back: weights wait in host memory, what the cache held is lost. Returns the bytes
@@ -255,10 +281,11 @@ impl CudaRunner {
             layers: self.cache.len(),
             blocks: self.sizes.blocks,
             block_size: self.sizes.block_size,
-            state_slots: 0,
+            state_slots: self.state_slots,
         };
         check_batch(batch, &self.model.spec, cache)?;
         self.check_room(batch)?;
+        self.copy_states(batch)?;
         if batch.tokens.is_empty() {
             return Ok(None);
         }

@@ -4,6 +4,7 @@ use sconce_cuda::ops::attention::{splits_for, workspace_len};
 use sconce_cuda::{Buffer, ElementType};
 
 use super::CudaModel;
+use super::delta::{self, DeltaScratch};
 use super::experts::{self, ExpertScratch};
 use super::latent::{self, LatentScratch};
 use super::mixer::GpuMixer;
@@ -48,6 +49,7 @@ pub(super) struct Scratch {
     pub part: Buffer,
     pub experts: ExpertScratch,
     pub latent: LatentScratch,
+    pub delta: DeltaScratch,
 }
 
 impl CudaRunner {
@@ -57,7 +59,7 @@ impl CudaRunner {
         let (rows, blocks) = (sizes.max_num_seqs as usize, sizes.max_model_len.div_ceil(sizes.block_size) as usize);
         let arrays = StepArrays::words(lens.tokens, rows, rows * blocks);
         let words = lens.f32s() + arrays + Sampling::words(logit_rows(sizes), model.spec.vocab);
-        let own = lens.experts.bytes(model.ty) + lens.latent.bytes(model.ty);
+        let own = lens.experts.bytes(model.ty) + lens.latent.bytes(model.ty) + lens.delta.bytes();
         (4 * words + model.ty.bytes() * lens.values() + lens.workspace + own) as u64
     }
 }
@@ -78,6 +80,7 @@ struct Lens {
     part: usize,
     experts: experts::Lens,
     latent: latent::Lens,
+    delta: delta::Lens,
 }
 
 impl Lens {
@@ -99,7 +102,8 @@ impl Lens {
         }
         ffn = ffn.max(spec.uneven.own_input);
         let own = model.parts.own_inputs.as_ref().map_or(0, GpuOwnInputs::width);
-        let wide = if spec.gated { 2 * ffn } else { ffn };
+        let gates = model.parts.layers.iter().filter_map(|layer| layer.mixer.gate_width()).max().unwrap_or(0);
+        let wide = gates.max(if spec.gated { 2 * ffn } else { ffn });
         let logits = logit_rows(sizes) * spec.vocab;
         let gathered = if model.cut.splits_head() { logits } else { 0 };
         let of_layers = model.parts.matrices().map(|matrix| matrix.workspace_bytes(tokens, model.ty));
@@ -108,6 +112,7 @@ impl Lens {
         let part = model.parts.matrices().map(Matrix::widest_part).max().unwrap_or(0);
         let experts = experts::Lens::of(model.parts.experts(), tokens);
         let latent = latent::Lens::of(model, sizes, tokens);
+        let delta = delta::Lens::of(model, tokens);
         Self {
             tokens,
             hidden: spec.hidden,
@@ -123,6 +128,7 @@ impl Lens {
             part,
             experts,
             latent,
+            delta,
         }
     }
 
@@ -140,7 +146,7 @@ impl Scratch {
         let (device, ty) = (&model.device, model.ty);
         let lens = Lens::of(model, sizes);
         let Lens { tokens, hidden, qkv, query, wide, ffn, own, partial, .. } = lens;
-        let Lens { logits, gathered, workspace, part, experts, latent, .. } = lens;
+        let Lens { logits, gathered, workspace, part, experts, latent, delta, .. } = lens;
         let floats = |len| device.alloc(len, ElementType::F32);
         let values = |len| device.alloc(len, ty);
         Ok(Self {
@@ -162,6 +168,7 @@ impl Scratch {
             part: values(tokens * part)?,
             experts: ExpertScratch::new(device, experts, ty)?,
             latent: LatentScratch::new(device, latent, ty)?,
+            delta: DeltaScratch::new(device, delta)?,
         })
     }
 }

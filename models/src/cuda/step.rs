@@ -30,6 +30,8 @@ struct Layout {
     table_starts: usize,
     sample_rows: usize,
     sources: usize,
+    states: usize,
+    saves: usize,
     tables: usize,
 }
 
@@ -51,8 +53,10 @@ impl Shape {
         let table_starts = context_lens + self.rows;
         let sample_rows = table_starts + self.rows + 1;
         let sources = sample_rows + self.samples;
-        let tables = sources + self.rows;
-        Layout { positions, slots, row_starts, context_lens, table_starts, sample_rows, sources, tables }
+        let states = sources + self.rows;
+        let saves = states + self.rows;
+        let tables = saves + self.tokens;
+        Layout { positions, slots, row_starts, context_lens, table_starts, sample_rows, sources, states, saves, tables }
     }
 }
 
@@ -65,7 +69,7 @@ impl StepArrays {
 
     /// Words of device memory that [`Self::new`] allocates.
     pub fn words(tokens_max: usize, rows_max: usize, tables_max: usize) -> usize {
-        4 * tokens_max + 4 * (rows_max.min(tokens_max) + 1) + tables_max
+        5 * tokens_max + 5 * (rows_max.min(tokens_max) + 1) + tables_max
     }
 
     /// Lays a batch out as `shape`, which has at least its sizes, and issues the copy. `sources` are those of a step behind
@@ -98,6 +102,10 @@ impl StepArrays {
         put(layout.table_starts, rows + 1, &mut starts.chain(std::iter::repeat(end)));
         put(layout.sample_rows, samples, &mut batch.sample_rows.iter().copied().chain(std::iter::repeat(PADDING)));
         put(layout.sources, rows, &mut sources.iter().copied().chain(std::iter::repeat(PADDING)));
+        put(layout.states, rows, &mut batch.states.iter().copied().chain(std::iter::repeat(PADDING)));
+        let mut saves = batch.state_saves.iter().peekable();
+        let saved = |token: u32| saves.next_if(|save| save.token == token).map_or(PADDING, |save| save.slot);
+        put(layout.saves, tokens, &mut (0..tokens as u32).map(saved));
         put(layout.tables, batch.block_tables.len(), &mut batch.block_tables.iter().copied());
         Ok(pinned.send(self.device.all(), 4 * words)?)
     }
@@ -113,6 +121,8 @@ impl StepArrays {
             slots: all.range(layout.slots, tokens),
             sample_rows: all.range(layout.sample_rows, samples),
             sources: all.range(layout.sources, rows),
+            states: all.range(layout.states, rows),
+            state_saves: all.range(layout.saves, tokens),
             rows: Rows {
                 row_starts: all.range(layout.row_starts, rows + 1),
                 context_lens: all.range(layout.context_lens, rows),
@@ -135,5 +145,8 @@ pub(super) struct StepInput<'a> {
     pub slots: Slice<'a>,
     pub sample_rows: Slice<'a>,
     pub sources: Slice<'a>,
+    /// Of rows, for models that keep a state a sequence, and where states behind tokens are also left; `u32::MAX` for none.
+    pub states: Slice<'a>,
+    pub state_saves: Slice<'a>,
     pub rows: Rows<'a>,
 }
