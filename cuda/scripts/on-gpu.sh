@@ -13,15 +13,16 @@ out=$(cd "$out" && pwd)
 parts=${SCONCE_GPU_PARTS:-kernels models agreement start rates engine serve transformers sanitizer}
 failed=0
 
-# cuBLASLt comes with CUDA or with a Python package; its folder must be known to the loader.
-if ! ldconfig -p | grep -q libcublasLt.so; then
-    found=$(find / -name 'libcublasLt.so.1[23]' -not -path '/proc/*' 2>/dev/null | head -1)
+# cuBLASLt and NCCL come with CUDA or with Python packages; their folders must be known to the loader.
+known_to_loader() { # name, pattern of its file
+    ldconfig -p | grep -q "$1" && return
+    local found
+    found=$(find / -name "$2" -not -path '/proc/*' 2>/dev/null | head -1)
     export LD_LIBRARY_PATH=$(dirname "${found:-/nowhere/x}"):${LD_LIBRARY_PATH:-}
-fi
-if ! ldconfig -p | grep -q libcuda.so.1; then
-    found=$(find / -name 'libcuda.so.1' -not -path '/proc/*' 2>/dev/null | head -1)
-    export LD_LIBRARY_PATH=$(dirname "${found:-/nowhere/x}"):${LD_LIBRARY_PATH:-}
-fi
+}
+known_to_loader libcublasLt.so 'libcublasLt.so.1[23]'
+known_to_loader libcuda.so.1 libcuda.so.1
+known_to_loader libnccl.so.2 libnccl.so.2
 
 wants() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
 part() { # name, seconds, command...
