@@ -57,6 +57,7 @@ impl Scheduler {
             sequence.run_ahead(block_size);
         }
         next.tokens = next.rows.len();
+        self.step_number += 1;
         self.stats.steps += 1;
         self.stats.step_tokens.observe(next.tokens as u32);
         self.has_behind = true;
