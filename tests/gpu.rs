@@ -3,6 +3,8 @@
 //!
 //! A process has four stand-ins, whose memory is counted: tests run one at a time.
 
+#[path = "gpu/bench.rs"]
+mod bench;
 #[path = "gpu/ranks.rs"]
 mod ranks;
 

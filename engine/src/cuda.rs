@@ -15,18 +15,26 @@ use super::scheduler::Capabilities;
 /// A model with its KV cache and buffers on a GPU.
 pub struct CudaExecutor {
     runner: CudaRunner,
+    runs_ahead: bool,
 }
 
 impl CudaExecutor {
     /// Allocates cache and buffers: `sizes` has the numbers of `EngineConfig`.
     pub fn new(model: CudaModel, sizes: CudaSizes) -> Result<Self, String> {
-        Ok(Self { runner: CudaRunner::new(model, sizes).map_err(|error| error.to_string())? })
+        let runner = CudaRunner::new(model, sizes).map_err(|error| error.to_string())?;
+        Ok(Self { runner, runs_ahead: true })
     }
 
     /// With slots for so many states instead of one, if the model keeps a state a sequence.
     pub fn with_state_slots(self, slots: u32) -> Result<Self, String> {
         let runner = self.runner.with_state_slots(slots).map_err(|error| error.to_string())?;
-        Ok(Self { runner })
+        Ok(Self { runner, ..self })
+    }
+
+    /// Whether it takes steps behind steps that are not collected; it does unless this says otherwise.
+    #[must_use]
+    pub fn with_async_scheduling(self, is_on: bool) -> Self {
+        Self { runs_ahead: is_on, ..self }
     }
 
     #[cold]
@@ -46,7 +54,7 @@ pub fn cuda_ranks(
     let link = ranks.first().map(|(_, communicator)| communicator.breaker()).ok_or("a model without ranks")?;
     let made = ranks.into_iter().map(|(model, communicator)| CudaRunner::of_rank(model, sizes, communicator));
     let mut made = made.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?.into_iter();
-    let first = CudaExecutor { runner: made.next().ok_or("a model without ranks")? };
+    let first = CudaExecutor { runner: made.next().ok_or("a model without ranks")?, runs_ahead: false };
     let others = made.map(|runner| Box::new(CudaRank { runner }) as Box<dyn Rank>).collect();
     RankedExecutor::start(name, Box::new(first), others, Arc::new(link))
 }
@@ -163,7 +171,7 @@ impl DeviceExecutor for CudaExecutor {
     }
 
     fn runs_ahead(&self) -> bool {
-        true
+        self.runs_ahead
     }
 
     fn issue_behind(&mut self, batch: &BatchInput, sources: &[u32]) -> Result<(), String> {

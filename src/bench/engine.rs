@@ -3,18 +3,19 @@
 
 use std::time::Instant;
 
-use sconce_kernels::{argmax, cpu};
+use sconce_kernels::cpu;
 use sconce_models::timing;
 use sconce_models::{BatchInput, KvDtype, LoadOptions, Logits, Precision, Source, Spec};
 use serde::Serialize;
 
 use super::breakdown::{self, OperationTime, StepTimes, StepWork, WeightBytes};
 use super::limit::{self, Needs, Shape};
+use super::steps::{Row, Sampling};
 use crate::device::rates::Hardware;
 use crate::engine::{Executor, ModelExecutor};
 use crate::error::{Error, Result};
 
-const BLOCK_TOKENS: usize = 16;
+pub(super) const BLOCK_TOKENS: usize = 16;
 /// As `sconce serve` cuts prompts.
 const STEP_TOKENS: usize = 256;
 pub const CASES_DEFAULT: [&str; 5] = ["pp512", "tg128", "1x128+128", "4x128+128", "16x128+128"];
@@ -110,18 +111,20 @@ pub struct RooflinePoint {
 
 /// A loaded model, ready to be measured.
 pub struct Bench {
-    name: String,
+    pub(super) name: String,
     precision: Precision,
-    spec: Spec,
-    executor: Box<dyn Executor>,
-    batch: BatchInput,
-    logits: Logits,
-    blocks_each: usize,
+    pub(super) spec: Spec,
+    pub(super) executor: Box<dyn Executor>,
+    pub(super) batch: BatchInput,
+    pub(super) logits: Logits,
+    pub(super) sampling: Sampling,
+    pub(super) is_async: bool,
+    pub(super) blocks_each: usize,
     step_tokens: usize,
     /// Operations are timed on the CPU only.
     has_times: bool,
     weights: WeightBytes,
-    times: StepTimes,
+    pub(super) times: StepTimes,
 }
 
 impl Bench {
@@ -166,6 +169,13 @@ impl Bench {
         Ok(Self { step_tokens: super::gpu::STEP_TOKENS, ..made })
     }
 
+    /// Whether steps of decoding are issued before the tokens of those before them are here, where a device takes that.
+    #[cfg(feature = "gpu")]
+    #[must_use]
+    pub fn with_async_scheduling(self, is_async: bool) -> Self {
+        Self { is_async, ..self }
+    }
+
     /// The same on the first device of a PJRT plugin.
     #[cfg(feature = "pjrt")]
     pub fn load_on_plugin(
@@ -208,6 +218,8 @@ impl Bench {
             executor,
             batch: BatchInput::default(),
             logits: Logits::default(),
+            sampling: Sampling::default(),
+            is_async: true,
             blocks_each,
             step_tokens: STEP_TOKENS,
             has_times: false,
@@ -360,55 +372,6 @@ impl Bench {
         }
         Ok(((sequences * tokens) as f64 / started.elapsed().as_secs_f64(), next))
     }
-
-    fn decode(&mut self, mut next: Vec<u32>, context: usize, tokens: usize) -> Result<f64> {
-        let started = Instant::now();
-        for at in context..context + tokens {
-            let rows: Vec<Row> = next
-                .iter()
-                .enumerate()
-                .map(|(sequence, &id)| Row { sequence, from: at, tokens: vec![id], sample: true })
-                .collect();
-            next = self.step(&rows)?;
-        }
-        Ok((next.len() * tokens) as f64 / started.elapsed().as_secs_f64())
-    }
-
-    /// Runs one ragged step and samples greedily.
-    fn step(&mut self, rows: &[Row]) -> Result<Vec<u32>> {
-        self.batch.clear();
-        for row in rows {
-            // Every sequence has a stretch of blocks of its own.
-            let first_block = (row.sequence * self.blocks_each) as u32;
-            let end = (row.from + row.tokens.len()) as u32;
-            for (at, &id) in row.tokens.iter().enumerate() {
-                let position = (row.from + at) as u32;
-                self.batch.tokens.push(id);
-                self.batch.positions.push(position);
-                self.batch.slots.push(first_block * BLOCK_TOKENS as u32 + position);
-            }
-            self.batch.row_ends.push(self.batch.tokens.len() as u32);
-            self.batch.context_lens.push(end);
-            if self.spec.state_bytes() > 0 {
-                self.batch.states.push(row.sequence as u32);
-            }
-            let blocks = end.div_ceil(BLOCK_TOKENS as u32);
-            self.batch.block_tables.extend((0..blocks).map(|block| first_block + block));
-            self.batch.block_table_ends.push(self.batch.block_tables.len() as u32);
-            if row.sample {
-                self.batch.sample_rows.push(self.batch.tokens.len() as u32 - 1);
-            }
-        }
-        let started = Instant::now();
-        let executed = self.executor.execute(&self.batch, &mut self.logits);
-        self.times.executing += started.elapsed();
-        executed.map_err(|why| Error::internal(format!("{}: a step failed: {why}", self.name)))?;
-        let started = Instant::now();
-        let sampled = (0..self.batch.sample_rows.len()).map(|sample| argmax(self.logits.row(sample))).collect();
-        self.times.sampling += started.elapsed();
-        self.times.steps += 1;
-        Ok(sampled)
-    }
 }
 
 /// Sequences and blocks of each that all cases have room with.
@@ -420,14 +383,6 @@ fn room(name: &str, spec: &Spec, cases: &[Case]) -> Result<(usize, usize)> {
     }
     let blocks_each = cases.iter().map(|case| case.blocks_each()).max().unwrap_or(1);
     Ok((cases.iter().map(|case| case.sequences).max().unwrap_or(1), blocks_each))
-}
-
-/// A part of a sequence.
-struct Row {
-    sequence: usize,
-    from: usize,
-    tokens: Vec<u32>,
-    sample: bool,
 }
 
 /// Any ids do: the arithmetic is the same.

@@ -53,8 +53,9 @@ pub fn executor(
         let executor = cuda_ranks("bench", shares, sizes).map_err(|why| invalid(&why))?;
         return Ok((Box::new(executor), spec));
     }
-    let executor = CudaExecutor::new(models.remove(0), sizes).map_err(|why| invalid(&why))?;
-    Ok((Box::new(executor), spec))
+    let executor = CudaExecutor::new(models.remove(0), sizes);
+    let executor = executor.and_then(|executor| executor.with_state_slots(sizes.max_num_seqs));
+    Ok((Box::new(executor.map_err(|why| invalid(&why))?), spec))
 }
 
 /// Measured now: a second or two.

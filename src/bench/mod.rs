@@ -7,3 +7,4 @@ pub mod engine;
 pub mod gpu;
 pub mod hardware;
 pub mod limit;
+mod steps;

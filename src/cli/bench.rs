@@ -49,6 +49,9 @@ struct EngineArgs {
     /// GPUs that compute the model together, from that of --device on. The limit beside the figures is that of one GPU
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     tensor_parallel_size: u32,
+    /// On a GPU: wait for the tokens of a step before the next one is issued
+    #[arg(long)]
+    no_async_scheduling: bool,
     /// CPU threads [default: every core this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -177,7 +180,8 @@ mod on_gpu {
 
     pub fn load(args: &EngineArgs, (source, precision): (&Source, Precision)) -> Result<Bench> {
         let devices = crate::launch::gpu::several(&args.device, args.tensor_parallel_size)?;
-        Bench::load_on(&devices, &args.model, source, precision, &args.cases)
+        let bench = Bench::load_on(&devices, &args.model, source, precision, &args.cases)?;
+        Ok(bench.with_async_scheduling(!args.no_async_scheduling))
     }
 }
 

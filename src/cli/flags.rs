@@ -89,6 +89,12 @@ pub struct ModelFlags {
     /// Compute every prompt from its first token
     #[arg(long)]
     pub no_enable_prefix_caching: bool,
+    /// On a GPU, issue a step of decoding before the tokens of the one before it are here (on by default)
+    #[arg(long, overrides_with = "no_async_scheduling")]
+    pub async_scheduling: bool,
+    /// Plan each step when the tokens of the one before it are here
+    #[arg(long)]
+    pub no_async_scheduling: bool,
     /// Longest wait for the next token that streams should have while prompts are read beside them: auto (about twice
     /// their wait without), off, or milliseconds [default: auto]
     #[arg(long, value_name = "MS")]
@@ -183,6 +189,8 @@ impl ModelFlags {
             memory_share_permille: utilization.map_or(defaults.memory_share_permille, permille),
             enable_prefix_caching: !self.no_enable_prefix_caching
                 && (self.enable_prefix_caching || section.enable_prefix_caching.unwrap_or(true)),
+            async_scheduling: !self.no_async_scheduling
+                && (self.async_scheduling || section.async_scheduling.unwrap_or(true)),
             itl_target: self.itl_target_ms.or(in_file_itl).unwrap_or(defaults.itl_target),
             speculation: speculation.unwrap_or(defaults.speculation),
             data_parallel_size: self

@@ -128,6 +128,7 @@ pub struct ModelSection {
     pub packed_cache_size: Option<String>,
     pub gpu_memory_utilization: Option<f64>,
     pub enable_prefix_caching: Option<bool>,
+    pub async_scheduling: Option<bool>,
     /// As `--itl-target-ms` takes it: `"auto"`, `"off"` or `"40"`.
     pub itl_target_ms: Option<String>,
     /// `speculative_config = { method = "ngram", num_speculative_tokens = 4 }`

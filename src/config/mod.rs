@@ -168,6 +168,8 @@ pub struct ModelLimits {
     /// Share of the available memory for weights and KV, in thousandths.
     pub memory_share_permille: u32,
     pub enable_prefix_caching: bool,
+    /// On devices that take them, steps are issued before the tokens of those before them are known.
+    pub async_scheduling: bool,
     pub itl_target: ItlTarget,
     pub speculation: Speculation,
     /// Engines with all weights each, on as many devices.
@@ -216,6 +218,7 @@ impl Default for ModelLimits {
             matmul_precision: MatmulPrecision::Fast,
             memory_share_permille: (MEMORY_UTILIZATION_DEFAULT * 1000.0) as u32,
             enable_prefix_caching: true,
+            async_scheduling: true,
             itl_target: ItlTarget::default(),
             speculation: Speculation::default(),
             data_parallel_size: 1,

@@ -173,9 +173,9 @@ pub(super) fn load(
         let (threads, mut shown) = (name.clone(), WarmUp::new(Arc::clone(&progress), name.clone()));
         let mut settings = engine_config(&plan, &config.limits);
         unguessed |= spec.state_bytes() > 0 && settings.speculation.take().is_some();
-        let state_slots = plan.state_slots;
+        let (state_slots, runs_ahead) = (plan.state_slots, config.limits.async_scheduling);
         let engine = EngineHandle::start(&name, settings, move || {
-            let mut executor = executor(&threads, own, group, (sizes, state_slots))?;
+            let mut executor = executor(&threads, own, group, (sizes, state_slots, runs_ahead))?;
             executor.warm_up(&mut |done, total| shown.update(done, total))?;
             Ok(executor)
         });
@@ -233,10 +233,13 @@ fn executor(
     name: &str,
     mut models: Vec<CudaModel>,
     ends: Vec<Communicator>,
-    (sizes, state_slots): (CudaSizes, u32),
+    (sizes, state_slots, runs_ahead): (CudaSizes, u32, bool),
 ) -> std::result::Result<Box<dyn Executor>, String> {
     match models.pop() {
-        Some(whole) if ends.is_empty() => Ok(Box::new(CudaExecutor::new(whole, sizes)?.with_state_slots(state_slots)?)),
+        Some(whole) if ends.is_empty() => {
+            let executor = CudaExecutor::new(whole, sizes)?.with_state_slots(state_slots)?;
+            Ok(Box::new(executor.with_async_scheduling(runs_ahead)))
+        }
         last => {
             models.extend(last);
             Ok(Box::new(cuda_ranks(name, models.into_iter().zip(ends).collect(), sizes)?))
