@@ -69,6 +69,9 @@ if wants engine; then
         sed -n '/^case/,$p' "$out/engine-$name.log"
     }
     engine llama-3.2-1b pp4096 tg256 tg64@8000 32x128+256 256x128+128
+    part engine-waiting 120 "$here/sconce" bench engine dummy:llama-3.2-1b --device cuda --runs 3 --no-async-scheduling \
+        --output-json "$out/engine-waiting.json" tg256 32x128+256 256x128+128
+    sed -n '/^case/,$p' "$out/engine-waiting.log"
     engine qwen3-0.6b pp4096 tg256 32x128+256 256x128+128
     engine llama-3.1-8b pp4096 tg128 64x128+128
     engine llama-3.1-8b:q8_0 pp4096 tg128 64x128+128
