@@ -50,6 +50,7 @@ wants models && { part models 300 "$here/models-test" --test-threads 1 || failed
 # Where the machine has Transformers: answers beside its own, and further down its rate.
 has_transformers() { python3 -c 'import torch, transformers, tokenizers' 2>/dev/null; }
 beside="python3 $here/against_transformers.py"
+has_transformers || echo "skipped: agreement, start and transformers, for want of torch, transformers and tokenizers in python3"
 if wants agreement && has_transformers; then
     part agreement 300 $beside agreement --sconce "$here/sconce" --out "$out/agreement.json" || failed=1
     cat "$out/agreement.log"
