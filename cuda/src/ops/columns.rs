@@ -6,7 +6,7 @@ use crate::error::{Result, shape};
 use crate::launch::Launch;
 use crate::memory::Slice;
 
-/// The other way: y `[rows, n]` is columns `first..first + n` of x `[rows, stride]`, which has the same type.
+/// Makes y `[rows, n]` of columns `first..first + n` of x `[rows, stride]`, which has the same type.
 pub fn take_columns(
     device: &Device,
     x: Slice,
